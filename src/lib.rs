@@ -1,1 +1,9 @@
 //! Paceline.
+
+pub mod clock;
+pub mod duration;
+pub mod job;
+pub mod pace;
+pub mod retry;
+pub mod secrets;
+pub mod store;
