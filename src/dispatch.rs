@@ -4,9 +4,10 @@
 //! (make this call, write this record). [`shell`] executes it for real; [`intake`] is the door
 //! through which the inlet hands jobs in.
 
+mod claims;
 pub mod core;
 mod intake;
 mod shell;
 
 pub use intake::{Closed, Intake};
-pub use shell::{Dispatcher, DispatcherParts};
+pub use shell::{DispatchError, Dispatcher, DispatcherParts};

@@ -59,7 +59,6 @@ pub struct DispatchMetrics {
     latency: Family<ProviderLabel, Histogram>,
     in_line: Family<ProviderLabel, Gauge>,
     open: Family<ProviderLabel, Gauge>,
-    pacing_errors: Family<ProviderLabel, Gauge>,
 }
 
 impl Default for DispatchMetrics {
@@ -71,7 +70,6 @@ impl Default for DispatchMetrics {
             latency: Family::new_with_constructor(buckets),
             in_line: Family::default(),
             open: Family::default(),
-            pacing_errors: Family::default(),
         }
     }
 }
@@ -84,11 +82,6 @@ impl DispatchMetrics {
         registry.register("paceline_call_seconds", "From sending a call to the end of its answer", self.latency.clone());
         registry.register("paceline_jobs_in_line", "Jobs in hand that wait for a permit", self.in_line.clone());
         registry.register("paceline_calls_open", "Calls that are open now", self.open.clone());
-        registry.register(
-            "paceline_pacing_errors",
-            "429 answers in spite of a permit: more than the declared limits allow was used",
-            self.pacing_errors.clone(),
-        );
     }
 
     /// A call ended.
@@ -105,11 +98,10 @@ impl DispatchMetrics {
     }
 
     /// How things stand.
-    pub fn gauges(&self, provider: &ProviderLabel, in_line: usize, open: usize, pacing_errors: u64) {
+    pub fn gauges(&self, provider: &ProviderLabel, in_line: usize, open: usize) {
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         self.in_line.get_or_create(provider).set(count(in_line));
         self.open.get_or_create(provider).set(count(open));
-        self.pacing_errors.get_or_create(provider).set(i64::try_from(pacing_errors).unwrap_or(i64::MAX));
     }
 }
 

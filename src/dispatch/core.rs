@@ -35,6 +35,8 @@ const PROBE_AFTER: Duration = Duration::from_secs(5 * 60);
 const PARK_FOR: Duration = Duration::from_secs(60 * 60);
 /// A rate limit without a stated end pauses for so long.
 const PAUSE_FOR: Duration = Duration::from_secs(1);
+/// A job whose key or budget is out of use looks again after so long at the latest.
+const BLOCKED_FOR: Duration = Duration::from_secs(60);
 /// Longest text of an error that is kept, in bytes.
 const ERROR_BYTES_MAX: usize = 1_000;
 
@@ -199,7 +201,7 @@ impl Core {
     /// [`BadSpec`] where the limits cannot be paced.
     pub fn new(provider: Arc<Provider>, now: Time) -> Result<Self, BadSpec> {
         let pool = Pool::new(&provider.pool, now)?;
-        let line = Line::new(&provider.pool);
+        let line = Line::new(&provider.pool.lanes);
         let in_line = vec![0; provider.pool.lanes.len()];
         Ok(Self {
             provider,
@@ -250,13 +252,17 @@ impl Core {
         [self.next_slot, mark, deadline, patience].into_iter().flatten().min()
     }
 
-    /// How many more jobs of each lane are wanted, by the index of the lane.
-    pub fn room(&mut self, now: Now) -> Vec<usize> {
+    /// How many jobs of each lane should wait in line: what the budgets allow in the next seconds.
+    pub fn target(&mut self, now: Now) -> usize {
         if self.draining {
-            return vec![0; self.in_line.len()];
+            return 0;
         }
-        let target = usize::try_from(self.pool.allowance(AHEAD, now.mono).min(LANE_MAX)).unwrap_or(0);
-        self.in_line.iter().map(|in_line| target.saturating_sub(*in_line)).collect()
+        usize::try_from(self.pool.allowance(AHEAD, now.mono).min(LANE_MAX)).unwrap_or(0)
+    }
+
+    /// How many jobs of a lane wait in line.
+    pub fn in_line(&self, lane: usize) -> usize {
+        self.in_line.get(lane).copied().unwrap_or(0)
     }
 
     /// Jobs that wait for a permit, and calls that are open.
@@ -298,7 +304,7 @@ impl Core {
             return self.finish(pk, JobState::Dead, Some(DeadReason::Impossible), Some(impossible.to_string()), now);
         }
         if pin == Some(None) {
-            return self.wait(pk, WaitReason::NoKey, now.wall + 60_000, Duration::ZERO, None, now);
+            return self.wait(pk, WaitReason::NoKey, now.wall.saturating_add(millis(BLOCKED_FOR)), Duration::ZERO, None, now);
         }
         if self.draining {
             return self.record(pk, Next::Release, None, false, now);
@@ -328,15 +334,14 @@ impl Core {
         let Stage::InLine(ticket) = held.stage else { return false };
         held.stage = Stage::Recording { again: false };
         self.in_line[held.lane] -= 1;
-        self.line.remove(ticket);
-        true
+        self.line.remove(ticket).is_some()
     }
 
     fn launch(&mut self, now: Now) {
         self.next_slot = None;
         while self.open < OPEN_MAX {
             match self.line.next(&mut self.pool, now.mono) {
-                Slot::Ready(pk, permit) => self.permitted(pk, permit, now),
+                Slot::Ready(pk, permit, _) => self.permitted(pk, permit, now),
                 Slot::At(time) => {
                     self.next_slot = Some(time);
                     break;
@@ -400,14 +405,14 @@ impl Core {
             CallEnd::Answered(answer) => Reply::Answered {
                 status: answer.response.status,
                 body: &answer.response.body,
-                nothing_left: answer.signal.nothing_left(),
+                nothing_left: answer.signal.readings.iter().any(|reading| reading.remaining == Some(0)),
             },
             CallEnd::Lost(_) => Reply::Lost,
             CallEnd::NotSent(_) | CallEnd::Impossible(_) => Reply::NotSent,
         };
         let outcome = outcome::classify(reply);
         let retry_after = match &end {
-            CallEnd::Answered(answer) => answer.signal.retry_after(),
+            CallEnd::Answered(answer) => answer.signal.retry_after,
             _ => None,
         };
         let call = Ended {
@@ -425,7 +430,7 @@ impl Core {
             CallEnd::Impossible(_) => Verdict::Dead(DeadReason::Permanent),
             _ => policy.verdict(&call, random()),
         };
-        let latency_ms = i64::try_from(now.mono.since(sent.mono).as_millis()).unwrap_or(i64::MAX);
+        let latency_ms = millis(now.mono.since(sent.mono));
         let attempt = Attempt {
             n: held.claimed.attempts,
             at_ms: sent.wall,
@@ -448,7 +453,7 @@ impl Core {
     fn judge_key(&mut self, key: KeyId, probe: bool, outcome: Outcome, end: &CallEnd, now: Now) {
         let label = self.pool.key_label(key).to_owned();
         let CallEnd::Answered(answer) = end else { return };
-        let told = answer.signal.retry_after();
+        let told = answer.signal.retry_after;
         match outcome {
             Outcome::Credential => {
                 self.pool.disable_key(key, Some(now.mono + PROBE_AFTER));
@@ -480,8 +485,7 @@ impl Core {
             Verdict::NextSlot => self.record(pk, Next::Keep, Some(attempt), true, now),
             Verdict::Backoff(backoff) => {
                 self.count_failure(pk);
-                let wait_ms = i64::try_from(backoff.as_millis()).unwrap_or(i64::MAX);
-                let due_ms = now.wall.saturating_add(wait_ms);
+                let due_ms = now.wall.saturating_add(millis(backoff));
                 self.wait(pk, WaitReason::Backoff, due_ms, backoff, Some(attempt), now);
             }
             Verdict::Succeeded => self.end(pk, JobState::Succeeded, None, None, Some(attempt), end.response(), now),
@@ -567,13 +571,19 @@ impl Core {
 
     /// What cannot go for long leaves the line, and says why.
     fn hand_back(&mut self, now: Now) {
-        for (pk, why, until) in self.line.blocked(&mut self.pool, now.mono, PATIENCE) {
+        let horizon = now.mono + PATIENCE;
+        let stuck: Vec<(JobPk, Why, Option<Time>)> = self
+            .line
+            .waiting_beyond(horizon)
+            .filter_map(|(_, pk, wait)| Some((*pk, wait.why?, wait.until)))
+            .collect();
+        for (pk, why, until) in stuck {
             let reason = match why {
                 Why::NoKey | Why::KeyDisabled(_) => WaitReason::NoKey,
                 _ => WaitReason::Paused,
             };
-            let span = until.map_or(Duration::from_secs(60), |until| until.since(now.mono));
-            let due_ms = now.wall.saturating_add(i64::try_from(span.as_millis()).unwrap_or(i64::MAX));
+            let span = until.map_or(BLOCKED_FOR, |until| until.since(now.mono).min(BLOCKED_FOR));
+            let due_ms = now.wall.saturating_add(millis(span));
             if !self.step_out(pk) {
                 continue;
             }
@@ -664,6 +674,10 @@ impl Core {
     }
 }
 
+fn millis(span: Duration) -> i64 {
+    i64::try_from(span.as_millis()).unwrap_or(i64::MAX)
+}
+
 impl CallEnd {
     fn status(&self) -> Option<u16> {
         match self {
@@ -684,7 +698,7 @@ impl CallEnd {
             Self::Answered(_) if outcome == Outcome::Success => return None,
             Self::Answered(answer) => {
                 let body = String::from_utf8_lossy(&answer.response.body[..answer.response.body.len().min(200)]);
-                format!("status {}: {}", answer.response.status, body.trim())
+                format!("status {}: {}", answer.response.status, body.replace(char::is_control, " ").trim())
             }
             Self::NotSent(text) | Self::Lost(text) | Self::Impossible(text) => text.clone(),
         };

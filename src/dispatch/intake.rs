@@ -13,7 +13,7 @@ use crate::store::Claimed;
 pub struct Intake {
     credits: Arc<Semaphore>,
     reserved: Arc<AtomicUsize>,
-    inputs: mpsc::Sender<Input>,
+    inputs: mpsc::UnboundedSender<Input>,
 }
 
 /// The dispatcher is gone: nothing more is taken.
@@ -22,7 +22,7 @@ pub struct Intake {
 pub struct Closed;
 
 impl Intake {
-    pub(super) fn new(inputs: mpsc::Sender<Input>) -> Self {
+    pub(super) fn new(inputs: mpsc::UnboundedSender<Input>) -> Self {
         Self { credits: Arc::new(Semaphore::new(0)), reserved: Arc::default(), inputs }
     }
 
@@ -42,11 +42,11 @@ impl Intake {
     /// # Errors
     /// [`Closed`] when the dispatcher has stopped: its jobs are released by whoever retires the
     /// owner.
-    pub async fn deliver(&self, jobs: Vec<Claimed>, reserved: usize) -> Result<(), Closed> {
+    pub fn deliver(&self, jobs: Vec<Claimed>, reserved: usize) -> Result<(), Closed> {
         let sent = if jobs.is_empty() {
             Ok(())
         } else {
-            self.inputs.send(Input::Claimed(jobs)).await.map_err(|_| Closed)
+            self.inputs.send(Input::Claimed(jobs)).map_err(|_| Closed)
         };
         self.reserved.fetch_sub(reserved, Ordering::AcqRel);
         sent

@@ -56,7 +56,7 @@ impl Lane<'_> {
                         room = self.intake.reserve(1) => room,
                     };
                     let Ok(reserved) = room else { return Ok(()) };
-                    if self.intake.deliver(Vec::new(), reserved).await.is_err() {
+                    if self.intake.deliver(Vec::new(), reserved).is_err() {
                         return Ok(());
                     }
                 }
@@ -103,7 +103,7 @@ impl Lane<'_> {
                     let rest = chunk.split_off(reserved);
                     let jobs = self.let_in(&chunk, true).await?;
                     // Before the acknowledgement, which may fail: what is claimed must be known to its owner.
-                    let delivered = self.intake.deliver(jobs, reserved).await;
+                    let delivered = self.intake.deliver(jobs, reserved);
                     acknowledge(&chunk).await?;
                     if delivered.is_err() {
                         return Ok(Some(Step::Stop));
