@@ -1,1 +1,3 @@
 //! Paceline.
+
+pub mod pace;
