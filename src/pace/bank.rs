@@ -1,18 +1,21 @@
 //! The books: every limit of a provider, its routes, budgets and keys, and the state each is in.
 
+use super::Time;
 use super::ask::{Ask, BudgetId, COMPARED, KeyId, Routes, Why};
 use super::limit::{Counts, Limit};
 use super::slot::Slot;
-use super::spec::{KeySpec, PoolSpec, Safety};
+use super::spec::{KeySpec, PoolSpec};
 use super::time::nanos;
-use super::Time;
 
 /// Whether a key may be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Standing {
     Open,
     /// Set aside; from `probe_at` on, one call at a time may find out whether it works again.
-    Disabled { probe_at: Time, probing: bool },
+    Disabled {
+        probe_at: Time,
+        probing: bool,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -49,7 +52,6 @@ pub(super) struct Budget {
 
 #[derive(Clone, Debug)]
 pub(super) struct Bank {
-    pub safety: Safety,
     /// The provider counts a call at most so many nanoseconds after it was sent.
     pub counted_within: u64,
     /// The same as the windows see it: shorter under `balanced`.
@@ -68,18 +70,35 @@ pub(super) struct Bank {
 
 impl Bank {
     pub fn new(spec: &PoolSpec) -> Bank {
-        let make = |specs: &[_]| specs.iter().map(|limit| Limit::new(limit, spec.safety)).collect::<Vec<_>>();
-        let narrow: Vec<usize> = (0..spec.routes.len()).filter(|&r| !spec.routes[r].key_limits.is_empty()).collect();
+        let make = |specs: &[_]| {
+            specs
+                .iter()
+                .map(|limit| Limit::new(limit, spec.safety))
+                .collect::<Vec<_>>()
+        };
+        let narrow: Vec<usize> = (0..spec.routes.len())
+            .filter(|&r| !spec.routes[r].key_limits.is_empty())
+            .collect();
         let counted_within = nanos(spec.counted_within);
         let mut bank = Bank {
-            safety: spec.safety,
             counted_within,
             within: counted_within,
             limits: make(&spec.limits),
-            routes: spec.routes.iter().map(|route| make(&route.limits)).collect(),
-            narrow_template: narrow.iter().map(|&r| make(&spec.routes[r].key_limits)).collect(),
+            routes: spec
+                .routes
+                .iter()
+                .map(|route| make(&route.limits))
+                .collect(),
+            narrow_template: narrow
+                .iter()
+                .map(|&r| make(&spec.routes[r].key_limits))
+                .collect(),
             narrow,
-            budgets: spec.budgets.iter().map(|b| Budget::new(Some(b.name.clone()), make(&b.limits))).collect(),
+            budgets: spec
+                .budgets
+                .iter()
+                .map(|b| Budget::new(Some(b.name.clone()), make(&b.limits)))
+                .collect(),
             keys: Vec::new(),
             paused_until: Time::ZERO,
             counts_cost: false,
@@ -89,7 +108,10 @@ impl Bank {
             bank.add_key(key);
         }
         let counts_cost = bank.all_limits().any(|limit| limit.counts == Counts::Cost);
-        Bank { counts_cost, ..bank }
+        Bank {
+            counts_cost,
+            ..bank
+        }
     }
 
     /// Adds a key; its budget must exist.
@@ -116,7 +138,10 @@ impl Bank {
     fn all_limits(&self) -> impl Iterator<Item = &Limit> {
         let routes = self.routes.iter().flatten();
         let budgets = self.budgets.iter().flat_map(|budget| &budget.limits);
-        let keys = self.template.iter().chain(self.narrow_template.iter().flatten());
+        let keys = self
+            .template
+            .iter()
+            .chain(self.narrow_template.iter().flatten());
         self.limits.iter().chain(routes).chain(budgets).chain(keys)
     }
 
@@ -132,8 +157,13 @@ impl Bank {
     #[inline]
     pub fn each(&mut self, key: KeyId, routes: Routes, mut act: impl FnMut(&mut Limit)) {
         self.limits.iter_mut().for_each(&mut act);
-        let Some(key) = self.keys.get_mut(key.0 as usize) else { return };
-        self.budgets[key.budget].limits.iter_mut().for_each(&mut act);
+        let Some(key) = self.keys.get_mut(key.0 as usize) else {
+            return;
+        };
+        self.budgets[key.budget]
+            .limits
+            .iter_mut()
+            .for_each(&mut act);
         key.limits.iter_mut().for_each(&mut act);
         if routes.is_empty() {
             return;
@@ -153,7 +183,10 @@ impl Bank {
     /// Limits of a budget and of one of its keys: those whose use the provider reports.
     pub fn reported(&mut self, key: KeyId) -> impl Iterator<Item = &mut Limit> {
         let key = &mut self.keys[key.0 as usize];
-        self.budgets[key.budget].limits.iter_mut().chain(key.limits.iter_mut())
+        self.budgets[key.budget]
+            .limits
+            .iter_mut()
+            .chain(key.limits.iter_mut())
     }
 
     pub fn freed_now(&mut self, key: KeyId) -> [u64; COMPARED] {
@@ -188,7 +221,11 @@ impl Bank {
         let key = &mut self.keys[key];
         let mut slot = Slot::at(key.paused_until);
         if let Standing::Disabled { probe_at, probing } = key.standing {
-            slot = slot.and(if probing { Slot::answered_by(Time::MAX) } else { Slot::at(probe_at) });
+            slot = slot.and(if probing {
+                Slot::answered_by(Time::MAX)
+            } else {
+                Slot::at(probe_at)
+            });
         }
         slot = slot.and(all_of(&mut key.limits, cost, now, within));
         if !routes.is_empty() {
@@ -210,7 +247,9 @@ impl Bank {
         let until = |time: Time| (time != Time::MAX).then_some(time);
         match key.standing {
             Standing::Disabled { probing: true, .. } => return Some((Why::KeyDisabled(id), None)),
-            Standing::Disabled { probe_at, .. } if probe_at > now => return Some((Why::KeyDisabled(id), until(probe_at))),
+            Standing::Disabled { probe_at, .. } if probe_at > now => {
+                return Some((Why::KeyDisabled(id), until(probe_at)));
+            }
             Standing::Disabled { .. } | Standing::Open => {}
         }
         if budget.parked_until > now {
@@ -241,5 +280,7 @@ impl Budget {
 
 #[inline]
 fn all_of(limits: &mut [Limit], cost: u64, now: Time, within: u64) -> Slot {
-    limits.iter_mut().fold(Slot::OPEN, |slot, limit| slot.and(limit.slot(cost, now, within)))
+    limits.iter_mut().fold(Slot::OPEN, |slot, limit| {
+        slot.and(limit.slot(cost, now, within))
+    })
 }

@@ -21,7 +21,13 @@ pub(super) struct Calls {
 
 impl Calls {
     pub fn new(grain: u64) -> Calls {
-        Calls { pending: 0, open: VecDeque::new(), flying: 0, empty: 0, grain }
+        Calls {
+            pending: 0,
+            open: VecDeque::new(),
+            flying: 0,
+            empty: 0,
+            grain,
+        }
     }
 
     /// Everything that may still arrive at the provider.
@@ -58,7 +64,9 @@ impl Calls {
     /// Takes out a call that departed at `sent`; says how much of it was still here.
     pub fn remove(&mut self, amount: u64, sent: Time) -> u64 {
         let sent = sent.rounded_up(self.grain);
-        let Ok(place) = self.open.binary_search_by_key(&sent, |entry| entry.0) else { return 0 };
+        let Ok(place) = self.open.binary_search_by_key(&sent, |entry| entry.0) else {
+            return 0;
+        };
         let entry = &mut self.open[place];
         let taken = entry.1.min(amount);
         entry.1 -= taken;

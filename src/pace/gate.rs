@@ -3,8 +3,8 @@
 //! A call holds its place until its answer is complete. One that ended without an answer may still be running at
 //! the provider: its place is kept until its departure + `counted_within`.
 
-use super::slot::Slot;
 use super::Time;
+use super::slot::Slot;
 use std::collections::VecDeque;
 
 #[derive(Clone, Debug)]
@@ -16,7 +16,11 @@ pub(super) struct Gate {
 
 impl Gate {
     pub fn new(places: u64) -> Gate {
-        Gate { places, open: 0, lingering: VecDeque::new() }
+        Gate {
+            places,
+            open: 0,
+            lingering: VecDeque::new(),
+        }
     }
 
     pub fn slot(&mut self, now: Time) -> Slot {

@@ -7,12 +7,12 @@
 //! * Nothing declared: `remaining: 0` pauses the budget until the reset.
 //! * Refused in spite of a permit: the budget pauses, the error is counted, and its guard widens.
 
+use super::Time;
 use super::ask::{BudgetId, COMPARED, Flight, KeyId};
 use super::limit::{Counts, Limit};
 use super::pool::Pool;
 use super::signal::{Reading, Signal, Unit};
 use super::time::nanos;
-use super::Time;
 
 /// A pause where the provider does not say how long; doubled with each refusal in a row …
 const PAUSE_NANOS: u64 = 1_000_000_000;
@@ -51,19 +51,35 @@ impl Pool {
 
     /// Compares one reading with the limit it is about, if that is declared.
     fn take_in(&mut self, flight: &Flight, at: Time, reading: &Reading) {
-        let Some(remaining) = reading.remaining else { return };
+        let Some(remaining) = reading.remaining else {
+            return;
+        };
         let matching = self.matching(flight.key, reading);
         let Some(place) = matching else {
-            if remaining == 0 && let Some(wait) = reading.resets_in {
-                self.pause_budget(BudgetId(self.bank.keys[flight.key.0 as usize].budget as u32), at + wait);
+            if remaining == 0
+                && let Some(wait) = reading.resets_in
+            {
+                self.pause_budget(
+                    BudgetId(self.bank.keys[flight.key.0 as usize].budget as u32),
+                    at + wait,
+                );
             }
             return;
         };
         let seen = flight.freed.get(place).copied();
-        let Some(limit) = self.bank.reported(flight.key).nth(place) else { return };
-        let counted = reading.limit.unwrap_or(limit.declared).saturating_sub(remaining);
-        let Some(own) = seen.and_then(|freed| limit.own_since(freed)) else { return };
-        let excess = counted.saturating_sub(own).saturating_sub(limit.foreign_used());
+        let Some(limit) = self.bank.reported(flight.key).nth(place) else {
+            return;
+        };
+        let counted = reading
+            .limit
+            .unwrap_or(limit.declared)
+            .saturating_sub(remaining);
+        let Some(own) = seen.and_then(|freed| limit.own_since(freed)) else {
+            return;
+        };
+        let excess = counted
+            .saturating_sub(own)
+            .saturating_sub(limit.foreign_used());
         if excess > 0 {
             limit.foreign(excess, reading.resets_in.map(|wait| at + wait), at);
             self.choice.touch(flight.key, &self.bank);
@@ -80,10 +96,18 @@ impl Pool {
         };
         let fits = |limit: &Limit| {
             let amount = reading.limit.is_none_or(|amount| amount == limit.declared);
-            let window = reading.window.is_none_or(|window| nanos(window) == limit.per);
+            let window = reading
+                .window
+                .is_none_or(|window| nanos(window) == limit.per);
             limit.counts == counts && amount && window
         };
-        let found: Vec<usize> = self.bank.reported(key).enumerate().filter(|(_, l)| fits(l)).map(|(n, _)| n).collect();
+        let found: Vec<usize> = self
+            .bank
+            .reported(key)
+            .enumerate()
+            .filter(|(_, l)| fits(l))
+            .map(|(n, _)| n)
+            .collect();
         match found.as_slice() {
             [only] => Some(*only).filter(|place| *place < COMPARED),
             _ => None,
@@ -103,7 +127,12 @@ impl Pool {
             self.widen(number);
         }
         let exhausted = |reading: &&Reading| reading.remaining.is_none_or(|left| left == 0);
-        let reset = signal.readings.iter().filter(exhausted).filter_map(|reading| reading.resets_in).max();
+        let reset = signal
+            .readings
+            .iter()
+            .filter(exhausted)
+            .filter_map(|reading| reading.resets_in)
+            .max();
         let refusals = self.bank.budgets[number].refusals.max(1);
         let backoff = (PAUSE_NANOS << (refusals - 1).min(6)).min(LONGEST_PAUSE_NANOS);
         let wait = signal.retry_after.or(reset).map_or(backoff, nanos);
@@ -114,7 +143,11 @@ impl Pool {
     /// and the time only, so that many processes do not come back at once and a replay of events gives the same times.
     fn pause_with_jitter(&mut self, key: KeyId, at: Time, wait: u64) {
         let most = (wait / 16).min(JITTER_NANOS);
-        let jitter = if most == 0 { 0 } else { scrambled(at.as_nanos() ^ u64::from(key.0) << 48) % most };
+        let jitter = if most == 0 {
+            0
+        } else {
+            scrambled(at.as_nanos() ^ u64::from(key.0) << 48) % most
+        };
         let budget = BudgetId(self.bank.keys[key.0 as usize].budget as u32);
         self.pause_budget(budget, at.plus(wait).plus(jitter));
     }
@@ -134,7 +167,9 @@ impl Pool {
     fn shrink_guard(&mut self, key: KeyId, at: Time) {
         let number = self.bank.keys[key.0 as usize].budget;
         let budget = &mut self.bank.budgets[number];
-        let Some(last) = budget.refused_at else { return };
+        let Some(last) = budget.refused_at else {
+            return;
+        };
         if at < last.plus(SHRINK_AFTER_NANOS) {
             return;
         }

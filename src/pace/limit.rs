@@ -1,5 +1,6 @@
 //! One limit: what it counts, and the meter that counts it.
 
+use super::Time;
 use super::bucket::Bucket;
 use super::gate::Gate;
 use super::slot::Slot;
@@ -7,7 +8,6 @@ use super::smooth::{self, Smooth};
 use super::spec::{Algorithm, LimitSpec, Measure, Safety};
 use super::time::nanos;
 use super::window::{CLOCK_DRIFT, Window};
-use super::Time;
 use std::time::Duration;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +75,9 @@ impl Limit {
         let cap = ((self.declared as f64 * headroom).floor() as u64).max(1);
         match spec.algorithm {
             Algorithm::TokenBucket => {
-                let burst = spec.burst.unwrap_or(if correctable { self.declared } else { 1 });
+                let burst = spec
+                    .burst
+                    .unwrap_or(if correctable { self.declared } else { 1 });
                 self.largest = burst;
                 let per = (self.per as f64 / headroom).ceil() as u64;
                 Meter::Bucket(Bucket::new(self.declared, drifted(per), burst, correctable))
@@ -86,7 +88,13 @@ impl Limit {
                     Safety::Strict => smooth::lowered(cap),
                     Safety::Balanced | Safety::Headroom(_) => cap as f64,
                 };
-                Meter::Smooth(Smooth::new(cap, drifted(self.per), rate, spec.burst, correctable))
+                Meter::Smooth(Smooth::new(
+                    cap,
+                    drifted(self.per),
+                    rate,
+                    spec.burst,
+                    correctable,
+                ))
             }
             Algorithm::SlidingWindow | Algorithm::FixedWindow | Algorithm::Quota(_) => {
                 Meter::Window(Window::new(cap, self.per))
@@ -184,7 +192,14 @@ impl Limit {
     }
 
     /// The call is over. `open_until` is when an unanswered one surely is over at the provider, too.
-    pub fn finished(&mut self, call: Trace, at: Time, actual: Option<u64>, within: u64, open_until: Time) {
+    pub fn finished(
+        &mut self,
+        call: Trace,
+        at: Time,
+        actual: Option<u64>,
+        within: u64,
+        open_until: Time,
+    ) {
         if let Meter::Gate(gate) = &mut self.meter {
             return match call.answered {
                 None if open_until > at => gate.release_at(open_until),
@@ -231,7 +246,8 @@ impl Limit {
     /// The most that the provider may have counted for this process while a call was on its way that saw `freed`
     /// when it was booked: what is used now and what was freed meanwhile. `None` where it cannot be known.
     pub fn own_since(&self, freed: u64) -> Option<u64> {
-        self.window().map(|window| window.own_used() + window.freed().saturating_sub(freed))
+        self.window()
+            .map(|window| window.own_used() + window.freed().saturating_sub(freed))
     }
 
     /// What others are believed to have used of it.
@@ -273,7 +289,9 @@ impl Limit {
     pub fn per_second(&self) -> Option<f64> {
         match self.counts {
             Counts::Open => None,
-            Counts::Requests | Counts::Cost => Some(self.declared as f64 / Duration::from_nanos(self.per).as_secs_f64()),
+            Counts::Requests | Counts::Cost => {
+                Some(self.declared as f64 / Duration::from_nanos(self.per).as_secs_f64())
+            }
         }
     }
 

@@ -3,10 +3,10 @@
 //! Departures keep a distance of W ÷ (N lowered) from each other, and the window log of the same N holds as well, so
 //! that slow or bunched arrivals cannot exceed N in any window either. Why the rate is lowered: see [`lowered`].
 
+use super::Time;
 use super::gcra::Gcra;
 use super::slot::Slot;
 use super::window::Window;
-use super::Time;
 
 #[derive(Clone, Debug)]
 pub(super) struct Smooth {
@@ -35,11 +35,17 @@ impl Smooth {
     pub fn new(cap: u64, span: u64, rate: f64, burst: Option<u64>, correctable: bool) -> Smooth {
         let stretched = (span as f64 * (cap as f64 / rate.max(1e-9))).ceil();
         let pace = Gcra::new(cap, stretched as u64, correctable);
-        Smooth { pace, burst: burst.unwrap_or(0), pending: 0, window: Window::new(cap, span) }
+        Smooth {
+            pace,
+            burst: burst.unwrap_or(0),
+            pending: 0,
+            window: Window::new(cap, span),
+        }
     }
 
     pub fn slot(&mut self, amount: u64, now: Time, within: u64) -> Slot {
-        self.pace_slot(amount, now).and(self.window.slot(amount, now, within))
+        self.pace_slot(amount, now)
+            .and(self.window.slot(amount, now, within))
     }
 
     fn pace_slot(&self, amount: u64, now: Time) -> Slot {
@@ -50,7 +56,11 @@ impl Smooth {
             return Slot::answered_by(Time::MAX);
         }
         let free = self.pace.full_at().minus(debt - need);
-        if free <= now { Slot::OPEN } else { Slot::at(free) }
+        if free <= now {
+            Slot::OPEN
+        } else {
+            Slot::at(free)
+        }
     }
 
     pub fn book(&mut self, amount: u64) {
@@ -97,7 +107,10 @@ impl Smooth {
     }
 
     pub fn allowance(&mut self, horizon: u64, now: Time, within: u64) -> u64 {
-        let even = self.pace.flows_in(horizon).saturating_add(self.burst.max(1));
+        let even = self
+            .pace
+            .flows_in(horizon)
+            .saturating_add(self.burst.max(1));
         even.min(self.window.allowance(horizon, now, within))
     }
 }

@@ -6,10 +6,10 @@
 //! | budget parked (quota exhausted) | `park_budget` | its time if known, `resume_budget` |
 //! | key disabled (refused) | `disable_key` | `enable_key`, after a probe that went well or by an operator |
 
+use super::Time;
 use super::ask::{BudgetId, KeyId};
 use super::bank::Standing;
 use super::pool::Pool;
-use super::Time;
 
 /// A key that was set aside is tried again after so many nanoseconds if a probe ends without a verdict.
 const PROBE_AGAIN_NANOS: u64 = 60_000_000_000;
@@ -71,7 +71,10 @@ impl Pool {
     /// Sets a key aside: the provider refuses it. From `probe_at` on, one call may try it (`None`: none will).
     pub fn disable_key(&mut self, key: KeyId, probe_at: Option<Time>) {
         if let Some(state) = self.bank.keys.get_mut(key.0 as usize) {
-            state.standing = Standing::Disabled { probe_at: probe_at.unwrap_or(Time::MAX), probing: false };
+            state.standing = Standing::Disabled {
+                probe_at: probe_at.unwrap_or(Time::MAX),
+                probing: false,
+            };
             self.loosen(key);
         }
     }
@@ -112,7 +115,11 @@ impl Pool {
     }
 
     fn loosened_by_budget(&mut self, budget: BudgetId) {
-        let key = self.bank.budgets[budget.0 as usize].keys.first().copied().unwrap_or(0);
+        let key = self.bank.budgets[budget.0 as usize]
+            .keys
+            .first()
+            .copied()
+            .unwrap_or(0);
         self.loosen(KeyId(key as u32));
     }
 }
