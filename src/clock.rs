@@ -35,7 +35,7 @@ impl SystemClock {
 
     /// The instant of a monotonic time.
     pub fn instant_of(&self, time: Time) -> Instant {
-        self.origin + time.saturating_since(Time::ZERO)
+        self.origin + time.since(Time::ZERO)
     }
 }
 

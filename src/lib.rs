@@ -1,6 +1,7 @@
 //! Paceline.
 
 pub mod clock;
+pub mod config;
 pub mod duration;
 pub mod job;
 pub mod pace;

@@ -53,6 +53,8 @@ pub struct Catalog {
     pub providers: BTreeMap<String, ProviderRules>,
     /// Callbacks may use plain `http`.
     pub allow_http: bool,
+    /// Bare callback URLs can be signed (`webhooks.secret` is configured).
+    pub callbacks: bool,
 }
 
 /// What is known of a job beside its envelope.
@@ -297,7 +299,7 @@ impl Envelope {
         }
         let retry = self.retry.unwrap_or_default();
         check_retry(&retry)?;
-        check_callback(self.callback.as_ref(), catalog.allow_http)?;
+        check_callback(self.callback.as_ref(), catalog)?;
         Ok(Job {
             id,
             id_was_given,
@@ -435,7 +437,7 @@ fn check_retry(retry: &RetryOverrides) -> Result<(), Invalid> {
     Ok(())
 }
 
-fn check_callback(callback: Option<&Callback>, allow_http: bool) -> Result<(), Invalid> {
+fn check_callback(callback: Option<&Callback>, catalog: &Catalog) -> Result<(), Invalid> {
     let Some(callback) = callback else { return Ok(()) };
     match (&callback.endpoint, &callback.url) {
         (Some(endpoint), None) => {
@@ -445,7 +447,11 @@ fn check_callback(callback: Option<&Callback>, allow_http: bool) -> Result<(), I
                 Err(Invalid::at("callback.endpoint", "expected the id of a registered endpoint, ep_…"))
             }
         }
-        (None, Some(url)) => check_callback_url(url, allow_http),
+        (None, Some(_)) if !catalog.callbacks => Err(Invalid::at(
+            "callback.url",
+            "bare URLs need webhooks.secret in the configuration, by which their events are signed",
+        )),
+        (None, Some(url)) => check_callback_url(url, catalog.allow_http),
         _ => Err(Invalid::at("callback", "expected either endpoint or url")),
     }
 }
