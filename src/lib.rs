@@ -1,10 +1,12 @@
 //! Paceline.
 
+pub mod api;
 pub mod clock;
 pub mod config;
 pub mod duration;
 pub mod job;
 pub mod pace;
+pub mod readiness;
 pub mod retry;
 pub mod secrets;
 pub mod store;

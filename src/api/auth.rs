@@ -8,9 +8,9 @@
 //! |---|---|
 //! | `enqueue` | making and cancelling jobs |
 //! | `read` | jobs, results, dead letters; the metrics and the details of `/readyz` where the token is not bound to a tenant |
-//! | `replay` | running dead letters again |
+//! | `replay` | running dead letters again, and purging them |
 //! | `keys` | provider keys |
-//! | `admin` | everything, and purging dead letters |
+//! | `admin` | everything |
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -26,43 +26,7 @@ use subtle::{Choice, ConstantTimeEq};
 
 use super::error::{Problem, ProblemKind};
 use super::guard;
-use crate::secrets::Secret;
-
-/// One thing a token may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Scope {
-    /// Make and cancel jobs.
-    Enqueue,
-    /// Look at jobs, results and dead letters.
-    Read,
-    /// Run dead letters again.
-    Replay,
-    /// Manage provider keys.
-    Keys,
-    /// Everything.
-    Admin,
-}
-
-impl Scope {
-    /// Every scope.
-    pub const ALL: [Self; 5] = [Self::Enqueue, Self::Read, Self::Replay, Self::Keys, Self::Admin];
-
-    /// The name in the configuration.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Enqueue => "enqueue",
-            Self::Read => "read",
-            Self::Replay => "replay",
-            Self::Keys => "keys",
-            Self::Admin => "admin",
-        }
-    }
-
-    /// The scope of that name.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|scope| scope.as_str() == name)
-    }
-}
+use crate::config::{Scope, Token};
 
 /// What the API keeps of a configured token.
 #[derive(Clone)]
@@ -72,9 +36,9 @@ struct Entry {
 }
 
 /// The configured tokens. Without any, only this machine is served (see [`guard`]).
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Tokens {
-    entries: Arc<Vec<Entry>>,
+    entries: Arc<[Entry]>,
 }
 
 impl std::fmt::Debug for Tokens {
@@ -84,15 +48,17 @@ impl std::fmt::Debug for Tokens {
 }
 
 impl Tokens {
-    /// With one more token. Only the hash of the secret is kept.
-    #[must_use]
-    pub fn with(self, name: &str, secret: &Secret, scopes: &[Scope], tenant: Option<&str>) -> Self {
-        let mut entries = Arc::unwrap_or_clone(self.entries);
-        entries.push(Entry {
-            hash: Sha256::digest(secret.expose()).into(),
-            caller: Caller { name: name.into(), scopes: scopes.into(), tenant: tenant.map(Into::into) },
-        });
-        Self { entries: Arc::new(entries) }
+    /// The configured tokens; only the hashes of their secrets are kept.
+    pub fn new(configured: &[Token]) -> Self {
+        let entry = |token: &Token| Entry {
+            hash: Sha256::digest(token.secret.expose()).into(),
+            caller: Caller {
+                name: token.name.as_str().into(),
+                scopes: token.scopes.as_slice().into(),
+                tenant: token.tenant.as_deref().map(Into::into),
+            },
+        };
+        Self { entries: configured.iter().map(entry).collect() }
     }
 
     /// Whether none is configured.
@@ -265,11 +231,21 @@ pub fn check_listen(address: SocketAddr, tokens: &Tokens) -> Result<(), OpenList
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::secrets::Secret;
+
+    const SCOPES: [Scope; 5] = [Scope::Enqueue, Scope::Read, Scope::Replay, Scope::Keys, Scope::Admin];
 
     fn tokens() -> Tokens {
-        Tokens::default()
-            .with("reader", &Secret::new("r-secret".into()), &[Scope::Read], Some("acme"))
-            .with("root", &Secret::new("a-secret".into()), &[Scope::Admin], None)
+        let token = |name: &str, secret: &str, scope, tenant: Option<&str>| Token {
+            name: name.to_owned(),
+            secret: Secret::new(secret.to_owned()),
+            scopes: vec![scope],
+            tenant: tenant.map(str::to_owned),
+        };
+        Tokens::new(&[
+            token("reader", "r-secret", Scope::Read, Some("acme")),
+            token("root", "a-secret", Scope::Admin, None),
+        ])
     }
 
     fn identify(value: &str) -> Result<Caller, Problem> {
@@ -293,7 +269,7 @@ mod tests {
     fn admin_implies_every_scope_and_a_missing_scope_is_named() {
         let root = identify("Bearer a-secret").expect("known");
         let reader = identify("Bearer r-secret").expect("known");
-        for scope in Scope::ALL {
+        for scope in SCOPES {
             assert!(root.may(scope).is_ok());
             assert_eq!(reader.may(scope).is_ok(), scope == Scope::Read);
         }
@@ -316,10 +292,10 @@ mod tests {
         let open: SocketAddr = "0.0.0.0:8080".parse().expect("address");
         let own: SocketAddr = "127.0.0.1:8080".parse().expect("address");
         let own6: SocketAddr = "[::1]:8080".parse().expect("address");
-        assert!(check_listen(own, &Tokens::default()).is_ok());
-        assert!(check_listen(own6, &Tokens::default()).is_ok());
+        assert!(check_listen(own, &Tokens::new(&[])).is_ok());
+        assert!(check_listen(own6, &Tokens::new(&[])).is_ok());
         assert!(check_listen(open, &tokens()).is_ok());
-        let refused = check_listen(open, &Tokens::default()).expect_err("open").to_string();
+        let refused = check_listen(open, &Tokens::new(&[])).expect_err("open").to_string();
         assert!(refused.contains("api.tokens") && refused.contains("127.0.0.1"), "{refused}");
     }
 }
