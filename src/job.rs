@@ -5,10 +5,12 @@
 //! says which state follows which.
 
 mod envelope;
+mod reason;
 mod request;
 mod state;
 
 pub use envelope::{split_routing_key, Instant, Callback, Catalog, Delivery, Envelope, EventKind, Given, Job, ProviderRules, RetryOverrides};
+pub use reason::DeadReason;
 pub use request::{Body, Request};
 pub use state::{IllegalEvent, JobEvent, JobState, transition};
 

@@ -6,7 +6,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::WallMs;
-use crate::job::RetryOverrides;
+use crate::job::{DeadReason, Delivery, RetryOverrides};
+use crate::outcome::Outcome;
 
 /// How backoffs are spread, so that jobs which failed together do not come back together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,6 +91,75 @@ impl RetryPolicy {
     }
 }
 
+/// What is known when a call has ended.
+#[derive(Debug, Clone, Copy)]
+pub struct Ended {
+    /// What the reply means.
+    pub outcome: Outcome,
+    /// Whether the provider may have executed the call.
+    pub executed: bool,
+    /// The job's wish.
+    pub delivery: Delivery,
+    /// Failures of this run before this call.
+    pub failures: u32,
+    /// The last backoff.
+    pub previous: Duration,
+    /// `Retry-After`, a floor.
+    pub retry_after: Option<Duration>,
+    /// When this run's first attempt was made.
+    pub first_ms: Option<WallMs>,
+    /// Now.
+    pub now_ms: WallMs,
+}
+
+/// What becomes of the job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is done.
+    Succeeded,
+    /// It goes again at the next slot, with whatever key has one; no failure is counted.
+    NextSlot,
+    /// It failed, and goes again after that time.
+    Backoff(Duration),
+    /// It failed for good.
+    Dead(DeadReason),
+}
+
+impl RetryPolicy {
+    /// What follows from the end of a call. `random` is in `[0, 1)`.
+    pub fn verdict(&self, call: &Ended, random: f64) -> Verdict {
+        let once = call.delivery == Delivery::AtMostOnce;
+        match call.outcome {
+            Outcome::Success => Verdict::Succeeded,
+            Outcome::Redirect | Outcome::Permanent => Verdict::Dead(DeadReason::Permanent),
+            Outcome::RateLimited | Outcome::QuotaExhausted | Outcome::Credential => {
+                if self.is_over(call.first_ms, call.now_ms) {
+                    Verdict::Dead(DeadReason::GaveUp)
+                } else {
+                    Verdict::NextSlot
+                }
+            }
+            Outcome::Transient | Outcome::Unknown if once && call.executed => {
+                Verdict::Dead(DeadReason::OutcomeUnknown)
+            }
+            Outcome::Transient | Outcome::Unknown => {
+                let failures = call.failures.saturating_add(1);
+                if failures >= self.max_attempts {
+                    return Verdict::Dead(DeadReason::AttemptsExhausted);
+                }
+                if self.is_over(call.first_ms, call.now_ms) {
+                    return Verdict::Dead(DeadReason::GaveUp);
+                }
+                let backoff = self.backoff(failures, call.previous, random);
+                let floor = call.retry_after.unwrap_or_default();
+                // Jitter is added above the floor: whoever was told the same time must not come back at once.
+                let wait = if floor > backoff { floor + self.base.mul_f64(random) } else { backoff };
+                Verdict::Backoff(wait)
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -134,5 +204,65 @@ mod tests {
         assert!(!policy.is_over(Some(0), 9_999));
         assert!(policy.is_over(Some(0), 10_000));
         assert!(!policy.is_over(Some(5_000), 0), "a wall clock that jumped back ends nothing");
+    }
+
+    fn ended(outcome: Outcome) -> Ended {
+        Ended {
+            outcome,
+            executed: matches!(outcome, Outcome::Unknown | Outcome::Success),
+            delivery: Delivery::AtLeastOnce,
+            failures: 0,
+            previous: Duration::ZERO,
+            retry_after: None,
+            first_ms: Some(0),
+            now_ms: 1_000,
+        }
+    }
+
+    #[test]
+    fn every_outcome_has_its_verdict() {
+        let policy = RetryPolicy::default();
+        let verdict = |outcome| policy.verdict(&ended(outcome), 0.5);
+        assert_eq!(verdict(Outcome::Success), Verdict::Succeeded);
+        for outcome in [Outcome::RateLimited, Outcome::QuotaExhausted, Outcome::Credential] {
+            assert_eq!(verdict(outcome), Verdict::NextSlot, "no failure attempt is spent");
+        }
+        for outcome in [Outcome::Redirect, Outcome::Permanent] {
+            assert_eq!(verdict(outcome), Verdict::Dead(DeadReason::Permanent));
+        }
+        for outcome in [Outcome::Transient, Outcome::Unknown] {
+            assert_eq!(verdict(outcome), Verdict::Backoff(Duration::from_millis(250)));
+        }
+    }
+
+    #[test]
+    fn attempts_and_time_are_bounded() {
+        let policy = RetryPolicy::default();
+        let last = Ended { failures: 4, ..ended(Outcome::Transient) };
+        assert_eq!(policy.verdict(&last, 0.5), Verdict::Dead(DeadReason::AttemptsExhausted));
+        for outcome in [Outcome::Transient, Outcome::RateLimited, Outcome::Credential] {
+            let late = Ended { now_ms: 24 * 3_600_000, ..ended(outcome) };
+            assert_eq!(policy.verdict(&late, 0.5), Verdict::Dead(DeadReason::GaveUp));
+        }
+    }
+
+    #[test]
+    fn at_most_once_is_not_sent_again_unless_it_surely_was_not_executed() {
+        let policy = RetryPolicy::default();
+        let once = |outcome, executed| {
+            policy.verdict(&Ended { delivery: Delivery::AtMostOnce, executed, ..ended(outcome) }, 0.5)
+        };
+        assert_eq!(once(Outcome::Unknown, true), Verdict::Dead(DeadReason::OutcomeUnknown));
+        assert_eq!(once(Outcome::Transient, true), Verdict::Dead(DeadReason::OutcomeUnknown));
+        assert!(matches!(once(Outcome::Transient, false), Verdict::Backoff(_)));
+        assert_eq!(once(Outcome::RateLimited, false), Verdict::NextSlot);
+    }
+
+    #[test]
+    fn retry_after_is_a_floor_with_jitter_above() {
+        let policy = RetryPolicy::default();
+        let told = Ended { retry_after: Some(Duration::from_secs(7)), ..ended(Outcome::Transient) };
+        assert_eq!(policy.verdict(&told, 0.0), Verdict::Backoff(Duration::from_secs(7)));
+        assert_eq!(policy.verdict(&told, 0.5), Verdict::Backoff(Duration::from_millis(7_250)));
     }
 }
