@@ -21,16 +21,18 @@ use crate::store::Store;
 /// A store that does not answer within that time is not ready.
 const PING_WITHIN: Duration = Duration::from_secs(2);
 
-/// `{"status":"ok"}`
+/// `{"status":"ok","service":"paceline"}`
 #[derive(Debug, Serialize)]
 pub(super) struct Alive {
     status: &'static str,
+    /// Tells a client that it is no other server which happens to listen here.
+    service: &'static str,
 }
 
 /// `GET /healthz`: the process answers. It looks at nothing else, so that a database that is away
 /// gets nobody restarted.
 pub(super) async fn alive() -> Json<Alive> {
-    Json(Alive { status: "ok" })
+    Json(Alive { status: "ok", service: "paceline" })
 }
 
 /// `{"ready":true,"parts":{"store":{"state":"ok"}}}`
