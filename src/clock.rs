@@ -9,7 +9,7 @@ use crate::pace::Time;
 pub type WallMs = i64;
 
 /// Two clocks. Real in the binary, set by hand in tests.
-pub trait Clock: Send + Sync + 'static {
+pub trait Clock: std::fmt::Debug + Send + Sync + 'static {
     /// Wall time; may jump.
     fn wall_ms(&self) -> WallMs;
     /// Monotonic time; never jumps, has no meaning outside this process.

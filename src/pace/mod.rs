@@ -1,6 +1,52 @@
-//! Placeholder for the pacing core.
-#![expect(missing_docs, dead_code)]
+//! Limits, budgets, key choice and signals: how calls leave at exactly the allowed rate.
+//!
+//! Pure code: no clock, no I/O, no randomness; time is an argument. What each mode promises and why is told in
+//! `docs/pacing.md`. Where to look:
+//!
+//! | file | idea |
+//! |---|---|
+//! | `spec` | what is declared about a provider |
+//! | `ask` | what a job asks for, permits and flights |
+//! | `pool` | acquire, depart, answer, finish: the story of one call |
+//! | `states` | pausing, parking, setting aside, probing |
+//! | `line` | the waiting jobs: lanes, reservations |
+//! | `choice`, `shelf` | which key, among many |
+//! | `bank`, `limit`, `slot` | the books: every limit, and when it has room |
+//! | `window`, `bucket`, `smooth`, `gate` | one algorithm each, on `calls` (in flight) and `gcra` |
+//! | `signal`, `learn` | what responses say, and what it does |
+//! | `snapshot` | the state for metrics and people |
+//!
+//! A call's way: [`Line::next`] (or [`Pool::acquire`]) → [`Permit`] → [`Pool::depart`] → [`Flight`] →
+//! [`Pool::first_byte`] → [`Pool::finish`].
+
+mod ask;
+mod bank;
+mod bucket;
+mod calls;
+mod choice;
+mod gate;
+mod gcra;
+mod learn;
+mod limit;
+mod line;
+mod pool;
+mod shelf;
+mod signal;
+mod slot;
+mod smooth;
+mod snapshot;
 mod spec;
+mod states;
 mod time;
-pub use spec::*;
+mod window;
+
+pub use ask::{Acquire, Ask, BudgetId, Flight, KeyId, Permit, Pin, Routes, Why};
+pub use line::{Line, Next, Ticket, Wait};
+pub use pool::{Impossible, Pool};
+pub use signal::{Family, Reading, Signal, Unit};
+pub use snapshot::{BudgetSnapshot, BudgetState, KeySnapshot, KeyState, LimitUse, PoolSnapshot};
+pub use spec::{
+    Algorithm, BadSpec, BudgetSpec, KeySpec, LaneSpec, LimitSpec, MAX_AMOUNT, MAX_PERIOD,
+    MAX_ROUTES, Measure, PoolSpec, Reset, RouteSpec, Safety,
+};
 pub use time::Time;

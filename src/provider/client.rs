@@ -3,7 +3,7 @@
 //! key.
 
 use std::error::Error as _;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
@@ -112,7 +112,7 @@ impl Client {
         &self,
         job: &Job,
         key: Option<&Secret>,
-        on_head: impl FnOnce(Instant, u16, &HeaderMap),
+        on_head: impl FnOnce(u16, &HeaderMap),
     ) -> Result<Answer, CallError> {
         let request = request::build(&self.base_url, &self.auth, key, job)?;
         let forms = key.map(|k| redact::forms(k.expose())).unwrap_or_default();
@@ -121,7 +121,7 @@ impl Client {
             .await
             .map_err(|_| CallError::Lost(format!("no answer within {:?}", self.timeout)))?
             .map_err(|e| not_answered(e, &forms))?;
-        on_head(Instant::now(), response.status().as_u16(), response.headers());
+        on_head(response.status().as_u16(), response.headers());
         let status = response.status().as_u16();
         let headers = masked(response.headers(), &forms);
         let (body, truncated) = tokio::time::timeout_at(deadline, read(response))

@@ -1,0 +1,286 @@
+//! The books: every limit of a provider, its routes, budgets and keys, and the state each is in.
+
+use super::Time;
+use super::ask::{Ask, BudgetId, COMPARED, KeyId, Routes, Why};
+use super::limit::{Counts, Limit};
+use super::slot::Slot;
+use super::spec::{KeySpec, PoolSpec};
+use super::time::nanos;
+
+/// Whether a key may be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    Open,
+    /// Set aside; from `probe_at` on, one call at a time may find out whether it works again.
+    Disabled {
+        probe_at: Time,
+        probing: bool,
+    },
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Key {
+    pub label: String,
+    pub weight: u32,
+    pub budget: usize,
+    /// Its position among the keys of its budget.
+    pub place: usize,
+    pub paused_until: Time,
+    pub standing: Standing,
+    pub limits: Vec<Limit>,
+    /// Limits of each key on a route: one list for each route that has any.
+    pub narrow: Vec<Vec<Limit>>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Budget {
+    /// `None`: the budget of a single key.
+    pub name: Option<String>,
+    pub keys: Vec<usize>,
+    pub limits: Vec<Limit>,
+    pub paused_until: Time,
+    /// Quota exhausted: until then, or until an operator resumes it (`Time::MAX`).
+    pub parked_until: Time,
+    /// By how much of a period 429s have widened its guards, in thousandths.
+    pub widened: u64,
+    /// When the last 429 came, and how many came in a row.
+    pub refused_at: Option<Time>,
+    pub refusals: u32,
+    /// 429s in spite of a permit.
+    pub pacing_errors: u64,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Bank {
+    /// The provider counts a call at most so many nanoseconds after it was sent.
+    pub counted_within: u64,
+    /// The same as the windows see it: shorter under `balanced`.
+    pub within: u64,
+    pub limits: Vec<Limit>,
+    pub routes: Vec<Vec<Limit>>,
+    /// Routes with limits of each key, in the order of `Key::narrow`.
+    pub narrow: Vec<usize>,
+    pub budgets: Vec<Budget>,
+    pub keys: Vec<Key>,
+    pub paused_until: Time,
+    pub counts_cost: bool,
+    template: Vec<Limit>,
+    narrow_template: Vec<Vec<Limit>>,
+}
+
+impl Bank {
+    pub fn new(spec: &PoolSpec) -> Bank {
+        let make = |specs: &[_]| {
+            specs
+                .iter()
+                .map(|limit| Limit::new(limit, spec.safety))
+                .collect::<Vec<_>>()
+        };
+        let narrow: Vec<usize> = (0..spec.routes.len())
+            .filter(|&r| !spec.routes[r].key_limits.is_empty())
+            .collect();
+        let counted_within = nanos(spec.counted_within);
+        let mut bank = Bank {
+            counted_within,
+            within: counted_within,
+            limits: make(&spec.limits),
+            routes: spec
+                .routes
+                .iter()
+                .map(|route| make(&route.limits))
+                .collect(),
+            narrow_template: narrow
+                .iter()
+                .map(|&r| make(&spec.routes[r].key_limits))
+                .collect(),
+            narrow,
+            budgets: spec
+                .budgets
+                .iter()
+                .map(|b| Budget::new(Some(b.name.clone()), make(&b.limits)))
+                .collect(),
+            keys: Vec::new(),
+            paused_until: Time::ZERO,
+            counts_cost: false,
+            template: make(&spec.key_limits),
+        };
+        for key in &spec.keys {
+            bank.add_key(key);
+        }
+        let counts_cost = bank.all_limits().any(|limit| limit.counts == Counts::Cost);
+        Bank {
+            counts_cost,
+            ..bank
+        }
+    }
+
+    /// Adds a key; its budget must exist.
+    pub fn add_key(&mut self, spec: &KeySpec) -> KeyId {
+        let budget = spec.budget.unwrap_or_else(|| {
+            self.budgets.push(Budget::new(None, Vec::new()));
+            self.budgets.len() - 1
+        });
+        let key = self.keys.len();
+        self.keys.push(Key {
+            label: spec.label.clone(),
+            weight: spec.weight.max(1),
+            budget,
+            place: self.budgets[budget].keys.len(),
+            paused_until: Time::ZERO,
+            standing: Standing::Open,
+            limits: self.template.clone(),
+            narrow: self.narrow_template.clone(),
+        });
+        self.budgets[budget].keys.push(key);
+        KeyId(key as u32)
+    }
+
+    fn all_limits(&self) -> impl Iterator<Item = &Limit> {
+        let routes = self.routes.iter().flatten();
+        let budgets = self.budgets.iter().flat_map(|budget| &budget.limits);
+        let keys = self
+            .template
+            .iter()
+            .chain(self.narrow_template.iter().flatten());
+        self.limits.iter().chain(routes).chain(budgets).chain(keys)
+    }
+
+    /// The routes among these that have limits of each key.
+    pub fn narrow_of(&self, routes: Routes) -> Routes {
+        if routes.is_empty() || self.narrow.is_empty() {
+            return Routes::NONE;
+        }
+        routes.only(self.narrow.iter().copied().collect())
+    }
+
+    /// Does something to every limit that a call with this key and these routes takes from.
+    #[inline]
+    pub fn each(&mut self, key: KeyId, routes: Routes, mut act: impl FnMut(&mut Limit)) {
+        self.limits.iter_mut().for_each(&mut act);
+        let Some(key) = self.keys.get_mut(key.0 as usize) else {
+            return;
+        };
+        self.budgets[key.budget]
+            .limits
+            .iter_mut()
+            .for_each(&mut act);
+        key.limits.iter_mut().for_each(&mut act);
+        if routes.is_empty() {
+            return;
+        }
+        for route in routes.iter() {
+            if let Some(limits) = self.routes.get_mut(route) {
+                limits.iter_mut().for_each(&mut act);
+            }
+        }
+        for (place, route) in self.narrow.iter().enumerate() {
+            if routes.contains(*route) {
+                key.narrow[place].iter_mut().for_each(&mut act);
+            }
+        }
+    }
+
+    /// Limits of a budget and of one of its keys: those whose use the provider reports.
+    pub fn reported(&mut self, key: KeyId) -> impl Iterator<Item = &mut Limit> {
+        let key = &mut self.keys[key.0 as usize];
+        self.budgets[key.budget]
+            .limits
+            .iter_mut()
+            .chain(key.limits.iter_mut())
+    }
+
+    pub fn freed_now(&mut self, key: KeyId) -> [u64; COMPARED] {
+        let mut freed = [0; COMPARED];
+        for (place, limit) in freed.iter_mut().zip(self.reported(key)) {
+            *place = limit.freed();
+        }
+        freed
+    }
+
+    /// Room in the limits that do not depend on the key.
+    pub fn shared_slot(&mut self, ask: &Ask, now: Time) -> Slot {
+        let within = self.within;
+        let mut slot = all_of(&mut self.limits, ask.cost, now, within);
+        for route in ask.routes.iter() {
+            if let Some(limits) = self.routes.get_mut(route) {
+                slot = slot.and(all_of(limits, ask.cost, now, within));
+            }
+        }
+        slot
+    }
+
+    pub fn budget_slot(&mut self, budget: usize, cost: u64, now: Time) -> Slot {
+        let within = self.within;
+        let budget = &mut self.budgets[budget];
+        let state = Slot::at(budget.paused_until.max(budget.parked_until));
+        state.and(all_of(&mut budget.limits, cost, now, within))
+    }
+
+    pub fn key_slot(&mut self, key: usize, cost: u64, routes: Routes, now: Time) -> Slot {
+        let within = self.within;
+        let key = &mut self.keys[key];
+        let mut slot = Slot::at(key.paused_until);
+        if let Standing::Disabled { probe_at, probing } = key.standing {
+            slot = slot.and(if probing {
+                Slot::answered_by(Time::MAX)
+            } else {
+                Slot::at(probe_at)
+            });
+        }
+        slot = slot.and(all_of(&mut key.limits, cost, now, within));
+        if !routes.is_empty() {
+            for (place, route) in self.narrow.iter().enumerate() {
+                if routes.contains(*route) {
+                    slot = slot.and(all_of(&mut key.narrow[place], cost, now, within));
+                }
+            }
+        }
+        slot
+    }
+
+    /// What puts this key out of use at `now`, and until when.
+    pub fn out_of_use(&self, key: usize, now: Time) -> Option<(Why, Option<Time>)> {
+        let id = KeyId(key as u32);
+        let key = &self.keys[key];
+        let budget = &self.budgets[key.budget];
+        let number = BudgetId(key.budget as u32);
+        let until = |time: Time| (time != Time::MAX).then_some(time);
+        match key.standing {
+            Standing::Disabled { probing: true, .. } => return Some((Why::KeyDisabled(id), None)),
+            Standing::Disabled { probe_at, .. } if probe_at > now => {
+                return Some((Why::KeyDisabled(id), until(probe_at)));
+            }
+            Standing::Disabled { .. } | Standing::Open => {}
+        }
+        if budget.parked_until > now {
+            return Some((Why::BudgetParked(number), until(budget.parked_until)));
+        }
+        if budget.paused_until > now {
+            return Some((Why::BudgetPaused(number), until(budget.paused_until)));
+        }
+        (key.paused_until > now).then(|| (Why::KeyPaused(id), until(key.paused_until)))
+    }
+}
+
+impl Budget {
+    fn new(name: Option<String>, limits: Vec<Limit>) -> Budget {
+        Budget {
+            name,
+            keys: Vec::new(),
+            limits,
+            paused_until: Time::ZERO,
+            parked_until: Time::ZERO,
+            widened: 0,
+            refused_at: None,
+            refusals: 0,
+            pacing_errors: 0,
+        }
+    }
+}
+
+#[inline]
+fn all_of(limits: &mut [Limit], cost: u64, now: Time, within: u64) -> Slot {
+    limits.iter_mut().fold(Slot::OPEN, |slot, limit| {
+        slot.and(limit.slot(cost, now, within))
+    })
+}

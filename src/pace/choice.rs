@@ -1,0 +1,278 @@
+//! Which key: the one whose earliest slot is nearest, ties by weight.
+//!
+//! Few keys are simply looked at. Many are indexed, once for each *kind* of ask (its routes that have limits of each
+//! key, and its cost, rounded up), and an index entry is computed anew only after something happened to its key.
+
+use super::Time;
+use super::ask::{KeyId, Routes};
+use super::bank::Bank;
+use super::shelf::Shelf;
+
+/// So many keys are looked at one by one.
+const FEW: usize = 8;
+/// So many kinds of asks are indexed; the one unused for longest makes room.
+const KINDS: usize = 32;
+/// One call moves the turn of a key of weight 1 on by so much.
+const STRIDE: u64 = 1 << 24;
+
+#[derive(Clone, Debug)]
+struct Kind {
+    routes: Routes,
+    /// The largest cost of this kind.
+    cost: u64,
+    /// The cost of the ask it was made for.
+    least: u64,
+    budgets: Shelf,
+    /// For budgets of several keys: an index of these.
+    keys: Vec<Option<Shelf>>,
+    touched: Vec<KeyId>,
+    stale: bool,
+    last_use: u64,
+}
+
+/// Whose turn it is, and the indices.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Choice {
+    kinds: Vec<Kind>,
+    uses: u64,
+    budget_turns: Vec<u64>,
+    budget_weights: Vec<u64>,
+    /// Turns of the keys of each budget, by their place in it.
+    key_turns: Vec<Vec<u64>>,
+    latest: u64,
+    latest_in: Vec<u64>,
+}
+
+impl Choice {
+    pub fn new(bank: &Bank) -> Choice {
+        let weight = |b: &super::bank::Budget| {
+            b.keys
+                .iter()
+                .map(|&k| u64::from(bank.keys[k].weight))
+                .sum::<u64>()
+                .max(1)
+        };
+        Choice {
+            kinds: Vec::new(),
+            uses: 0,
+            budget_turns: vec![0; bank.budgets.len()],
+            budget_weights: bank.budgets.iter().map(weight).collect(),
+            key_turns: bank
+                .budgets
+                .iter()
+                .map(|budget| vec![0; budget.keys.len()])
+                .collect(),
+            latest: 0,
+            latest_in: vec![0; bank.budgets.len()],
+        }
+    }
+
+    /// The key to use for this ask, whether it is ready or not; `among` narrows it to one budget.
+    pub fn best(
+        &mut self,
+        bank: &mut Bank,
+        (cost, routes): (u64, Routes),
+        among: Option<usize>,
+        except: Option<KeyId>,
+        now: Time,
+    ) -> Option<KeyId> {
+        if bank.keys.len() <= FEW {
+            let all = among.map_or(0..bank.budgets.len(), |budget| budget..budget + 1);
+            return self.look(bank, all, (cost, routes), except, now);
+        }
+        let kind = self.kind(bank, cost, routes);
+        self.refresh(kind, bank, now);
+        let kind = &mut self.kinds[kind];
+        let except = except
+            .map(|key| &bank.keys[key.0 as usize])
+            .map(|key| (key.budget, key.place));
+        if let Some(budget) = among {
+            return inner(kind, bank, &self.key_turns, budget, except, now).map(|found| found.0);
+        }
+        let (budget, _) = kind.budgets.best(now, &self.budget_turns, None)?;
+        let found = inner(kind, bank, &self.key_turns, budget, except, now);
+        match (found, except) {
+            (Some((key, free)), Some((excepted, _))) if excepted != budget || free <= now => {
+                Some(key)
+            }
+            (Some((key, _)), None) => Some(key),
+            (found, _) => {
+                let other = kind.budgets.best(now, &self.budget_turns, Some(budget));
+                let other =
+                    other.and_then(|(b, _)| inner(kind, bank, &self.key_turns, b, except, now));
+                let nearest = [found, other]
+                    .into_iter()
+                    .flatten()
+                    .min_by_key(|found| found.1);
+                nearest.map(|found| found.0)
+            }
+        }
+    }
+
+    fn look(
+        &self,
+        bank: &mut Bank,
+        budgets: std::ops::Range<usize>,
+        (cost, routes): (u64, Routes),
+        except: Option<KeyId>,
+        now: Time,
+    ) -> Option<KeyId> {
+        let mut best = None;
+        for budget in budgets {
+            let shared = bank.budget_slot(budget, cost, now);
+            for place in 0..bank.budgets[budget].keys.len() {
+                let key = bank.budgets[budget].keys[place];
+                let free = shared
+                    .and(bank.key_slot(key, cost, routes, now))
+                    .at_most
+                    .max(now);
+                let rank = (
+                    free,
+                    self.budget_turns[budget],
+                    self.key_turns[budget][place],
+                    key,
+                );
+                if except != Some(KeyId(key as u32)) && best.is_none_or(|best| rank < best) {
+                    best = Some(rank);
+                }
+            }
+        }
+        best.map(|best| KeyId(best.3 as u32))
+    }
+
+    /// A call was granted to this key: others of equal slots come first now, by weight.
+    pub fn served(&mut self, bank: &Bank, key: KeyId) {
+        let number = key;
+        let key = &bank.keys[key.0 as usize];
+        let turn = &mut self.budget_turns[key.budget];
+        *turn = (*turn).max(self.latest);
+        self.latest = *turn;
+        *turn = turn.saturating_add((STRIDE / self.budget_weights[key.budget]).max(1));
+        let turn = &mut self.key_turns[key.budget][key.place];
+        let latest = &mut self.latest_in[key.budget];
+        *turn = (*turn).max(*latest);
+        *latest = *turn;
+        *turn = turn.saturating_add((STRIDE / u64::from(key.weight)).max(1));
+        self.touch(number, bank);
+    }
+
+    /// Something happened to this key or its budget.
+    pub fn touch(&mut self, key: KeyId, bank: &Bank) {
+        for kind in &mut self.kinds {
+            if kind.stale || kind.touched.last() == Some(&key) {
+                continue;
+            }
+            kind.touched.push(key);
+            if kind.touched.len() > bank.keys.len() {
+                kind.stale = true;
+                kind.touched.clear();
+            }
+        }
+    }
+
+    /// Keys were added or everything changed.
+    pub fn rebuild(&mut self, bank: &Bank) {
+        let old = std::mem::replace(self, Choice::new(bank));
+        self.latest = old.latest;
+        for (new, old) in self.budget_turns.iter_mut().zip(&old.budget_turns) {
+            *new = *old;
+        }
+    }
+
+    fn kind(&mut self, bank: &Bank, cost: u64, routes: Routes) -> usize {
+        self.uses += 1;
+        let least = if bank.counts_cost { cost } else { 1 };
+        let cost = rounded(least);
+        if let Some(found) = self
+            .kinds
+            .iter()
+            .position(|kind| kind.cost == cost && kind.routes == routes)
+        {
+            self.kinds[found].last_use = self.uses;
+            return found;
+        }
+        if self.kinds.len() >= KINDS
+            && let Some(oldest) =
+                (0..self.kinds.len()).min_by_key(|&kind| self.kinds[kind].last_use)
+        {
+            self.kinds.swap_remove(oldest);
+        }
+        let several = |budget: &super::bank::Budget| {
+            (budget.keys.len() > 1).then(|| Shelf::new(budget.keys.len()))
+        };
+        self.kinds.push(Kind {
+            routes,
+            cost,
+            least,
+            budgets: Shelf::new(bank.budgets.len()),
+            keys: bank.budgets.iter().map(several).collect(),
+            touched: Vec::new(),
+            stale: true,
+            last_use: self.uses,
+        });
+        self.kinds.len() - 1
+    }
+
+    fn refresh(&mut self, kind: usize, bank: &mut Bank, now: Time) {
+        let kind = &mut self.kinds[kind];
+        if kind.stale {
+            kind.touched = (0..bank.keys.len() as u32).map(KeyId).collect();
+            kind.stale = false;
+        }
+        let mut touched = std::mem::take(&mut kind.touched);
+        for key in touched.drain(..) {
+            let key = key.0 as usize;
+            let (budget, place) = (bank.keys[key].budget, bank.keys[key].place);
+            let mut free = bank.key_slot(key, kind.cost, kind.routes, now).at_most;
+            if free == Time::MAX {
+                // Rounded up it may be more than a limit ever allows.
+                free = bank.key_slot(key, kind.least, kind.routes, now).at_most;
+            }
+            if let Some(shelf) = &mut kind.keys[budget] {
+                shelf.set(place, free, self.key_turns[budget][place], now);
+                free = shelf
+                    .best(now, &self.key_turns[budget], None)
+                    .map_or(Time::MAX, |best| best.1);
+            }
+            let mut shared = bank.budget_slot(budget, kind.cost, now).at_most;
+            if shared == Time::MAX {
+                shared = bank.budget_slot(budget, kind.least, now).at_most;
+            }
+            let free = free.max(shared);
+            kind.budgets
+                .set(budget, free, self.budget_turns[budget], now);
+        }
+        kind.touched = touched;
+    }
+}
+
+/// The best key of a budget, and when it is free (not counting the budget's own limits).
+fn inner(
+    kind: &mut Kind,
+    bank: &Bank,
+    turns: &[Vec<u64>],
+    budget: usize,
+    except: Option<(usize, usize)>,
+    now: Time,
+) -> Option<(KeyId, Time)> {
+    let keys = &bank.budgets.get(budget)?.keys;
+    let except = except
+        .filter(|except| except.0 == budget)
+        .map(|except| except.1);
+    let (place, free) = match &mut kind.keys[budget] {
+        Some(shelf) => shelf.best(now, &turns[budget], except)?,
+        None if except == Some(0) || keys.is_empty() => return None,
+        None => (0, now),
+    };
+    keys.get(place).map(|&key| (KeyId(key as u32), free))
+}
+
+/// Costs of nearly the same size share an index: rounded up to four steps an octave, which may let a large call of a
+/// provider with many keys wait for a quarter more room than it needs.
+fn rounded(cost: u64) -> u64 {
+    if cost <= 16 {
+        return cost;
+    }
+    let step = 1 << (cost.ilog2() - 2);
+    cost.div_ceil(step).saturating_mul(step)
+}

@@ -1,0 +1,135 @@
+//! The generic cell rate algorithm: a bucket kept as one instant, the time at which it would be full again.
+//!
+//! `full_at` moves on by `amount × per ÷ rate` with everything taken. The debt of the bucket at `t` is
+//! `full_at − t`; a call fits while the debt it leaves is at most the bucket's depth.
+//! See ITU-T I.371; written as a "virtual scheduling" variant.
+
+use super::Time;
+use std::collections::VecDeque;
+
+/// So many takings are remembered for a later correction; older ones can no longer be corrected downwards.
+const MEMORY: usize = 128;
+
+#[derive(Clone, Debug)]
+pub(super) struct Gcra {
+    rate: u64,
+    /// Nanoseconds in which `rate` units flow back, as declared (already lowered by the caller).
+    per: u64,
+    /// The same with the guard that 429s have added.
+    guarded_per: u64,
+    one: u64,
+    full_at: Time,
+    /// Takings that may be corrected, and `full_at` before the first of them; only where costs are counted.
+    takings: Option<(Time, VecDeque<(Time, u64)>)>,
+}
+
+impl Gcra {
+    /// `rate` units flow back in `per` nanoseconds.
+    pub fn new(rate: u64, per: u64, correctable: bool) -> Gcra {
+        let takings = correctable.then(|| (Time::ZERO, VecDeque::new()));
+        let mut gcra = Gcra {
+            rate,
+            per,
+            guarded_per: per,
+            one: 0,
+            full_at: Time::ZERO,
+            takings,
+        };
+        gcra.one = gcra.long_span(1);
+        gcra
+    }
+
+    /// How long `amount` takes to flow back, rounded up to a nanosecond.
+    pub fn span(&self, amount: u64) -> u64 {
+        if amount == 1 {
+            self.one
+        } else {
+            self.long_span(amount)
+        }
+    }
+
+    fn long_span(&self, amount: u64) -> u64 {
+        let nanos =
+            (u128::from(amount) * u128::from(self.guarded_per)).div_ceil(u128::from(self.rate));
+        u64::try_from(nanos).unwrap_or(u64::MAX)
+    }
+
+    /// When everything taken will have flowed back.
+    pub fn full_at(&self) -> Time {
+        self.full_at
+    }
+
+    /// Takes `amount` at `at`. Takings out of order never make the bucket fuller than the true order would.
+    pub fn take(&mut self, amount: u64, at: Time) {
+        let span = self.span(amount);
+        if let Some((base, takings)) = &mut self.takings {
+            if takings.is_empty() || self.full_at <= at {
+                // The bucket was full: nothing before this matters any more.
+                takings.clear();
+                *base = self.full_at.max(at);
+            }
+            takings.push_back((at, amount));
+        }
+        self.full_at = self.full_at.max(at).plus(span);
+        self.forget_oldest();
+    }
+
+    fn forget_oldest(&mut self) {
+        let (one, rate, per) = (self.one, self.rate, self.guarded_per);
+        if let Some((base, takings)) = &mut self.takings
+            && takings.len() > MEMORY
+            && let Some((at, amount)) = takings.pop_front()
+        {
+            let span = if amount == 1 {
+                one
+            } else {
+                span_of(amount, per, rate)
+            };
+            *base = (*base).max(at).plus(span);
+        }
+    }
+
+    /// Gives back `amount` of what was taken at `at`, as if it had never been taken: the bucket is computed anew.
+    pub fn give_back(&mut self, amount: u64, at: Time) {
+        let (per, rate) = (self.guarded_per, self.rate);
+        let Some((base, takings)) = &mut self.takings else {
+            return;
+        };
+        let Some(taking) = takings
+            .iter_mut()
+            .find(|taking| taking.0 == at && taking.1 >= amount)
+        else {
+            return;
+        };
+        taking.1 -= amount;
+        let mut full_at = *base;
+        for &(at, amount) in takings.iter() {
+            full_at = full_at.max(at).plus(span_of(amount, per, rate));
+        }
+        // Rounding of the parts may exceed that of the whole by a few nanoseconds; never move later.
+        self.full_at = self.full_at.min(full_at);
+    }
+
+    /// A call recorded earlier left as late as `at`: the next one keeps its whole distance from it.
+    pub fn not_before(&mut self, amount: u64, at: Time) {
+        self.full_at = self.full_at.max(at.plus(self.span(amount)));
+    }
+
+    /// Slows the flow back by `extra` nanoseconds a period.
+    pub fn widen(&mut self, extra: u64) {
+        self.guarded_per = self.per.saturating_add(extra);
+        self.one = self.long_span(1);
+    }
+
+    /// Units that flow back in `nanos`, rounded up.
+    pub fn flows_in(&self, nanos: u64) -> u64 {
+        let units =
+            (u128::from(nanos) * u128::from(self.rate)).div_ceil(u128::from(self.guarded_per));
+        u64::try_from(units).unwrap_or(u64::MAX)
+    }
+}
+
+fn span_of(amount: u64, per: u64, rate: u64) -> u64 {
+    let nanos = (u128::from(amount) * u128::from(per)).div_ceil(u128::from(rate));
+    u64::try_from(nanos).unwrap_or(u64::MAX)
+}

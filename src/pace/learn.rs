@@ -1,0 +1,189 @@
+//! What a signal does to a pool: it may only tighten, and only by what this process did not cause itself.
+//!
+//! * A declared limit: what the server says it counted is compared with the most that it may have counted of this
+//!   process's own calls. Only the excess is foreign use, and is added to the limit until it resets. So a plain
+//!   `remaining: 0` in every answer does not slow down a pacer that uses the whole limit, and a late answer, which
+//!   reports less use than there is now, does nothing.
+//! * Nothing declared: `remaining: 0` pauses the budget until the reset.
+//! * Refused in spite of a permit: the budget pauses, the error is counted, and its guard widens.
+
+use super::Time;
+use super::ask::{BudgetId, COMPARED, Flight, KeyId};
+use super::limit::{Counts, Limit};
+use super::pool::Pool;
+use super::signal::{Reading, Signal, Unit};
+use super::time::nanos;
+
+/// A pause where the provider does not say how long; doubled with each refusal in a row …
+const PAUSE_NANOS: u64 = 1_000_000_000;
+/// … up to this.
+const LONGEST_PAUSE_NANOS: u64 = 64_000_000_000;
+/// At most so much jitter is added to a pause.
+const JITTER_NANOS: u64 = 1_000_000_000;
+/// A refusal widens the guard by so many thousandths of the period, doubled each time …
+const WIDEN_BY: u64 = 5;
+/// … up to this.
+const WIDEST: u64 = 160;
+/// Without a refusal the guard shrinks by half after so many nanoseconds.
+const SHRINK_AFTER_NANOS: u64 = 600_000_000_000;
+
+impl Pool {
+    /// The first byte of the answer arrived: the slots of the call are anchored there (or at its departure +
+    /// `counted_within`, if that was earlier), and what the response says about limits is taken in.
+    pub fn first_byte(&mut self, flight: &mut Flight, at: Time, signal: Option<&Signal>) {
+        self.anchor(flight, at);
+        if let Some(signal) = signal.filter(|signal| !signal.is_empty()) {
+            self.learn(flight, at, signal);
+        }
+        self.shrink_guard(flight.key, at);
+    }
+
+    fn learn(&mut self, flight: &Flight, at: Time, signal: &Signal) {
+        for reading in &signal.readings {
+            self.take_in(flight, at, reading);
+        }
+        if signal.limited {
+            self.refused(flight, at, signal);
+        } else if let Some(wait) = signal.retry_after {
+            self.pause_with_jitter(flight.key, at, nanos(wait));
+        }
+    }
+
+    /// Compares one reading with the limit it is about, if that is declared.
+    fn take_in(&mut self, flight: &Flight, at: Time, reading: &Reading) {
+        let Some(remaining) = reading.remaining else {
+            return;
+        };
+        let matching = self.matching(flight.key, reading);
+        let Some(place) = matching else {
+            if remaining == 0
+                && let Some(wait) = reading.resets_in
+            {
+                self.pause_budget(
+                    BudgetId(self.bank.keys[flight.key.0 as usize].budget as u32),
+                    at + wait,
+                );
+            }
+            return;
+        };
+        let seen = flight.freed.get(place).copied();
+        let Some(limit) = self.bank.reported(flight.key).nth(place) else {
+            return;
+        };
+        let counted = reading
+            .limit
+            .unwrap_or(limit.declared)
+            .saturating_sub(remaining);
+        let Some(own) = seen.and_then(|freed| limit.own_since(freed)) else {
+            return;
+        };
+        let excess = counted
+            .saturating_sub(own)
+            .saturating_sub(limit.foreign_used());
+        if excess > 0 {
+            limit.foreign(excess, reading.resets_in.map(|wait| at + wait), at);
+            self.choice.touch(flight.key, &self.bank);
+        }
+    }
+
+    /// The declared limit of the budget or key that a reading is about: the one of that amount (and window), or the
+    /// only one where the reading does not name an amount.
+    fn matching(&mut self, key: KeyId, reading: &Reading) -> Option<usize> {
+        let counts = match reading.unit {
+            Unit::Requests => Counts::Requests,
+            Unit::Cost => Counts::Cost,
+            Unit::Concurrency => Counts::Open,
+        };
+        let fits = |limit: &Limit| {
+            let amount = reading.limit.is_none_or(|amount| amount == limit.declared);
+            let window = reading
+                .window
+                .is_none_or(|window| nanos(window) == limit.per);
+            limit.counts == counts && amount && window
+        };
+        let found: Vec<usize> = self
+            .bank
+            .reported(key)
+            .enumerate()
+            .filter(|(_, l)| fits(l))
+            .map(|(n, _)| n)
+            .collect();
+        match found.as_slice() {
+            [only] => Some(*only).filter(|place| *place < COMPARED),
+            _ => None,
+        }
+    }
+
+    /// 429 in spite of a permit.
+    fn refused(&mut self, flight: &Flight, at: Time, signal: &Signal) {
+        let number = self.bank.keys[flight.key.0 as usize].budget;
+        let budget = &mut self.bank.budgets[number];
+        budget.pacing_errors += 1;
+        // Calls that were on their way together are refused together: that is one lesson, not many.
+        if budget.refused_at.is_none_or(|last| flight.sent > last) {
+            budget.refused_at = Some(at);
+            budget.refusals = budget.refusals.saturating_add(1);
+            budget.widened = (budget.widened * 2).clamp(WIDEN_BY, WIDEST);
+            self.widen(number);
+        }
+        let exhausted = |reading: &&Reading| reading.remaining.is_none_or(|left| left == 0);
+        let reset = signal
+            .readings
+            .iter()
+            .filter(exhausted)
+            .filter_map(|reading| reading.resets_in)
+            .max();
+        let refusals = self.bank.budgets[number].refusals.max(1);
+        let backoff = (PAUSE_NANOS << (refusals - 1).min(6)).min(LONGEST_PAUSE_NANOS);
+        let wait = signal.retry_after.or(reset).map_or(backoff, nanos);
+        self.pause_with_jitter(flight.key, at, wait);
+    }
+
+    /// The stated time is a floor. The jitter above it is up to a sixteenth, at most a second, and depends on the key
+    /// and the time only, so that many processes do not come back at once and a replay of events gives the same times.
+    fn pause_with_jitter(&mut self, key: KeyId, at: Time, wait: u64) {
+        let most = (wait / 16).min(JITTER_NANOS);
+        let jitter = if most == 0 {
+            0
+        } else {
+            scrambled(at.as_nanos() ^ u64::from(key.0) << 48) % most
+        };
+        let budget = BudgetId(self.bank.keys[key.0 as usize].budget as u32);
+        self.pause_budget(budget, at.plus(wait).plus(jitter));
+    }
+
+    fn widen(&mut self, number: usize) {
+        let share = self.bank.budgets[number].widened;
+        let widen = |limit: &mut Limit| limit.widen(limit.per / 1000 * share);
+        self.bank.budgets[number].limits.iter_mut().for_each(widen);
+        for place in 0..self.bank.budgets[number].keys.len() {
+            let key = self.bank.budgets[number].keys[place];
+            self.bank.keys[key].limits.iter_mut().for_each(widen);
+            self.choice.touch(KeyId(key as u32), &self.bank);
+        }
+    }
+
+    /// An accepted call, long after the last refusal: the guard shrinks again.
+    fn shrink_guard(&mut self, key: KeyId, at: Time) {
+        let number = self.bank.keys[key.0 as usize].budget;
+        let budget = &mut self.bank.budgets[number];
+        let Some(last) = budget.refused_at else {
+            return;
+        };
+        if at < last.plus(SHRINK_AFTER_NANOS) {
+            return;
+        }
+        budget.refusals = 0;
+        budget.widened /= 2;
+        budget.refused_at = (budget.widened > 0).then_some(at);
+        self.widen(number);
+    }
+}
+
+/// A number that looks random (splitmix64).
+fn scrambled(seed: u64) -> u64 {
+    let mut x = seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    x ^ (x >> 31)
+}

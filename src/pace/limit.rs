@@ -1,0 +1,312 @@
+//! One limit: what it counts, and the meter that counts it.
+
+use super::Time;
+use super::bucket::Bucket;
+use super::gate::Gate;
+use super::slot::Slot;
+use super::smooth::{self, Smooth};
+use super::spec::{Algorithm, LimitSpec, Measure, Safety};
+use super::time::nanos;
+use super::window::{CLOCK_DRIFT, Window};
+use std::time::Duration;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Counts {
+    Requests,
+    Cost,
+    Open,
+}
+
+#[derive(Clone, Debug)]
+enum Meter {
+    Window(Window),
+    Bucket(Bucket),
+    Smooth(Smooth),
+    Gate(Gate),
+}
+
+/// A departed call as one limit sees it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Trace {
+    pub cost: u64,
+    pub sent: Time,
+    /// The first byte of its answer.
+    pub answered: Option<Time>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Limit {
+    pub counts: Counts,
+    /// The amount as declared.
+    pub declared: u64,
+    /// The period in nanoseconds.
+    pub per: u64,
+    /// The most that one call may take.
+    pub largest: u64,
+    meter: Meter,
+}
+
+impl Limit {
+    pub fn new(spec: &LimitSpec, safety: Safety) -> Limit {
+        let (counts, declared) = match spec.measure {
+            Measure::Requests(amount) => (Counts::Requests, amount),
+            Measure::Cost(amount) => (Counts::Cost, amount),
+            Measure::Concurrency(open) => (Counts::Open, u64::from(open)),
+        };
+        let mut limit = Limit {
+            counts,
+            declared,
+            per: nanos(spec.per),
+            largest: declared,
+            meter: Meter::Gate(Gate::new(declared)),
+        };
+        if counts != Counts::Open {
+            limit.meter = limit.timed(spec, safety);
+        }
+        limit
+    }
+
+    fn timed(&mut self, spec: &LimitSpec, safety: Safety) -> Meter {
+        let correctable = self.counts == Counts::Cost;
+        let headroom = match safety {
+            Safety::Headroom(share) => 1.0 - share,
+            Safety::Strict | Safety::Balanced => 1.0,
+        };
+        let cap = ((self.declared as f64 * headroom).floor() as u64).max(1);
+        match spec.algorithm {
+            Algorithm::TokenBucket => {
+                let burst = spec
+                    .burst
+                    .unwrap_or(if correctable { self.declared } else { 1 });
+                self.largest = burst;
+                let per = (self.per as f64 / headroom).ceil() as u64;
+                Meter::Bucket(Bucket::new(self.declared, drifted(per), burst, correctable))
+            }
+            Algorithm::Smooth => {
+                let rate = match safety {
+                    Safety::Strict if correctable => cap as f64 * 0.98,
+                    Safety::Strict => smooth::lowered(cap),
+                    Safety::Balanced | Safety::Headroom(_) => cap as f64,
+                };
+                Meter::Smooth(Smooth::new(
+                    cap,
+                    drifted(self.per),
+                    rate,
+                    spec.burst,
+                    correctable,
+                ))
+            }
+            Algorithm::SlidingWindow | Algorithm::FixedWindow | Algorithm::Quota(_) => {
+                Meter::Window(Window::new(cap, self.per))
+            }
+        }
+    }
+
+    /// How much of this limit a call of this cost takes.
+    pub fn amount(&self, cost: u64) -> u64 {
+        if self.counts == Counts::Cost { cost } else { 1 }
+    }
+
+    /// Whether no amount of waiting makes room for a call of this cost.
+    pub fn refuses(&self, cost: u64) -> bool {
+        self.counts == Counts::Cost && cost > self.largest
+    }
+
+    pub fn slot(&mut self, cost: u64, now: Time, within: u64) -> Slot {
+        if self.refuses(cost) {
+            return Slot::NEVER;
+        }
+        let amount = self.amount(cost);
+        if amount == 0 {
+            return Slot::OPEN;
+        }
+        match &mut self.meter {
+            Meter::Window(window) => window.slot(amount, now, within),
+            Meter::Bucket(bucket) => bucket.slot(amount, now, within),
+            Meter::Smooth(smooth) => smooth.slot(amount, now, within),
+            Meter::Gate(gate) => gate.slot(now),
+        }
+    }
+
+    pub fn book(&mut self, cost: u64) {
+        let amount = self.amount(cost);
+        match &mut self.meter {
+            Meter::Window(window) => window.book(amount),
+            Meter::Bucket(bucket) => bucket.book(amount),
+            Meter::Smooth(smooth) => smooth.book(amount),
+            Meter::Gate(gate) => gate.take(),
+        }
+    }
+
+    /// The permit is given back unused.
+    pub fn unbook(&mut self, cost: u64) {
+        let amount = self.amount(cost);
+        match &mut self.meter {
+            Meter::Window(window) => window.unbook(amount),
+            Meter::Bucket(bucket) => bucket.unbook(amount),
+            Meter::Smooth(smooth) => smooth.unbook(amount),
+            Meter::Gate(gate) => gate.release(),
+        }
+    }
+
+    pub fn depart(&mut self, cost: u64, at: Time) {
+        let amount = self.amount(cost);
+        match &mut self.meter {
+            Meter::Window(window) => window.depart(amount, at),
+            Meter::Bucket(bucket) => bucket.depart(amount, at),
+            Meter::Smooth(smooth) => smooth.depart(amount, at),
+            Meter::Gate(_) => {}
+        }
+    }
+
+    /// The call left later than it was recorded to.
+    pub fn shift(&mut self, cost: u64, from: Time, to: Time) {
+        let amount = self.amount(cost);
+        match &mut self.meter {
+            Meter::Window(window) => window.shift(amount, from, to),
+            Meter::Bucket(bucket) => bucket.shift(amount, from, to),
+            Meter::Smooth(smooth) => smooth.shift(amount, from, to),
+            Meter::Gate(_) => {}
+        }
+    }
+
+    pub fn answered(&mut self, cost: u64, sent: Time, at: Time, within: u64) {
+        let amount = self.amount(cost);
+        match &mut self.meter {
+            Meter::Window(window) => window.answered(amount, sent, at, within),
+            Meter::Bucket(bucket) => bucket.answered(amount, sent, at, within),
+            Meter::Smooth(smooth) => smooth.window_mut().answered(amount, sent, at, within),
+            Meter::Gate(_) => {}
+        }
+    }
+
+    /// The call surely never reached the provider. What `smooth` has spaced stays spaced.
+    pub fn unsent(&mut self, cost: u64, sent: Time) {
+        let amount = self.amount(cost);
+        match &mut self.meter {
+            Meter::Window(window) => window.unsent(amount, sent),
+            Meter::Bucket(bucket) => bucket.unsent(amount, sent),
+            Meter::Smooth(smooth) => smooth.window_mut().unsent(amount, sent),
+            Meter::Gate(gate) => gate.release(),
+        }
+    }
+
+    /// The call is over. `open_until` is when an unanswered one surely is over at the provider, too.
+    pub fn finished(
+        &mut self,
+        call: Trace,
+        at: Time,
+        actual: Option<u64>,
+        within: u64,
+        open_until: Time,
+    ) {
+        if let Meter::Gate(gate) = &mut self.meter {
+            return match call.answered {
+                None if open_until > at => gate.release_at(open_until),
+                _ => gate.release(),
+            };
+        }
+        let Some(actual) = actual else { return };
+        let lower_unanswered = call.answered.is_none() && actual < call.cost;
+        if self.counts != Counts::Cost || actual == call.cost || lower_unanswered {
+            return;
+        }
+        let anchor = call.answered.unwrap_or(at).min(call.sent.plus(within));
+        match &mut self.meter {
+            Meter::Window(window) => window.correct(call.cost, actual, anchor, at),
+            Meter::Bucket(bucket) => bucket.correct(call.cost, actual, anchor, at),
+            Meter::Smooth(smooth) => smooth.correct(call.cost, actual, call.sent, anchor, at),
+            Meter::Gate(_) => {}
+        }
+    }
+
+    /// Somebody else took so much of it, until then or for one period.
+    pub fn foreign(&mut self, amount: u64, until: Option<Time>, now: Time) {
+        match &mut self.meter {
+            Meter::Window(window) => window.foreign(amount, until, now),
+            Meter::Smooth(smooth) => smooth.window_mut().foreign(amount, until, now),
+            Meter::Bucket(bucket) => bucket.foreign(amount, now),
+            Meter::Gate(_) => {}
+        }
+    }
+
+    fn window(&self) -> Option<&Window> {
+        match &self.meter {
+            Meter::Window(window) => Some(window),
+            Meter::Smooth(smooth) => Some(smooth.window()),
+            Meter::Bucket(_) | Meter::Gate(_) => None,
+        }
+    }
+
+    /// Everything this process ever freed of it; see `own_since`.
+    pub fn freed(&self) -> u64 {
+        self.window().map_or(0, Window::freed)
+    }
+
+    /// The most that the provider may have counted for this process while a call was on its way that saw `freed`
+    /// when it was booked: what is used now and what was freed meanwhile. `None` where it cannot be known.
+    pub fn own_since(&self, freed: u64) -> Option<u64> {
+        self.window()
+            .map(|window| window.own_used() + window.freed().saturating_sub(freed))
+    }
+
+    /// What others are believed to have used of it.
+    pub fn foreign_used(&self) -> u64 {
+        self.window().map_or(0, Window::foreign_used)
+    }
+
+    /// Taken now (after `slot` of the same time), and how much there is of it.
+    pub fn usage(&self, now: Time) -> (u64, u64) {
+        match &self.meter {
+            Meter::Window(window) => (window.used(), window.cap()),
+            Meter::Smooth(smooth) => (smooth.window().used(), smooth.window().cap()),
+            Meter::Bucket(bucket) => (bucket.used(now), bucket.depth()),
+            Meter::Gate(gate) => (gate.used(), gate.places()),
+        }
+    }
+
+    /// Adds `extra` to the guard of the limit: of a window, or of the period in which a bucket refills.
+    pub fn widen(&mut self, extra: u64) {
+        match &mut self.meter {
+            Meter::Window(window) => window.widen(extra),
+            Meter::Smooth(smooth) => smooth.widen(extra),
+            Meter::Bucket(bucket) => bucket.widen(extra),
+            Meter::Gate(_) => {}
+        }
+    }
+
+    /// Upper bound on the calls it could let go within `horizon`.
+    pub fn allowance(&mut self, horizon: u64, now: Time, within: u64) -> u64 {
+        match &mut self.meter {
+            Meter::Window(window) => window.allowance(horizon, now, within),
+            Meter::Smooth(smooth) => smooth.allowance(horizon, now, within),
+            Meter::Bucket(bucket) => bucket.allowance(horizon, now),
+            Meter::Gate(_) => u64::MAX,
+        }
+    }
+
+    /// Calls (or units) a second that it allows in the long run; `None` where time does not limit it.
+    pub fn per_second(&self) -> Option<f64> {
+        match self.counts {
+            Counts::Open => None,
+            Counts::Requests | Counts::Cost => {
+                Some(self.declared as f64 / Duration::from_nanos(self.per).as_secs_f64())
+            }
+        }
+    }
+
+    /// Counts it as wholly used at `now`, since nobody knows what was sent before.
+    pub fn assume_spent(&mut self, now: Time) {
+        let amount = self.declared;
+        match &mut self.meter {
+            Meter::Bucket(bucket) => bucket.foreign(bucket.depth(), now),
+            Meter::Window(_) | Meter::Smooth(_) => self.foreign(amount, None, now),
+            Meter::Gate(_) => {}
+        }
+    }
+}
+
+/// A period lengthened by what two clocks may run apart.
+fn drifted(per: u64) -> u64 {
+    per.saturating_add(per / CLOCK_DRIFT)
+}

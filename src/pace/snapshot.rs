@@ -1,0 +1,220 @@
+//! The state of a pool for metrics and for people.
+
+use super::Time;
+use super::ask::KeyId;
+use super::bank::Standing;
+use super::limit::{Counts, Limit};
+use super::pool::Pool;
+use super::signal::Unit;
+use std::time::Duration;
+
+/// How much of a limit is taken.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LimitUse {
+    /// What it counts.
+    pub unit: Unit,
+    /// The amount per period as declared.
+    pub declared: u64,
+    /// The period; zero for concurrency.
+    pub per: Duration,
+    /// Taken now, foreign use included.
+    pub used: u64,
+    /// The most that can be taken now: the window's calls, the bucket's depth, the open calls.
+    pub limit: u64,
+    /// Of it, what others are believed to have used.
+    pub foreign: u64,
+    /// When there is room for one more; `Time::MAX` if only an answer can tell.
+    pub next_slot: Time,
+}
+
+/// Whether a key can be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyState {
+    /// In use.
+    Open,
+    /// Not before then.
+    Paused(Time),
+    /// Set aside; `probe_at` says when a call may try it (`None`: only an operator).
+    Disabled {
+        /// The time of the next probe.
+        probe_at: Option<Time>,
+    },
+    /// A call is trying it.
+    Probing,
+}
+
+/// Whether a budget can be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BudgetState {
+    /// In use.
+    Open,
+    /// Not before then.
+    Paused(Time),
+    /// Its quota is exhausted, until then or until an operator resumes it.
+    Parked(Option<Time>),
+}
+
+/// One key.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KeySnapshot {
+    /// Its number.
+    pub id: KeyId,
+    /// Its label.
+    pub label: String,
+    /// Whether it can be used.
+    pub state: KeyState,
+    /// Its limits, those of routes not included.
+    pub limits: Vec<LimitUse>,
+}
+
+/// One budget with its keys.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BudgetSnapshot {
+    /// Its name, or the label of its only key.
+    pub name: String,
+    /// Whether it was declared, and not made for a single key.
+    pub declared: bool,
+    /// Whether it can be used.
+    pub state: BudgetState,
+    /// Limits of its keys together.
+    pub limits: Vec<LimitUse>,
+    /// Its keys.
+    pub keys: Vec<KeySnapshot>,
+    /// Calls a second that its limits and those of its usable keys allow; `None`: time does not limit them.
+    pub allowed_per_second: Option<f64>,
+    /// Calls refused by the provider in spite of a permit.
+    pub pacing_errors: u64,
+    /// By how much of a period refusals have widened its guard, 0 to 1.
+    pub guard: f64,
+}
+
+/// One provider.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PoolSnapshot {
+    /// When it was taken.
+    pub at: Time,
+    /// Paused until then.
+    pub paused_until: Option<Time>,
+    /// Limits of the provider as a whole.
+    pub limits: Vec<LimitUse>,
+    /// Its budgets.
+    pub budgets: Vec<BudgetSnapshot>,
+    /// Calls a second that all limits together allow; `None`: time does not limit them.
+    pub allowed_per_second: Option<f64>,
+    /// Calls refused by the provider in spite of a permit.
+    pub pacing_errors: u64,
+}
+
+impl Pool {
+    /// The state of everything at `now`. Costs a visit to every key.
+    pub fn snapshot(&mut self, now: Time) -> PoolSnapshot {
+        let within = self.bank.within;
+        let limits = uses(&mut self.bank.limits, now, within);
+        let budgets: Vec<_> = (0..self.bank.budgets.len())
+            .map(|b| self.budget_snapshot(b, now))
+            .collect();
+        let rates = budgets.iter().map(|budget| budget.allowed_per_second);
+        let of_budgets = rates.sum::<Option<f64>>();
+        PoolSnapshot {
+            at: now,
+            paused_until: Some(self.bank.paused_until).filter(|until| *until > now),
+            limits,
+            allowed_per_second: least(of_budgets, request_rate(&self.bank.limits)),
+            pacing_errors: budgets.iter().map(|budget| budget.pacing_errors).sum(),
+            budgets,
+        }
+    }
+
+    fn budget_snapshot(&mut self, number: usize, now: Time) -> BudgetSnapshot {
+        let within = self.bank.within;
+        let keys: Vec<_> = self.bank.budgets[number].keys.clone();
+        let keys: Vec<_> = keys
+            .into_iter()
+            .map(|key| self.key_snapshot(key, now))
+            .collect();
+        let usable = keys
+            .iter()
+            .filter(|key| matches!(key.state, KeyState::Open | KeyState::Paused(_)));
+        let rates = usable.map(|key| request_rate(&self.bank.keys[key.id.0 as usize].limits));
+        let of_keys = rates.sum::<Option<f64>>();
+        let budget = &mut self.bank.budgets[number];
+        let state = if budget.parked_until > now {
+            BudgetState::Parked(Some(budget.parked_until).filter(|until| *until != Time::MAX))
+        } else if budget.paused_until > now {
+            BudgetState::Paused(budget.paused_until)
+        } else {
+            BudgetState::Open
+        };
+        let only = keys
+            .first()
+            .map(|key| key.label.clone())
+            .unwrap_or_default();
+        BudgetSnapshot {
+            name: budget.name.clone().unwrap_or(only),
+            declared: budget.name.is_some(),
+            state,
+            allowed_per_second: least(of_keys, request_rate(&budget.limits)),
+            limits: uses(&mut budget.limits, now, within),
+            keys,
+            pacing_errors: budget.pacing_errors,
+            guard: budget.widened as f64 / 1000.0,
+        }
+    }
+
+    fn key_snapshot(&mut self, number: usize, now: Time) -> KeySnapshot {
+        let within = self.bank.within;
+        let key = &mut self.bank.keys[number];
+        let state = match key.standing {
+            Standing::Disabled { probing: true, .. } => KeyState::Probing,
+            Standing::Disabled { probe_at, .. } => KeyState::Disabled {
+                probe_at: Some(probe_at).filter(|at| *at != Time::MAX),
+            },
+            Standing::Open if key.paused_until > now => KeyState::Paused(key.paused_until),
+            Standing::Open => KeyState::Open,
+        };
+        KeySnapshot {
+            id: KeyId(number as u32),
+            label: key.label.clone(),
+            state,
+            limits: uses(&mut key.limits, now, within),
+        }
+    }
+}
+
+fn uses(limits: &mut [Limit], now: Time, within: u64) -> Vec<LimitUse> {
+    let one = |limit: &mut Limit| {
+        let slot = limit.slot(1, now, within);
+        let (used, cap) = limit.usage(now);
+        LimitUse {
+            unit: match limit.counts {
+                Counts::Requests => Unit::Requests,
+                Counts::Cost => Unit::Cost,
+                Counts::Open => Unit::Concurrency,
+            },
+            declared: limit.declared,
+            per: Duration::from_nanos(limit.per),
+            used,
+            limit: cap,
+            foreign: limit.foreign_used(),
+            next_slot: slot.at_most.max(now),
+        }
+    };
+    limits.iter_mut().map(one).collect()
+}
+
+/// The slowest of these limits in calls a second.
+fn request_rate(limits: &[Limit]) -> Option<f64> {
+    let requests = limits
+        .iter()
+        .filter(|limit| limit.counts == Counts::Requests);
+    requests
+        .filter_map(Limit::per_second)
+        .fold(None, |least_yet, rate| least(least_yet, Some(rate)))
+}
+
+fn least(a: Option<f64>, b: Option<f64>) -> Option<f64> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}

@@ -1,0 +1,248 @@
+//! A log of slots: never more than N in any window W as the provider sees arrivals.
+//!
+//! A call occupies its slot from the permit until *anchor + W*, where the anchor is the first byte of its answer, or
+//! its departure + `counted_within` if that is earlier: the provider counted it no later than that. Whenever a call
+//! departs, at most N−1 others can therefore still be inside the provider's window, whatever the delays were.
+
+use super::Time;
+use super::calls::Calls;
+use super::slot::Slot;
+use std::collections::VecDeque;
+
+/// Up to this many calls every slot is kept exactly; above, slots are rounded up to a 4,096th of the window.
+pub(super) const EXACT_SLOTS: u64 = 4096;
+/// The provider's clock may be read in milliseconds …
+const CLOCK_GRAIN_NANOS: u64 = 1_000_000;
+/// … and two crystal clocks run apart by at most one part in so many (100 ppm).
+pub(super) const CLOCK_DRIFT: u64 = 10_000;
+/// How far back an anchor out of order is looked for before it is counted with a later one.
+const SORT_DEPTH: usize = 64;
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub(super) struct Window {
+    /// What fits into a window, after headroom.
+    cap: u64,
+    span: u64,
+    guard: u64,
+    grain: u64,
+    calls: Calls,
+    log: VecDeque<(Time, u64)>,
+    logged: u64,
+    foreign: Vec<(Time, u64)>,
+    freed: u64,
+}
+
+impl Window {
+    pub fn new(cap: u64, span: u64) -> Window {
+        let grain = if cap > EXACT_SLOTS {
+            span / EXACT_SLOTS
+        } else {
+            0
+        };
+        Window {
+            cap,
+            span,
+            guard: CLOCK_GRAIN_NANOS + span / CLOCK_DRIFT,
+            grain,
+            calls: Calls::new(grain),
+            log: VecDeque::new(),
+            logged: 0,
+            foreign: Vec::new(),
+            freed: 0,
+        }
+    }
+
+    /// Earliest room for `amount`; what is larger than the window goes when the window is empty.
+    pub fn slot(&mut self, amount: u64, now: Time, within: u64) -> Slot {
+        self.advance(now, within);
+        let used = self.used();
+        if used == 0 || used + amount <= self.cap {
+            return Slot::OPEN;
+        }
+        let need = (used + amount - self.cap).min(used);
+        self.freed_by(need, within)
+    }
+
+    /// When `need` of what is used will be free.
+    fn freed_by(&self, need: u64, within: u64) -> Slot {
+        if need <= self.logged && self.foreign.is_empty() {
+            let mut sum = 0;
+            for &(anchor, amount) in &self.log {
+                sum += amount;
+                if sum >= need {
+                    return Slot::at(self.free_at(anchor));
+                }
+            }
+        }
+        self.freed_by_any(need, within)
+    }
+
+    fn freed_by_any(&self, need: u64, within: u64) -> Slot {
+        let mut certain: Vec<(Time, u64)> = self
+            .log
+            .iter()
+            .map(|&(anchor, n)| (self.free_at(anchor), n))
+            .collect();
+        certain.extend(self.foreign.iter().copied());
+        certain.sort_unstable();
+        let mut sum = 0;
+        for &(free, amount) in &certain {
+            sum += amount;
+            if sum >= need {
+                return Slot::at(free);
+            }
+        }
+        let mut at_most = certain.last().map_or(Time::ZERO, |last| last.0);
+        for (sent, amount) in self.calls.departed() {
+            sum += amount;
+            at_most = at_most.max(self.free_at(sent.plus(within)));
+            if sum >= need {
+                return Slot::answered_by(at_most);
+            }
+        }
+        Slot::answered_by(Time::MAX)
+    }
+
+    fn free_at(&self, anchor: Time) -> Time {
+        anchor.plus(self.span).plus(self.guard)
+    }
+
+    /// Calls that were not answered in time count from then on; slots whose window is over are freed.
+    fn advance(&mut self, now: Time, within: u64) {
+        while let Some((sent, amount)) = self.calls.pop_departed_by(now.minus(within)) {
+            self.record(amount, sent.plus(within));
+        }
+        while let Some(&(anchor, amount)) = self.log.front() {
+            if self.free_at(anchor) > now {
+                break;
+            }
+            self.log.pop_front();
+            self.logged -= amount;
+            self.freed += amount;
+        }
+        if !self.foreign.is_empty() {
+            self.foreign.retain(|entry| entry.0 > now);
+        }
+    }
+
+    fn record(&mut self, amount: u64, anchor: Time) {
+        if amount == 0 {
+            return;
+        }
+        let anchor = anchor.rounded_up(self.grain);
+        self.logged += amount;
+        let mut place = self.log.len();
+        while place > 0 && self.log[place - 1].0 > anchor && self.log.len() - place < SORT_DEPTH {
+            place -= 1;
+        }
+        if place > 0 && self.log[place - 1].0 >= anchor {
+            self.log[place - 1].1 += amount;
+        } else {
+            self.log.insert(place, (anchor, amount));
+        }
+    }
+
+    pub fn book(&mut self, amount: u64) {
+        self.calls.book(amount);
+    }
+
+    pub fn unbook(&mut self, amount: u64) {
+        self.calls.unbook(amount);
+    }
+
+    pub fn depart(&mut self, amount: u64, at: Time) {
+        self.calls.depart(amount, at);
+    }
+
+    pub fn shift(&mut self, amount: u64, from: Time, to: Time) {
+        self.calls.shift(amount, from, to);
+    }
+
+    /// The call that departed at `sent` was answered at `at`.
+    pub fn answered(&mut self, amount: u64, sent: Time, at: Time, within: u64) {
+        let anchor = at.min(sent.plus(within));
+        let amount = self.calls.remove(amount, sent);
+        self.record(amount, anchor);
+    }
+
+    /// The call never reached the provider.
+    pub fn unsent(&mut self, amount: u64, sent: Time) {
+        self.calls.remove(amount, sent);
+    }
+
+    /// The true amount of a call anchored at `anchor`, known at `at`: what is less is freed where it was counted,
+    /// what is more counts from now on, since the provider may have counted it only now.
+    pub fn correct(&mut self, estimate: u64, actual: u64, anchor: Time, at: Time) {
+        if actual > estimate {
+            self.record(actual - estimate, at.max(anchor));
+            return;
+        }
+        // Where the very entry is gone, taking from an earlier one is safe: that one is forgotten sooner.
+        let anchor = anchor.rounded_up(self.grain);
+        let place = self.log.partition_point(|entry| entry.0 <= anchor);
+        if let Some(entry) = place
+            .checked_sub(1)
+            .and_then(|place| self.log.get_mut(place))
+        {
+            let back = (estimate - actual).min(entry.1);
+            entry.1 -= back;
+            self.logged -= back;
+            self.freed += back;
+        }
+    }
+
+    /// Somebody else used so much; it is free again at `until`, or after one window.
+    pub fn foreign(&mut self, amount: u64, until: Option<Time>, now: Time) {
+        if amount > 0 {
+            let free = self.free_at(now);
+            self.foreign
+                .push((until.map_or(free, |until| until.min(free)), amount));
+        }
+    }
+
+    /// What others are believed to have used.
+    pub fn foreign_used(&self) -> u64 {
+        self.foreign.iter().map(|entry| entry.1).sum()
+    }
+
+    /// What this process itself used and still counts.
+    pub fn own_used(&self) -> u64 {
+        self.logged + self.calls.total()
+    }
+
+    /// What is taken now.
+    pub fn used(&self) -> u64 {
+        self.own_used() + self.foreign_used()
+    }
+
+    /// Everything that was ever freed: two readings tell what was freed between them.
+    pub fn freed(&self) -> u64 {
+        self.freed
+    }
+
+    pub fn cap(&self) -> u64 {
+        self.cap
+    }
+
+    /// Keeps each slot longer than the window by this much more.
+    pub fn widen(&mut self, extra: u64) {
+        self.guard = CLOCK_GRAIN_NANOS + self.span / CLOCK_DRIFT + extra;
+    }
+
+    /// Upper bound on what can be granted from `now` until `within_nanos` later.
+    pub fn allowance(&mut self, horizon: u64, now: Time, within: u64) -> u64 {
+        self.advance(now, within);
+        let end = now.plus(horizon);
+        let kept: u64 = self
+            .log
+            .iter()
+            .rev()
+            .take_while(|e| self.free_at(e.0) > end)
+            .map(|e| e.1)
+            .sum();
+        let foreign: u64 = self.foreign.iter().filter(|e| e.0 > end).map(|e| e.1).sum();
+        let first = self.cap.saturating_sub(kept).saturating_sub(foreign);
+        first.saturating_add((horizon / self.span).saturating_mul(self.cap))
+    }
+}
