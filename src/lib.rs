@@ -18,6 +18,7 @@
 //! one way: `workers → api, dispatch, webhook, schedule → store, inlet, provider → pace, job,
 //! outcome, retry`. The binary in `workers/` may use this library, never the reverse.
 
+pub mod api;
 pub mod clock;
 pub mod config;
 pub mod dispatch;
