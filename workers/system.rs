@@ -14,6 +14,7 @@ use paceline::schedule::{self, Scheduler};
 use paceline::store::{OwnerId, Store, StoreError, StoreOptions};
 use paceline::supervise::Reconnect;
 use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -81,11 +82,17 @@ impl System {
         let readiness = Readiness::default();
         readiness.declare("store");
         // The port first: one that is taken should be known before anything else starts.
-        let listener = match roles.contains(&Role::Api) {
-            true => Some(api::bind(config.api.listen, &Tokens::new(&config.api.tokens)).await?),
-            false => None,
+        let tokens = Tokens::new(&config.api.tokens);
+        let (listener, starting) = match roles.contains(&Role::Api) {
+            true => {
+                // Two handles of one socket: health checks are answered before the store is there.
+                let first = api::bind(config.api.listen, &tokens).await?.into_std()?;
+                let second = TcpListener::from_std(first.try_clone()?)?;
+                let starting = api::starting(TcpListener::from_std(first)?, readiness.clone(), tokens.clone());
+                (Some(second), Some(starting))
+            }
+            false => (None, None),
         };
-        let starting = listener.as_ref().map(|l| api::starting(l, &readiness)).transpose()?;
         let opened = open_store(&config, &readiness, &shutdown).await;
         if let Some(starting) = starting {
             starting.stop().await;
@@ -95,7 +102,7 @@ impl System {
         let mut parts =
             Parts { config, store: store.clone(), clock, owner, readiness, registry: Registry::default() };
         let mut tasks = JoinSet::new();
-        let api = listener.as_ref().map(tokio::net::TcpListener::local_addr).transpose()?;
+        let api = listener.as_ref().map(TcpListener::local_addr).transpose()?;
         start_upkeep(&parts, roles, &mut tasks, &shutdown);
         if roles.contains(&Role::Dispatcher) {
             dispatcher::start(&mut parts, &mut tasks, &shutdown)?;
@@ -109,7 +116,7 @@ impl System {
                 store: parts.store,
                 catalog: Arc::new(parts.config.catalog()),
                 clock: parts.clock,
-                tokens: Tokens::new(&parts.config.api.tokens),
+                tokens,
                 readiness: parts.readiness,
                 registry: parts.registry,
                 envelope_bytes_max: parts.config.api.envelope_bytes_max,
