@@ -2,16 +2,35 @@
 //!
 //! SQL is written once for both; `dialect.rs` holds every difference. Times are milliseconds of
 //! the caller's clock, so that tests own time; only leases will use the database's clock.
-#![expect(unused_variables, clippy::unused_async, missing_docs)]
+#![expect(missing_docs, reason = "the types carry the documentation")]
 
+mod attempts;
+mod connect;
+mod dead;
+mod deliveries;
+mod dialect;
+mod endpoints;
+mod events;
+mod jobs;
+mod outcomes;
+mod owners;
+mod retention;
 mod types;
+mod wakes;
+mod writer;
 
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::broadcast;
 
 use crate::clock::WallMs;
+use dialect::Db;
 pub use types::*;
+use wakes::{Pending, Wakes};
+use writer::{Request, Writer};
 
 /// What can go wrong with the store.
 #[derive(Debug, thiserror::Error)]
@@ -65,45 +84,364 @@ pub struct Depth {
 
 /// The open store. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Store {}
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    db: Db,
+    wakes: Wakes,
+    /// Lets jobs and messages in.
+    arrivals: Writer,
+    /// Writes what becomes of them. On SQLite, where there is one writer, it is the same.
+    outcomes: Writer,
+    listener: Option<tokio::task::AbortHandle>,
+    /// Held until the store is dropped.
+    lock: Option<File>,
+    /// The owners that live in this process.
+    owners: Mutex<BTreeSet<OwnerId>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Some(listener) = &self.listener {
+            listener.abort();
+        }
+    }
+}
 
 impl Store {
-    pub async fn open(options: &StoreOptions) -> Result<Self, StoreError> { todo!() }
-    pub async fn migrate(&self) -> Result<u32, StoreError> { todo!() }
-    pub async fn ping(&self) -> Result<(), StoreError> { todo!() }
-    pub async fn close(&self) { todo!() }
-    pub fn wakes(&self) -> broadcast::Receiver<Wake> { todo!() }
+    /// Opens the store; its schema is brought up to date by [`Store::migrate`].
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`] where another process holds the file, [`StoreError::Unavailable`]
+    /// where the database cannot be reached, [`StoreError::Url`].
+    pub async fn open(options: &StoreOptions) -> Result<Self, StoreError> {
+        let connect::Opened { db, listen, lock } = connect::open(options).await?;
+        let wakes = Wakes::new();
+        let arrivals = Writer::start(db.clone(), wakes.clone());
+        let outcomes = if db.is_sqlite() { arrivals.clone() } else { Writer::start(db.clone(), wakes.clone()) };
+        let listener = listen.map(|options| tokio::spawn(wakes.clone().listen(options)).abort_handle());
+        let owners = Mutex::default();
+        Ok(Self { inner: Arc::new(Inner { db, wakes, arrivals, outcomes, listener, lock, owners }) })
+    }
+
+    /// Runs the migrations that are missing; how many there were.
+    ///
+    /// # Errors
+    /// [`StoreError::Migration`].
+    pub async fn migrate(&self) -> Result<u32, StoreError> {
+        connect::migrate(self.db()).await
+    }
+
+    /// Whether the database answers, and can be written to.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        let tx = self.db().begin().await?;
+        tx.commit().await
+    }
+
+    /// Writes what is waiting, then closes every connection. All calls fail afterwards.
+    pub async fn close(&self) {
+        self.inner.arrivals.close().await;
+        self.inner.outcomes.close().await;
+        if let Some(listener) = &self.inner.listener {
+            listener.abort();
+        }
+        match self.db() {
+            Db::Postgres(pool) => pool.close().await,
+            Db::Sqlite { read, write } => {
+                read.close().await;
+                write.close().await;
+            }
+        }
+    }
+
+    /// What waiting parts should look at, from now on. A receiver that lags misses some: all that
+    /// waits must also look by itself from time to time.
+    pub fn wakes(&self) -> broadcast::Receiver<Wake> {
+        self.inner.wakes.subscribe()
+    }
+
+    fn db(&self) -> &Db {
+        &self.inner.db
+    }
 
     // Group commit: each goes through the batching writer and returns after the commit that covers it.
-    pub async fn insert(&self, jobs: Vec<NewJob>, now_ms: WallMs) -> Result<Vec<Inserted>, StoreError> { todo!() }
-    pub async fn record(&self, record: Record) -> Result<Recorded, StoreError> { todo!() }
-    pub async fn record_delivery(&self, record: DeliveryRecord) -> Result<(), StoreError> { todo!() }
-    pub async fn bury(&self, message: Buried, now_ms: WallMs) -> Result<String, StoreError> { todo!() }
+
+    /// Lets jobs in; the answers are in their order.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]: whether it was committed is not known. Doing it again is safe:
+    /// what is there already is answered with [`Inserted::Exists`].
+    pub async fn insert(&self, jobs: Vec<NewJob>, now_ms: WallMs) -> Result<Vec<Inserted>, StoreError> {
+        let owners: BTreeSet<&OwnerId> = jobs.iter().filter_map(|job| job.owner.as_ref()).collect();
+        for owner in owners {
+            self.introduce(owner).await?;
+        }
+        let arrivals = jobs.into_iter().map(|job| jobs::Arrival::prepare(job, now_ms)).collect::<Result<Vec<_>, _>>()?;
+        self.inner.arrivals.ask(|reply| Request::Insert(arrivals, now_ms, reply)).await
+    }
+
+    /// Writes what becomes of a claimed job.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]: whether it was committed is not known. Doing it again is safe,
+    /// and answered with [`Recorded::Superseded`] where the first one ended the job.
+    pub async fn record(&self, record: Record) -> Result<Recorded, StoreError> {
+        self.inner.outcomes.ask(|reply| Request::Record(Box::new(record), reply)).await
+    }
+
+    /// Writes what becomes of a claimed delivery; a late record changes nothing.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]; doing it again is safe.
+    pub async fn record_delivery(&self, record: DeliveryRecord) -> Result<(), StoreError> {
+        self.inner.outcomes.ask(|reply| Request::RecordDelivery(Box::new(record), reply)).await
+    }
+
+    /// Keeps a message that never became a job; the id of its dead letter.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]; doing it again may keep it twice.
+    pub async fn bury(&self, message: Buried, now_ms: WallMs) -> Result<String, StoreError> {
+        self.inner.arrivals.ask(|reply| Request::Bury(Box::new(message), now_ms, reply)).await
+    }
 
     // Claims.
-    pub async fn claim_due(&self, owner: &OwnerId, provider: &str, lane: &str, limit: u32, now_ms: WallMs) -> Result<Vec<Claimed>, StoreError> { todo!() }
-    /// When the next unclaimed job of that provider (any lane) is due, if any: for the polling fallback to sleep until then.
-    pub async fn next_due(&self, provider: &str) -> Result<Option<WallMs>, StoreError> { todo!() }
-    pub async fn claim_deliveries(&self, owner: &OwnerId, limit: u32, now_ms: WallMs, lease: Duration) -> Result<Vec<DeliveryJob>, StoreError> { todo!() }
-    pub async fn next_delivery_due(&self) -> Result<Option<WallMs>, StoreError> { todo!() }
 
-    // Reading.
-    pub async fn job(&self, tenant: Option<&str>, id: &str) -> Result<Option<JobView>, StoreError> { todo!() }
-    pub async fn jobs(&self, filter: &JobFilter, cursor: Option<i64>, limit: u32) -> Result<Page<JobView>, StoreError> { todo!() }
-    pub async fn result(&self, tenant: Option<&str>, id: &str) -> Result<Option<StoredResponse>, StoreError> { todo!() }
-    pub async fn dead_letter(&self, tenant: Option<&str>, id: &str) -> Result<Option<DeadView>, StoreError> { todo!() }
-    pub async fn dead_letters(&self, filter: &DeadFilter, cursor: Option<i64>, limit: u32) -> Result<Page<DeadView>, StoreError> { todo!() }
-    pub async fn depth(&self) -> Result<Depth, StoreError> { todo!() }
+    /// Claims jobs that are due, oldest first, at most `limit` and about 16 MiB of them.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]. A claim whose answer is lost is found again by
+    /// [`Store::rescue`] when its owner falls silent.
+    pub async fn claim_due(
+        &self,
+        owner: &OwnerId,
+        provider: &str,
+        lane: &str,
+        limit: u32,
+        now_ms: WallMs,
+    ) -> Result<Vec<Claimed>, StoreError> {
+        self.introduce(owner).await?;
+        self.inner.wakes.interested_in(provider);
+        let claim = jobs::Claim { owner: owner.clone(), provider: provider.to_owned(), lane: lane.to_owned(), limit, now_ms };
+        if self.db().is_sqlite() {
+            return self.inner.outcomes.ask(|reply| Request::Claim(claim, reply)).await;
+        }
+        let mut tx = self.db().begin().await?;
+        let mut pending = Pending::default();
+        let claimed = jobs::claim(&mut tx, &claim, &mut pending).await?;
+        self.inner.wakes.commit(tx, pending).await?;
+        Ok(claimed)
+    }
+
+    /// When the next unclaimed job of that provider (any lane) is due, if any: for the polling fallback to sleep until then.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn next_due(&self, provider: &str) -> Result<Option<WallMs>, StoreError> {
+        jobs::next_due(self.db(), provider).await
+    }
+
+    /// Claims deliveries that are due, oldest first, until `now_ms` + `lease`: then they are due again.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn claim_deliveries(
+        &self,
+        owner: &OwnerId,
+        limit: u32,
+        now_ms: WallMs,
+        lease: Duration,
+    ) -> Result<Vec<DeliveryJob>, StoreError> {
+        self.introduce(owner).await?;
+        let claim = deliveries::Claim { owner: owner.clone(), limit, now_ms, lease };
+        if self.db().is_sqlite() {
+            return self.inner.outcomes.ask(|reply| Request::ClaimDeliveries(claim, reply)).await;
+        }
+        let mut tx = self.db().begin().await?;
+        let claimed = deliveries::claim(&mut tx, &claim).await?;
+        tx.commit().await?;
+        Ok(claimed)
+    }
+
+    /// When the next delivery is due, or the claim of one lapses.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn next_delivery_due(&self) -> Result<Option<WallMs>, StoreError> {
+        deliveries::next_due(self.db()).await
+    }
+
+    // Reading. Without a tenant, an id that several have stands for the first one's.
+
+    /// A job with its attempts.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn job(&self, tenant: Option<&str>, id: &str) -> Result<Option<JobView>, StoreError> {
+        jobs::job(self.db(), tenant, id).await
+    }
+
+    /// Jobs, newest first.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn jobs(&self, filter: &JobFilter, cursor: Option<i64>, limit: u32) -> Result<Page<JobView>, StoreError> {
+        jobs::list(self.db(), filter, cursor, limit).await
+    }
+
+    /// The provider's answer in the job's present run, once that has ended with one.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn result(&self, tenant: Option<&str>, id: &str) -> Result<Option<StoredResponse>, StoreError> {
+        events::result(self.db(), tenant, id).await
+    }
+
+    /// A dead letter with its attempts.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn dead_letter(&self, tenant: Option<&str>, id: &str) -> Result<Option<DeadView>, StoreError> {
+        dead::letter(self.db(), tenant, id).await
+    }
+
+    /// Dead letters, newest first.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn dead_letters(&self, filter: &DeadFilter, cursor: Option<i64>, limit: u32) -> Result<Page<DeadView>, StoreError> {
+        dead::list(self.db(), filter, cursor, limit).await
+    }
+
+    /// Counts what is not done. Walks over all of it: not for every second.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn depth(&self) -> Result<Depth, StoreError> {
+        Ok(Depth {
+            jobs: jobs::depth(self.db()).await?,
+            deliveries_pending: deliveries::depth(self.db()).await?,
+            dead_letters: dead::depth(self.db()).await?,
+        })
+    }
 
     // Acts of people.
-    pub async fn cancel(&self, tenant: Option<&str>, id: &str, now_ms: WallMs) -> Result<Cancelled, StoreError> { todo!() }
-    pub async fn replay(&self, tenant: Option<&str>, id: &str, how: &Replay, now_ms: WallMs) -> Result<Replayed, StoreError> { todo!() }
-    pub async fn purge_dead(&self, filter: &DeadFilter, limit: u32) -> Result<u64, StoreError> { todo!() }
+
+    /// Withdraws a job; asks its dispatcher ([`Wake::Cancel`]) where one holds it.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn cancel(&self, tenant: Option<&str>, id: &str, now_ms: WallMs) -> Result<Cancelled, StoreError> {
+        let mut tx = self.db().begin().await?;
+        let mut pending = Pending::default();
+        let cancelled = jobs::cancel(&mut tx, tenant, id, now_ms, &mut pending).await?;
+        self.inner.wakes.commit(tx, pending).await?;
+        Ok(cancelled)
+    }
+
+    /// Runs a dead job again, as its next run. A deadline that would have passed when that run is
+    /// due is dropped: with it the replay would expire at once.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn replay(&self, tenant: Option<&str>, id: &str, how: &Replay, now_ms: WallMs) -> Result<Replayed, StoreError> {
+        let mut tx = self.db().begin().await?;
+        let mut pending = Pending::default();
+        let replayed = dead::replay(&mut tx, tenant, id, how, now_ms, &mut pending).await?;
+        self.inner.wakes.commit(tx, pending).await?;
+        Ok(replayed)
+    }
+
+    /// Removes dead letters, at most `limit`; their jobs stay until retention takes them.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn purge_dead(&self, filter: &DeadFilter, limit: u32) -> Result<u64, StoreError> {
+        let mut tx = self.db().begin().await?;
+        let purged = dead::purge(&mut tx, filter, limit).await?;
+        tx.commit().await?;
+        Ok(purged)
+    }
 
     // Upkeep.
-    pub async fn heartbeat(&self, owner: &OwnerId, role: &str) -> Result<(), StoreError> { todo!() }
-    pub async fn retire(&self, owner: &OwnerId, now_ms: WallMs) -> Result<u64, StoreError> { todo!() }
-    pub async fn rescue(&self, silent_for: Duration, now_ms: WallMs) -> Result<u64, StoreError> { todo!() }
-    pub async fn expire_due(&self, limit: u32, now_ms: WallMs) -> Result<u64, StoreError> { todo!() }
-    pub async fn retain(&self, succeeded_before_ms: WallMs, dead_before_ms: WallMs, limit: u32) -> Result<Removed, StoreError> { todo!() }
+
+    /// Says that the owner lives, by the database's clock.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn heartbeat(&self, owner: &OwnerId, role: &str) -> Result<(), StoreError> {
+        owners::heartbeat(self.db(), owner, role).await?;
+        self.known_owners().insert(owner.clone());
+        Ok(())
+    }
+
+    /// Lets go of all that the owner holds, at an orderly end: jobs are due again at once. An
+    /// `at_most_once` job whose call was begun and not recorded is dead (`outcome_unknown`).
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn retire(&self, owner: &OwnerId, now_ms: WallMs) -> Result<u64, StoreError> {
+        let released = owners::retire(self.db(), &self.inner.wakes, owner, now_ms).await?;
+        self.known_owners().remove(owner);
+        Ok(released)
+    }
+
+    /// Does the same for owners that died: whose heartbeat is older than `silent_for`, or that
+    /// never had one. On an exclusive store nobody but this process can live: everything that
+    /// others hold is let go of, whatever `silent_for` says. Several may rescue at once.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn rescue(&self, silent_for: Duration, now_ms: WallMs) -> Result<u64, StoreError> {
+        let living = self.inner.lock.is_some().then(|| self.known_owners().clone());
+        owners::rescue(self.db(), &self.inner.wakes, living.as_ref(), silent_for, now_ms).await
+    }
+
+    /// Ends unclaimed jobs whose deadline has passed, at most `limit`; how many.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn expire_due(&self, limit: u32, now_ms: WallMs) -> Result<u64, StoreError> {
+        let mut tx = self.db().begin().await?;
+        let mut pending = Pending::default();
+        let expired = retention::expire(&mut tx, limit, now_ms, &mut pending).await?;
+        self.inner.wakes.commit(tx, pending).await?;
+        Ok(expired)
+    }
+
+    /// Removes jobs that ended before the given times (expired and cancelled ones go with those
+    /// that succeeded), with all that belongs to them, and dead letters; at most `limit` of each.
+    /// A job stays while a delivery of it is pending.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn retain(&self, succeeded_before_ms: WallMs, dead_before_ms: WallMs, limit: u32) -> Result<Removed, StoreError> {
+        let mut tx = self.db().begin().await?;
+        let removed = retention::remove(&mut tx, succeeded_before_ms, dead_before_ms, limit).await?;
+        tx.commit().await?;
+        Ok(removed)
+    }
+
+    fn known_owners(&self) -> std::sync::MutexGuard<'_, BTreeSet<OwnerId>> {
+        self.inner.owners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nobody holds anything without a heartbeat: a rescuer would take it for dead.
+    async fn introduce(&self, owner: &OwnerId) -> Result<(), StoreError> {
+        if self.known_owners().contains(owner) {
+            return Ok(());
+        }
+        self.heartbeat(owner, "").await
+    }
+}
+
+/// A count or a number of ours, as it came back from a BIGINT.
+fn number(value: i64) -> u32 {
+    u32::try_from(value).unwrap_or(if value < 0 { 0 } else { u32::MAX })
 }
