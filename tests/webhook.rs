@@ -18,6 +18,7 @@ use paceline::webhook::{
     Answer, Notifier, NotifierStats, Prepared, Schedule, SendError, Sender, WebhookSecrets, WebhookSettings,
 };
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use sqlx::{Connection as _, SqliteConnection};
 use tokio_util::sync::CancellationToken;
 
 use self::receiver::{Receiver, Reply, SECRET};
@@ -294,6 +295,7 @@ struct House {
     store: Store,
     clock: Arc<SystemClock>,
     catalog: Catalog,
+    url: String,
     _folder: tempfile::TempDir,
 }
 
@@ -301,11 +303,12 @@ impl House {
     async fn new() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let url = format!("sqlite://{}", folder.path().join("paceline.db").display());
-        let store = Store::open(&StoreOptions { url, exclusive: true, connections_max: 8 }).await.expect("opened");
+        let store =
+            Store::open(&StoreOptions { url: url.clone(), exclusive: true, connections_max: 8 }).await.expect("opened");
         store.migrate().await.expect("migrated");
         let rules = BTreeMap::from([("geocoder".to_owned(), ProviderRules::default())]);
         let catalog = Catalog { providers: rules, allow_http: true };
-        Self { store, clock: Arc::new(SystemClock::new()), catalog, _folder: folder }
+        Self { store, clock: Arc::new(SystemClock::new()), catalog, url, _folder: folder }
     }
 
     /// Lets jobs `from..to` in and ends them, each with a callback to `url`.
@@ -371,6 +374,30 @@ impl Running {
         tokio::time::timeout(Duration::from_secs(30), self.task).await.expect("stopped in time").expect("whole");
         self.stats
     }
+}
+
+/// Keeps the store from being written to, from outside, until it says that it is not available.
+async fn outage(house: &House, url: &str) {
+    let mut other = SqliteConnection::connect(url).await.expect("connected");
+    sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut other).await.expect("locked");
+    while house.store.heartbeat(&"nobody".to_owned(), "test").await.is_ok() {}
+    sqlx::raw_sql("ROLLBACK").execute(&mut other).await.expect("unlocked");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_is_away_for_a_while_costs_time_but_no_delivery_and_no_repetition() {
+    let house = House::new().await;
+    let receiver = Receiver::start(|_| Reply::Late(Duration::from_millis(300))).await;
+    house.complete(0..10, &receiver.url("/"), "").await;
+    let running = house.open(settings());
+    // Answers come while nothing can be recorded, and more becomes due than was claimed.
+    receiver.until(|seen| !seen.is_empty()).await;
+    outage(&house, &house.url).await;
+    house.complete(10..20, &receiver.url("/"), "").await;
+    receiver.until(|seen| distinct(seen).len() == 20).await;
+    let stats = running.stop().await;
+    assert_eq!((receiver.seen().len(), stats.attempts(DeliveryNext::Delivered)), (20, 20));
+    assert_eq!(house.store.next_delivery_due().await.expect("asked"), None, "all of them recorded");
 }
 
 fn distinct(seen: &[receiver::Got]) -> BTreeSet<String> {

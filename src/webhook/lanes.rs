@@ -126,9 +126,12 @@ impl Lanes {
         self.waiting
     }
 
-    /// Takes a delivery claimed at `now`; says whether it is kept or was let go of.
+    /// Takes a delivery whose claim began at `since`; says whether it is kept or was let go of.
     #[must_use]
-    pub(super) fn offer(&mut self, delivery: Prepared, now: Time) -> bool {
+    pub(super) fn offer(&mut self, delivery: Prepared, since: Time, now: Time) -> bool {
+        if now.saturating_since(since) > self.bounds.wait_max {
+            return false;
+        }
         let endpoint = delivery.endpoint_pk;
         if self.lanes.len() >= LANES_MAX && !self.lanes.contains_key(&endpoint) {
             self.lanes.retain(|_, lane| lane.open > 0 || lane.in_turns);
@@ -140,7 +143,7 @@ impl Lanes {
         }
         self.waiting += 1;
         self.waiting_bytes += delivery.body.len();
-        lane.waiting.push_back((delivery, now));
+        lane.waiting.push_back((delivery, since));
         if !std::mem::replace(&mut lane.in_turns, true) {
             self.turns.push_back(endpoint);
         }
@@ -263,7 +266,7 @@ mod tests {
     }
 
     fn offer(lanes: &mut Lanes, endpoint: i64, count: i64, now: Time) -> usize {
-        (0..count).filter(|pk| lanes.offer(delivery(endpoint, *pk), now)).count()
+        (0..count).filter(|pk| lanes.offer(delivery(endpoint, *pk), now, now)).count()
     }
 
     fn go(lanes: &mut Lanes, now: Time) -> Vec<i64> {
@@ -346,6 +349,7 @@ mod tests {
         lanes.settle(1, Manner::Answered, answered);
         assert_eq!(lanes.relieve(answered), 16);
         assert_eq!((go(&mut lanes, answered).len(), lanes.room()), (0, 256));
+        assert!(!lanes.offer(delivery(1, 1), START, answered), "the claim itself took that long");
     }
 
     #[test]

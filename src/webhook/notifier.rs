@@ -152,6 +152,8 @@ enum Seen {
 
 /// What a look into the store found. `due_ms` is asked for only where nothing was due.
 struct Looked {
+    /// When it began, and the claim with it.
+    since: Time,
     asked: usize,
     deliveries: Vec<DeliveryJob>,
     due_ms: Option<WallMs>,
@@ -239,7 +241,7 @@ impl Shift {
             let limit = u32::try_from(asked).unwrap_or(u32::MAX);
             let deliveries = parts.store.claim_deliveries(&owner, limit, parts.clock.wall_ms(), lease).await?;
             let due_ms = if deliveries.is_empty() { parts.store.next_delivery_due().await? } else { None };
-            Ok(Looked { asked, deliveries, due_ms })
+            Ok(Looked { since: now, asked, deliveries, due_ms })
         }));
     }
 
@@ -298,7 +300,7 @@ impl Shift {
             let pk = job.pk;
             match Prepared::new(job, self.house.public_url.as_deref()) {
                 Ok(delivery) => {
-                    let kept = self.lanes.offer(delivery, now);
+                    let kept = self.lanes.offer(delivery, looked.since, now);
                     self.count_released(usize::from(!kept));
                 }
                 Err(error) => tracing::error!(delivery = pk, %error, "the event of a delivery cannot be written"),
