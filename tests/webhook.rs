@@ -270,6 +270,11 @@ async fn broken_connections_are_told_apart_are_not_tried_again_and_never_show_th
         assert!(!format!("{error} {error:?}").contains("token"), "{error:?}");
         assert_eq!((receiver.connections(), receiver.seen().len()), (1, 1), "the client must not retry");
     }
+    let plain = Receiver::start(|_| Reply::status(200)).await;
+    let url = format!("https://127.0.0.1:{}/?token=abc", plain.port());
+    let error = send(&sender(), &url).await.expect_err("no TLS there");
+    assert!(matches!(error, SendError::Connect(_) | SendError::Timeout(_)), "{error:?}");
+    assert!(!format!("{error} {error:?}").contains("token"), "{error:?}");
     let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("bound");
     let error = send(&sender(), &format!("http://{nobody}/?token=abc")).await.expect_err("refused");
     assert!(matches!(error, SendError::Connect(_)), "{error:?}");
