@@ -2,8 +2,10 @@
 
 mod api;
 mod cli;
+mod demo;
 mod dispatcher;
 mod notifier;
+mod scratch;
 mod system;
 
 use std::process::ExitCode;

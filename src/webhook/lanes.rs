@@ -129,7 +129,7 @@ impl Lanes {
     /// Takes a delivery whose claim began at `since`; says whether it is kept or was let go of.
     #[must_use]
     pub(super) fn offer(&mut self, delivery: Prepared, since: Time, now: Time) -> bool {
-        if now.saturating_since(since) > self.bounds.wait_max {
+        if now.since(since) > self.bounds.wait_max {
             return false;
         }
         let endpoint = delivery.endpoint_pk;

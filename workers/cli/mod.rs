@@ -7,6 +7,7 @@ mod arguments;
 mod backend;
 mod check;
 mod dead;
+mod demo;
 mod enqueue;
 mod failure;
 mod http;
@@ -25,7 +26,9 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use paceline::config::Config;
 use paceline::telemetry::{LogFormat, init_logs};
 
+pub use backend::{Backend, Named};
 pub use failure::{Exit, Failure};
+pub use http::HttpApi;
 pub use output::Out;
 
 /// What every command can be told.
@@ -94,6 +97,7 @@ Examples:
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(serve::Args),
+    Demo(demo::Args),
     Enqueue(Box<enqueue::Args>),
     #[command(subcommand)]
     Jobs(jobs::Command),
@@ -109,6 +113,7 @@ impl Command {
     async fn run(self, globals: &Globals, out: &Out) -> Result<Exit, Failure> {
         match self {
             Self::Serve(args) => serve::run(args, globals, out).await,
+            Self::Demo(args) => demo::run(args, globals, out).await,
             Self::Enqueue(args) => enqueue::run(*args, globals, out).await,
             Self::Jobs(command) => jobs::run(command, globals, out).await,
             Self::Dead(command) => dead::run(command, globals, out).await,
