@@ -1,17 +1,25 @@
 //! Webhooks over real sockets: what a receiver gets, whom the sender calls and whom it does not, and what
 //! receivers that misbehave can do to it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hmac::{Hmac, Mac};
 use paceline::clock::{Clock, SystemClock};
-use paceline::job::EventKind;
+use paceline::job::{Catalog, EventKind, Given, Job, JobState, ProviderRules};
 use paceline::net_guard::{NetGuard, Refused};
 use paceline::secrets::Secret;
-use paceline::store::{DeliveryJob, Endpoint, Event, StoredResponse};
-use paceline::webhook::{Answer, Prepared, SendError, Sender, WebhookSecrets, WebhookSettings};
+use paceline::store::{
+    Claimed, DeliveryJob, DeliveryNext, Endpoint, Event, Inserted, NewJob, Next, Origin, Record, Recorded, Store,
+    StoreOptions, StoredResponse,
+};
+use paceline::webhook::{
+    Answer, Notifier, NotifierStats, Prepared, Schedule, SendError, Sender, WebhookSecrets, WebhookSettings,
+};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use sqlx::{Connection as _, SqliteConnection};
+use tokio_util::sync::CancellationToken;
 
 use self::receiver::{Receiver, Reply, SECRET};
 
@@ -262,6 +270,11 @@ async fn broken_connections_are_told_apart_are_not_tried_again_and_never_show_th
         assert!(!format!("{error} {error:?}").contains("token"), "{error:?}");
         assert_eq!((receiver.connections(), receiver.seen().len()), (1, 1), "the client must not retry");
     }
+    let plain = Receiver::start(|_| Reply::status(200)).await;
+    let url = format!("https://127.0.0.1:{}/?token=abc", plain.port());
+    let error = send(&sender(), &url).await.expect_err("no TLS there");
+    assert!(matches!(error, SendError::Connect(_) | SendError::Timeout(_)), "{error:?}");
+    assert!(!format!("{error} {error:?}").contains("token"), "{error:?}");
     let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("bound");
     let error = send(&sender(), &format!("http://{nobody}/?token=abc")).await.expect_err("refused");
     assert!(matches!(error, SendError::Connect(_)), "{error:?}");
@@ -282,11 +295,233 @@ async fn connections_are_used_again() {
     assert_eq!((receiver.seen().len(), receiver.connections()), (20, 1));
 }
 
+/// A store of its own with a notifier on it, and jobs that end in it.
+struct House {
+    store: Store,
+    clock: Arc<SystemClock>,
+    catalog: Catalog,
+    url: String,
+    _folder: tempfile::TempDir,
+}
+
+impl House {
+    async fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let url = format!("sqlite://{}", folder.path().join("paceline.db").display());
+        let store =
+            Store::open(&StoreOptions { url: url.clone(), exclusive: true, connections_max: 8 }).await.expect("opened");
+        store.migrate().await.expect("migrated");
+        let rules = BTreeMap::from([("geocoder".to_owned(), ProviderRules::default())]);
+        let catalog = Catalog { providers: rules, allow_http: true };
+        Self { store, clock: Arc::new(SystemClock::new()), catalog, url, _folder: folder }
+    }
+
+    /// Lets jobs `from..to` in and ends them, each with a callback to `url`.
+    async fn complete(&self, ids: std::ops::Range<usize>, url: &str, tenant: &str) {
+        let owner = Some("dispatcher".to_owned());
+        let ids: Vec<usize> = ids.collect();
+        for some in ids.chunks(500) {
+            let jobs = some.iter().map(|n| {
+                let envelope = serde_json::json!({
+                    "id": format!("job-{n}"), "provider": "geocoder", "tenant": tenant,
+                    "request": {"path": "/v1/geocode"}, "callback": {"url": url},
+                });
+                let job = Job::parse(envelope.to_string().as_bytes(), &Given::default(), &self.catalog).expect("a job");
+                NewJob { job, origin: Origin::default(), owner: owner.clone() }
+            });
+            let inserted = self.store.insert(jobs.collect(), self.clock.wall_ms()).await.expect("inserted");
+            let ended = inserted.into_iter().map(|job| {
+                let Inserted::Created(Some(claimed)) = job else { panic!("expected a claimed job, found {job:?}") };
+                self.store.record(self.ending(&claimed))
+            });
+            for recorded in futures_util::future::join_all(ended).await {
+                assert_eq!(recorded.expect("recorded"), Recorded::Done);
+            }
+        }
+    }
+
+    fn ending(&self, claimed: &Claimed) -> Record {
+        let response = StoredResponse {
+            status: 200,
+            headers: "{}".into(),
+            content_type: Some("application/json".into()),
+            body: "{}".into(),
+            truncated: false,
+        };
+        let next = Next::Finish { state: JobState::Succeeded, reason: None, error: None, response: Some(response) };
+        let (pk, epoch, run) = (claimed.pk, claimed.epoch, claimed.run);
+        Record { pk, epoch, run, attempt: None, failures: 0, at_ms: self.clock.wall_ms(), next }
+    }
+
+    fn open(&self, settings: WebhookSettings) -> Running {
+        let notifier = Notifier::new(self.store.clone(), self.clock.clone(), settings).expect("a notifier");
+        let shutdown = CancellationToken::new();
+        Running { stats: notifier.stats(), task: tokio::spawn(notifier.run(shutdown.clone())), shutdown }
+    }
+
+    /// What another notifier could claim now.
+    async fn due(&self) -> usize {
+        let lease = Duration::from_millis(1);
+        let owner = "another".to_owned();
+        self.store.claim_deliveries(&owner, 10_000, self.clock.wall_ms(), lease).await.expect("claimed").len()
+    }
+}
+
+struct Running {
+    stats: NotifierStats,
+    task: tokio::task::JoinHandle<()>,
+    shutdown: CancellationToken,
+}
+
+impl Running {
+    async fn stop(self) -> NotifierStats {
+        self.shutdown.cancel();
+        tokio::time::timeout(Duration::from_secs(30), self.task).await.expect("stopped in time").expect("whole");
+        self.stats
+    }
+}
+
+/// Keeps the store from being written to, from outside, until it says that it is not available.
+async fn outage(house: &House, url: &str) {
+    let mut other = SqliteConnection::connect(url).await.expect("connected");
+    sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut other).await.expect("locked");
+    while house.store.heartbeat(&"nobody".to_owned(), "test").await.is_ok() {}
+    sqlx::raw_sql("ROLLBACK").execute(&mut other).await.expect("unlocked");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_is_away_for_a_while_costs_time_but_no_delivery_and_no_repetition() {
+    let house = House::new().await;
+    let receiver = Receiver::start(|_| Reply::Late(Duration::from_millis(300))).await;
+    house.complete(0..10, &receiver.url("/"), "").await;
+    let running = house.open(settings());
+    // Answers come while nothing can be recorded, and more becomes due than was claimed.
+    receiver.until(|seen| !seen.is_empty()).await;
+    outage(&house, &house.url).await;
+    house.complete(10..20, &receiver.url("/"), "").await;
+    receiver.until(|seen| distinct(seen).len() == 20).await;
+    let stats = running.stop().await;
+    assert_eq!((receiver.seen().len(), stats.attempts(DeliveryNext::Delivered)), (20, 20));
+    assert_eq!(house.store.next_delivery_due().await.expect("asked"), None, "all of them recorded");
+}
+
+fn distinct(seen: &[receiver::Got]) -> BTreeSet<String> {
+    seen.iter().map(|got| got.header("webhook-id").to_owned()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_completion_is_delivered_once_signed_and_recorded() {
+    let house = House::new().await;
+    let receiver = Receiver::start(|_| Reply::status(204)).await;
+    house.complete(0..300, &receiver.url("/before"), "").await;
+    let running = house.open(settings());
+    receiver.until(|seen| seen.len() >= 300).await;
+    // And those that come while it runs: it is woken for them.
+    let began = Instant::now();
+    house.complete(300..301, &receiver.url("/after"), "acme").await;
+    receiver.until(|seen| seen.len() >= 301).await;
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    let stats = running.stop().await;
+
+    let seen = receiver.seen();
+    assert_eq!((seen.len(), distinct(&seen).len()), (301, 301));
+    for got in &seen {
+        let secret =
+            if got.target == "/after" { settings().secrets.told_to("acme") } else { Secret::new(SECRET.into()) };
+        got.verify(secret.expose()).expect("signed");
+    }
+    assert_eq!(stats.attempts(DeliveryNext::Delivered), 301);
+    assert_eq!(house.store.next_delivery_due().await.expect("asked"), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failing_receiver_is_tried_again_by_the_schedule_with_the_same_id_until_it_is_spent() {
+    let house = House::new().await;
+    let receiver = Receiver::start(|got| Reply::status(if got.target == "/never" { 500 } else { 503 })).await;
+    let steps = vec![Duration::from_millis(20), Duration::from_millis(200), Duration::from_millis(40)];
+    let schedule = Schedule::new(steps).expect("short enough");
+    house.complete(0..1, &receiver.url("/never"), "").await;
+    let running = house.open(WebhookSettings { schedule, ..settings() });
+    receiver.until(|seen| seen.len() >= 4).await;
+    let stats = running.stop().await;
+    let seen = receiver.seen();
+    assert_eq!((seen.len(), distinct(&seen).len()), (4, 1));
+    let waits: Vec<u128> = seen.windows(2).map(|pair| (pair[1].at - pair[0].at).as_millis()).collect();
+    assert!(waits[0] >= 19 && waits[1] >= 199 && waits[2] >= 39 && waits.iter().sum::<u128>() < 3_000, "{waits:?}");
+    assert_eq!((stats.attempts(DeliveryNext::Failed), stats.attempts(DeliveryNext::Retry { due_ms: 0 })), (1, 3));
+    assert_eq!(house.store.next_delivery_due().await.expect("asked"), None, "kept, but not pending");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_that_is_gone_gets_nothing_more() {
+    let house = House::new().await;
+    let receiver = Receiver::start(|_| Reply::status(410)).await;
+    house.complete(0..1, &receiver.url("/"), "").await;
+    let running = house.open(settings());
+    receiver.until(|seen| seen.len() == 1).await;
+    let stats = running.stop().await;
+    assert_eq!(stats.attempts(DeliveryNext::Gone), 1);
+    house.complete(1..20, &receiver.url("/"), "").await;
+    assert_eq!(house.due().await, 0);
+}
+
+/// 2,000 deliveries to receivers that never answer are due before those of one that does.
+#[tokio::test(flavor = "multi_thread")]
+async fn receivers_that_hang_do_not_slow_others() {
+    let house = House::new().await;
+    let hanging = Receiver::start(|_| Reply::Hang).await;
+    let healthy = Receiver::start(|_| Reply::status(200)).await;
+    for path in 0..4 {
+        house.complete(path * 500..(path + 1) * 500, &hanging.url(&format!("/{path}")), "").await;
+    }
+    house.complete(2_000..2_100, &healthy.url("/"), "").await;
+    let running = house.open(WebhookSettings { timeout: Duration::from_secs(10), concurrency: 64, ..settings() });
+    let began = Instant::now();
+    healthy.until(|seen| seen.len() >= 100).await;
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    // Once they are known, nobody waits for them at all.
+    let began = Instant::now();
+    house.complete(2_100..2_200, &healthy.url("/"), "").await;
+    healthy.until(|seen| seen.len() >= 200).await;
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    assert!(hanging.seen().len() <= 32, "at most half of the slots: {}", hanging.seen().len());
+    running.shutdown.cancel();
+    running.task.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_lets_calls_end_and_hands_the_rest_back_at_once() {
+    let house = House::new().await;
+    let slow = Receiver::start(|_| Reply::Late(Duration::from_millis(700))).await;
+    house.complete(0..100, &slow.url("/"), "").await;
+    let running = house.open(settings());
+    slow.until(|seen| !seen.is_empty()).await;
+    let stats = running.stop().await;
+    let sent = slow.seen().len();
+    assert!((1..100).contains(&sent), "{sent}");
+    assert_eq!(usize::try_from(stats.attempts(DeliveryNext::Delivered)).expect("small"), sent, "all of them recorded");
+    assert_eq!(house.due().await, 100 - sent, "the others are due, now and not when a claim runs out");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_does_not_wait_for_a_hanging_receiver_beyond_its_grace() {
+    let house = House::new().await;
+    let hanging = Receiver::start(|_| Reply::Hang).await;
+    house.complete(0..3, &hanging.url("/"), "").await;
+    let timeout = Duration::from_secs(60);
+    let running = house.open(WebhookSettings { timeout, grace: Duration::from_millis(300), ..settings() });
+    hanging.until(|seen| seen.len() == 3).await;
+    let began = Instant::now();
+    running.stop().await;
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert_eq!(house.due().await, 3);
+}
+
 /// A receiver of webhooks, on a socket of its own, that behaves as it is told.
 mod receiver {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::{Arc, Mutex};
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
@@ -302,6 +537,7 @@ mod receiver {
         pub target: String,
         pub headers: http::HeaderMap,
         pub body: Vec<u8>,
+        pub at: Instant,
     }
 
     impl Got {
@@ -319,6 +555,8 @@ mod receiver {
     pub enum Reply {
         /// A whole answer.
         Bytes(String),
+        /// 204, after a while.
+        Late(Duration),
         /// Nothing, for ever.
         Hang,
         /// It closes the connection.
@@ -356,6 +594,7 @@ mod receiver {
         seen: Mutex<Vec<Got>>,
         connections: AtomicUsize,
         closed: Notify,
+        came: Notify,
     }
 
     type Behaviour = dyn Fn(&Got) -> Reply + Send + Sync;
@@ -416,6 +655,17 @@ mod receiver {
             self.ledger.connections.load(Ordering::SeqCst)
         }
 
+        /// Waits until what came in is enough.
+        pub async fn until(&self, enough: impl Fn(&[Got]) -> bool) {
+            let coming = async {
+                while !enough(&self.ledger.seen.lock().expect("whole")) {
+                    self.ledger.came.notified().await;
+                }
+            };
+            let came = tokio::time::timeout(Duration::from_secs(30), coming).await;
+            assert!(came.is_ok(), "only {} requests came in 30 s", self.seen().len());
+        }
+
         /// Waits until a connection has ended.
         pub async fn closed_by_sender(&self) {
             let closed = self.ledger.closed.notified();
@@ -428,8 +678,13 @@ mod receiver {
         while let Some(got) = read(&mut stream, &mut buffer).await? {
             let reply = behaviour(&got);
             ledger.seen.lock().expect("whole").push(got);
+            ledger.came.notify_one();
             match reply {
                 Reply::Bytes(bytes) => stream.write_all(bytes.as_bytes()).await?,
+                Reply::Late(wait) => {
+                    tokio::time::sleep(wait).await;
+                    stream.write_all(b"HTTP/1.1 204 X\r\n\r\n").await?;
+                }
                 Reply::Hang => std::future::pending().await,
                 Reply::Close => return Ok(()),
                 Reply::HalfHead => return stream.write_all(b"HTTP/1.1 200 OK\r\nconte").await,
@@ -482,7 +737,7 @@ mod receiver {
                 }
                 let body = buffer[at + 4..end].to_vec();
                 buffer.drain(..end);
-                return Ok(Some(Got { method, target, headers, body }));
+                return Ok(Some(Got { method, target, headers, body, at: Instant::now() }));
             }
             if stream.read_buf(buffer).await? == 0 {
                 return Ok(None);

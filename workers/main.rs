@@ -2,6 +2,9 @@
 
 mod api;
 mod cli;
+mod dispatcher;
+mod notifier;
+mod system;
 
 use std::process::ExitCode;
 

@@ -3,25 +3,37 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use paceline::clock::Clock;
-use paceline::store::Store;
-use paceline::webhook::{Notifier, NotifierStats, WebhookSettings};
+use paceline::webhook::{Notifier, Schedule, WebhookSecrets, WebhookSettings};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-/// Builds the notifier. Its counters are for whoever serves metrics; its loop is started with [`run`].
-pub fn build(
-    store: Store,
-    clock: Arc<dyn Clock>,
-    settings: WebhookSettings,
-) -> anyhow::Result<(Notifier, NotifierStats)> {
-    let notifier = Notifier::new(store, clock, settings).context("webhooks")?;
-    let stats = notifier.stats();
-    Ok((notifier, stats))
-}
+use crate::system::Parts;
 
-/// Runs until `shutdown`, and then until what was being sent has ended.
-pub async fn run(notifier: Notifier, shutdown: CancellationToken) {
-    tracing::info!("the notifier delivers webhooks");
-    notifier.run(shutdown).await;
-    tracing::info!("the notifier has stopped");
+/// Builds the notifier and starts it. Without `webhooks.secret` there is nothing to sign with, and
+/// no callback was accepted.
+pub fn start(
+    parts: &mut Parts,
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<()> {
+    let config = &parts.config.webhooks;
+    let Some(secret) = &config.secret else { return Ok(()) };
+    let secrets = WebhookSecrets::new(secret).context("webhooks.secret")?;
+    let settings = WebhookSettings {
+        allow_http: config.allow_http,
+        allow_networks: config.allow_networks.clone(),
+        timeout: config.timeout,
+        schedule: Schedule::new(config.schedule.clone()).context("webhooks.schedule")?,
+        public_url: parts.config.api.public_url.clone(),
+        ..WebhookSettings::new(secrets)
+    };
+    let notifier =
+        Notifier::new(parts.store.clone(), Arc::clone(&parts.clock), settings).context("webhooks")?;
+    notifier.stats().register(&mut parts.registry);
+    let shutdown = shutdown.clone();
+    tasks.spawn(async move {
+        notifier.run(shutdown).await;
+        Ok(())
+    });
+    Ok(())
 }

@@ -62,7 +62,20 @@ pub(super) async fn ready(
         Err(_) => Err("the store did not answer within 2 s".to_owned()),
     };
     readiness.set("store", pinged);
-    let told_why = tokens.identify(&uri, &headers).and_then(|caller| caller.may_for_all(Scope::Read)).is_ok();
+    report(&readiness, &tokens, &uri, &headers)
+}
+
+/// `GET /readyz` while there is no store yet.
+pub(super) async fn not_ready(
+    State((readiness, tokens)): State<(Readiness, Tokens)>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> (StatusCode, Json<Ready>) {
+    report(&readiness, &tokens, &uri, &headers)
+}
+
+fn report(readiness: &Readiness, tokens: &Tokens, uri: &Uri, headers: &HeaderMap) -> (StatusCode, Json<Ready>) {
+    let told_why = tokens.identify(uri, headers).and_then(|caller| caller.may_for_all(Scope::Read)).is_ok();
     let part = |(name, state): (&'static str, PartState)| {
         let error = state.error().filter(|_| told_why).map(str::to_owned);
         (name, Part { state: state.as_str(), error })

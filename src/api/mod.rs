@@ -140,6 +140,16 @@ pub fn router(parts: ApiParts) -> Router {
         .with_state(parts)
 }
 
+/// What answers while the store cannot be reached: health, and 503 to everything else.
+pub fn starting_router(readiness: Readiness, tokens: Tokens) -> Router {
+    Router::new()
+        .route("/healthz", get(health::alive))
+        .route("/readyz", get(health::not_ready))
+        .fallback(async || Problem::new(ProblemKind::Unavailable, "starting: the store cannot be reached yet"))
+        .layer(from_fn(finish))
+        .with_state((readiness, tokens))
+}
+
 async fn unknown_route(uri: Uri) -> Problem {
     let path: String = uri.path().chars().take(200).collect();
     Problem::new(ProblemKind::NotFound, format!("there is no route {path}"))

@@ -6,7 +6,9 @@
 //!
 //! So that an endpoint which hangs slows nobody else:
 //!
-//! * endpoints that never answered, or did not answer last time, share half of the slots;
+//! * endpoints that never answered, or did not answer last time, share half of the slots; only the first
+//!   call to one that is new may take a slot of the next quarter, so that newcomers are found out about
+//!   even then;
 //! * an endpoint that has been silent for [`PATIENCE`] while calls are open is *stuck*: what waits
 //!   for it is let go of, but for a few. The claim of what was let go of runs out in the store, and it
 //!   is claimed again then: nothing is recorded, no attempt is spent.
@@ -18,7 +20,7 @@ use super::send::Prepared;
 use crate::pace::Time;
 
 /// Calls to an endpoint that nothing is known of.
-const FIRST_LIMIT: usize = 8;
+const FIRST_LIMIT: usize = 4;
 /// An endpoint that answers nothing for so long while calls are open is stuck.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Endpoints that are remembered at most; idle ones go first.
@@ -124,9 +126,12 @@ impl Lanes {
         self.waiting
     }
 
-    /// Takes a delivery claimed at `now`; says whether it is kept or was let go of.
+    /// Takes a delivery whose claim began at `since`; says whether it is kept or was let go of.
     #[must_use]
-    pub(super) fn offer(&mut self, delivery: Prepared, now: Time) -> bool {
+    pub(super) fn offer(&mut self, delivery: Prepared, since: Time, now: Time) -> bool {
+        if now.saturating_since(since) > self.bounds.wait_max {
+            return false;
+        }
         let endpoint = delivery.endpoint_pk;
         if self.lanes.len() >= LANES_MAX && !self.lanes.contains_key(&endpoint) {
             self.lanes.retain(|_, lane| lane.open > 0 || lane.in_turns);
@@ -138,7 +143,7 @@ impl Lanes {
         }
         self.waiting += 1;
         self.waiting_bytes += delivery.body.len();
-        lane.waiting.push_back((delivery, now));
+        lane.waiting.push_back((delivery, since));
         if !std::mem::replace(&mut lane.in_turns, true) {
             self.turns.push_back(endpoint);
         }
@@ -150,11 +155,18 @@ impl Lanes {
         if self.open >= self.bounds.calls_max {
             return None;
         }
-        let unproven_full = self.open_unproven >= self.bounds.calls_max.div_ceil(2);
+        let half = self.bounds.calls_max.div_ceil(2);
+        let unproven_free = half.saturating_sub(self.open_unproven);
+        let newcomer_free = (half + self.bounds.calls_max / 4).saturating_sub(self.open_unproven);
         for _ in 0..self.turns.len() {
             let endpoint = self.turns.pop_front()?;
             let Some(lane) = self.lanes.get_mut(&endpoint) else { continue };
-            let blocked = lane.open >= lane.limit || (unproven_full && !lane.proven);
+            let free = match lane {
+                Lane { proven: true, .. } => usize::MAX,
+                Lane { suspect: false, open: 0, .. } => newcomer_free,
+                _ => unproven_free,
+            };
+            let blocked = lane.open >= lane.limit || free == 0;
             let taken = if blocked { None } else { lane.waiting.pop_front() };
             lane.in_turns = !lane.waiting.is_empty();
             if lane.in_turns {
@@ -254,7 +266,7 @@ mod tests {
     }
 
     fn offer(lanes: &mut Lanes, endpoint: i64, count: i64, now: Time) -> usize {
-        (0..count).filter(|pk| lanes.offer(delivery(endpoint, *pk), now)).count()
+        (0..count).filter(|pk| lanes.offer(delivery(endpoint, *pk), now, now)).count()
     }
 
     fn go(lanes: &mut Lanes, now: Time) -> Vec<i64> {
@@ -281,8 +293,8 @@ mod tests {
             calls.push(open);
             (0..open).for_each(|_| lanes.settle(1, Manner::Answered, START));
         }
-        assert_eq!(calls, [8, 16, 32, 32]);
-        assert_eq!(go(&mut lanes, START).len(), 32);
+        assert_eq!(calls, [4, 8, 16, 32]);
+        assert_eq!(go(&mut lanes, START).len(), 32, "and no more");
         (0..4).for_each(|_| lanes.settle(1, Manner::Overloaded, START));
         assert_eq!(lanes.lanes[&1].limit, 2);
     }
@@ -291,16 +303,16 @@ mod tests {
     fn a_hanging_endpoint_keeps_few_slots_and_what_waits_for_it_is_let_go_of() {
         let mut lanes = Lanes::new(BOUNDS);
         assert_eq!(offer(&mut lanes, 1, 256, START), 256);
-        assert_eq!(go(&mut lanes, START).len(), 8);
-        assert_eq!(lanes.room(), 8, "it fills the house");
+        assert_eq!(go(&mut lanes, START).len(), 4);
+        assert_eq!(lanes.room(), 4, "it fills the house");
         assert_eq!(lanes.relieve(START + PATIENCE), 0);
         let later = START + PATIENCE + Duration::from_millis(1);
-        assert_eq!(lanes.relieve(later), 240, "and is shown the door");
+        assert_eq!(lanes.relieve(later), 248, "and is shown the door");
         assert_eq!(offer(&mut lanes, 1, 100, later), 0);
         assert_eq!(offer(&mut lanes, 2, 100, later), 100);
-        assert_eq!(go(&mut lanes, later), [2; 8]);
+        assert_eq!(go(&mut lanes, later), [2; 4]);
         // Its calls time out, one after the other: in the end it has a single slot.
-        (0..8).for_each(|_| lanes.settle(1, Manner::Silent, later));
+        (0..4).for_each(|_| lanes.settle(1, Manner::Silent, later));
         assert_eq!(go(&mut lanes, later), [1]);
         assert_eq!(offer(&mut lanes, 1, 100, later), 0);
         // One answer, and it is trusted again.
@@ -309,26 +321,35 @@ mod tests {
     }
 
     #[test]
-    fn strangers_that_hang_leave_half_of_the_slots_to_the_others() {
+    fn newcomers_that_hang_leave_slots_to_the_proven_and_to_other_newcomers() {
         let mut lanes = Lanes::new(BOUNDS);
         offer(&mut lanes, 1, 1, START);
         assert_eq!(go(&mut lanes, START), [1]);
         lanes.settle(1, Manner::Answered, START);
-        (100..120).for_each(|stranger| assert_eq!(offer(&mut lanes, stranger, 8, START), 8));
-        assert_eq!(go(&mut lanes, START).len(), 32);
+        (100..108).for_each(|hanging| assert_eq!(offer(&mut lanes, hanging, 8, START), 8));
+        assert_eq!(go(&mut lanes, START).len(), 32, "half of the slots");
+        // Sixteen more newcomers get a slot each; one of them answers and gets what it needs.
+        (200..220).for_each(|newcomer| assert_eq!(offer(&mut lanes, newcomer, 8, START), 8));
+        assert_eq!(go(&mut lanes, START), (200..216).collect::<Vec<_>>());
+        lanes.settle(200, Manner::Answered, START);
+        let next = go(&mut lanes, START);
+        assert_eq!(next.iter().filter(|endpoint| **endpoint == 200).count(), 5);
+        assert_eq!(next.iter().filter(|endpoint| **endpoint != 200).count(), 1, "a newcomer in its old place");
+        // And the proven still go.
         offer(&mut lanes, 1, 20, START);
-        assert_eq!(go(&mut lanes, START), [1; 9]);
+        assert_eq!(go(&mut lanes, START), [1; 5]);
     }
 
     #[test]
     fn what_has_waited_until_its_claim_runs_out_is_not_sent() {
         let mut lanes = Lanes::new(BOUNDS);
         offer(&mut lanes, 1, 20, START);
-        assert_eq!(go(&mut lanes, START).len(), 8);
+        assert_eq!(go(&mut lanes, START).len(), 4);
         let answered = START + Duration::from_secs(21);
         lanes.settle(1, Manner::Answered, answered);
-        assert_eq!(lanes.relieve(answered), 12);
+        assert_eq!(lanes.relieve(answered), 16);
         assert_eq!((go(&mut lanes, answered).len(), lanes.room()), (0, 256));
+        assert!(!lanes.offer(delivery(1, 1), START, answered), "the claim itself took that long");
     }
 
     #[test]

@@ -36,7 +36,7 @@ use ipnet::IpNet;
 pub use classify::{Answer, Schedule, ScheduleError, next, retry_after};
 pub use notifier::Notifier;
 pub use payload::{EVENT_BODY_BYTES_MAX, payload};
-pub use send::{Prepared, SendError, Sender};
+pub use send::{ClientError, Prepared, SendError, Sender};
 pub use sign::{SignError, WebhookSecretError, WebhookSecrets};
 pub use stats::NotifierStats;
 

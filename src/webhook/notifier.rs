@@ -13,6 +13,7 @@ use http::StatusCode;
 use tokio::sync::{broadcast, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::WebhookSettings;
 use super::classify::{Answer, Schedule, next};
@@ -25,6 +26,8 @@ use crate::net_guard::Refused;
 use crate::pace::Time;
 use crate::store::{DeliveryJob, DeliveryNext, DeliveryRecord, OwnerId, Store, StoreError, Wake};
 
+/// The role under which the store knows this owner.
+const ROLE: &str = "notifier";
 /// Calls at the same time at most, whatever is configured.
 const CONCURRENCY_MAX: usize = 4_096;
 /// Deliveries in one claim.
@@ -42,6 +45,8 @@ const RECORDS_PER_CALL: usize = 4;
 const LEASE_MARGIN: Duration = Duration::from_secs(10);
 /// How often lanes are looked through for what waits in vain.
 const RELIEF: Duration = Duration::from_millis(250);
+/// How often the store is told that this notifier lives: what silent owners hold is given to others.
+const BEAT: Duration = Duration::from_secs(5);
 /// The longest sleep of the loop.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// How often a record is tried while the store is away: about a quarter of an hour. After that the
@@ -69,6 +74,8 @@ struct Parts {
     schedule: Schedule,
     stats: NotifierStats,
     outage: Outage,
+    /// The store knows of the owner.
+    announced: AtomicBool,
 }
 
 impl std::fmt::Debug for Parts {
@@ -92,6 +99,7 @@ impl Notifier {
             schedule: settings.schedule,
             stats: NotifierStats::default(),
             outage: Outage::default(),
+            announced: AtomicBool::new(false),
         };
         Ok(Self {
             parts: Arc::new(parts),
@@ -144,6 +152,8 @@ enum Seen {
 
 /// What a look into the store found. `due_ms` is asked for only where nothing was due.
 struct Looked {
+    /// When it began, and the claim with it.
+    since: Time,
     asked: usize,
     deliveries: Vec<DeliveryJob>,
     due_ms: Option<WallMs>,
@@ -163,12 +173,14 @@ struct Shift {
     settled: mpsc::UnboundedReceiver<(i64, Manner)>,
     settle: mpsc::UnboundedSender<(i64, Manner)>,
     tasks: JoinSet<()>,
+    beat: AbortOnDropHandle<()>,
 }
 
 impl Shift {
     fn begin(house: Notifier) -> Self {
         let now = house.parts.clock.mono();
         let (settle, settled) = mpsc::unbounded_channel();
+        let beat = Arc::clone(&house.parts).beat(house.owner.clone());
         Self {
             lanes: Lanes::new(house.bounds),
             poll: Poll::new(now),
@@ -178,6 +190,7 @@ impl Shift {
             settled,
             settle,
             tasks: JoinSet::new(),
+            beat: AbortOnDropHandle::new(tokio::spawn(beat)),
             house,
         }
     }
@@ -224,10 +237,11 @@ impl Shift {
         let (parts, owner) = (Arc::clone(&self.house.parts), self.house.owner.clone());
         let (asked, lease) = (self.lanes.room().min(CLAIM_MAX), self.house.lease);
         self.look = Some(Box::pin(async move {
+            parts.announce(&owner).await?;
             let limit = u32::try_from(asked).unwrap_or(u32::MAX);
             let deliveries = parts.store.claim_deliveries(&owner, limit, parts.clock.wall_ms(), lease).await?;
             let due_ms = if deliveries.is_empty() { parts.store.next_delivery_due().await? } else { None };
-            Ok(Looked { asked, deliveries, due_ms })
+            Ok(Looked { since: now, asked, deliveries, due_ms })
         }));
     }
 
@@ -286,7 +300,7 @@ impl Shift {
             let pk = job.pk;
             match Prepared::new(job, self.house.public_url.as_deref()) {
                 Ok(delivery) => {
-                    let kept = self.lanes.offer(delivery, now);
+                    let kept = self.lanes.offer(delivery, looked.since, now);
                     self.count_released(usize::from(!kept));
                 }
                 Err(error) => tracing::error!(delivery = pk, %error, "the event of a delivery cannot be written"),
@@ -314,6 +328,7 @@ impl Shift {
             );
             self.tasks.shutdown().await;
         }
+        self.beat.abort();
         self.house.parts.stats.open.set(0);
         self.house.parts.stats.waiting.set(0);
         let now_ms = self.house.parts.clock.wall_ms();
@@ -377,6 +392,25 @@ impl Drop for Slot {
 }
 
 impl Parts {
+    /// Tells the store of the owner before its first claim.
+    async fn announce(&self, owner: &str) -> Result<(), StoreError> {
+        if !self.announced.load(Ordering::Relaxed) {
+            self.store.heartbeat(&owner.to_owned(), ROLE).await?;
+            self.announced.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Goes on telling it.
+    async fn beat(self: Arc<Self>, owner: OwnerId) {
+        loop {
+            tokio::time::sleep(BEAT).await;
+            if let Err(error) = self.store.heartbeat(&owner, ROLE).await {
+                self.outage.began(&error);
+            }
+        }
+    }
+
     /// One attempt, from the call to its record.
     async fn deliver(self: Arc<Self>, delivery: Prepared, slot: Slot) {
         let at_ms = self.clock.wall_ms();

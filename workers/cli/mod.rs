@@ -14,6 +14,8 @@ mod jobs;
 mod lines;
 mod migrate;
 mod output;
+mod serve;
+mod topology;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -21,6 +23,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{ArgAction, Args, Parser, Subcommand};
 use paceline::config::Config;
+use paceline::telemetry::{LogFormat, init_logs};
 
 pub use failure::{Exit, Failure};
 pub use output::Out;
@@ -90,6 +93,7 @@ Examples:
 /// What can be done.
 #[derive(Debug, Subcommand)]
 enum Command {
+    Serve(serve::Args),
     Enqueue(Box<enqueue::Args>),
     #[command(subcommand)]
     Jobs(jobs::Command),
@@ -97,16 +101,20 @@ enum Command {
     Dead(dead::Command),
     Check(check::Args),
     Migrate(migrate::Args),
+    #[command(subcommand)]
+    Topology(topology::Command),
 }
 
 impl Command {
     async fn run(self, globals: &Globals, out: &Out) -> Result<Exit, Failure> {
         match self {
+            Self::Serve(args) => serve::run(args, globals, out).await,
             Self::Enqueue(args) => enqueue::run(*args, globals, out).await,
             Self::Jobs(command) => jobs::run(command, globals, out).await,
             Self::Dead(command) => dead::run(command, globals, out).await,
             Self::Check(args) => check::run(args, globals, out).await,
             Self::Migrate(args) => migrate::run(args, globals, out).await,
+            Self::Topology(command) => topology::run(command, globals, out).await,
         }
     }
 }
@@ -129,7 +137,11 @@ pub fn main() -> ExitCode {
 }
 
 fn start(cli: Cli, out: &Out) -> anyhow::Result<Result<Exit, Failure>> {
-    log_to_stderr(cli.globals.verbose);
+    let (serving, json) = match &cli.command {
+        Command::Serve(args) => (true, args.log_json()),
+        _ => (false, false),
+    };
+    log_to_stderr(cli.globals.verbose + u8::from(serving), json);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start")?;
     Ok(runtime.block_on(cli.command.run(&cli.globals, out)))
 }
@@ -147,14 +159,12 @@ fn refuse(error: &clap::Error) -> ExitCode {
     ExitCode::from(if shown.is_ok() { code } else { Exit::BrokenPipe as u8 })
 }
 
-fn log_to_stderr(verbose: u8) {
+fn log_to_stderr(verbose: u8, json: bool) {
     let level = match verbose {
         0 => "warn",
-        1 => "info",
+        1 => "info,sqlx=warn,lapin=warn",
         2 => "debug",
         _ => "trace",
     };
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    init_logs(if json { LogFormat::Json } else { LogFormat::Text }, level);
 }
