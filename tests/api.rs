@@ -527,6 +527,16 @@ async fn a_replay_is_edited_and_checked_like_a_new_job() {
 }
 
 #[tokio::test]
+async fn a_replay_after_the_deadline_goes_without_it() {
+    let api = Api::start().await;
+    let mut with_deadline = job("l-1");
+    with_deadline["deadline"] = "2098-01-01T00:00:00Z".into();
+    api.dead(with_deadline).await;
+    let body = json!({ "not_before": "2099-01-01T00:00:00Z" }).to_string();
+    assert_eq!(api.post("/v1/dead-letters/l-1/replay", body).await.ok(202)["state"], "waiting");
+}
+
+#[tokio::test]
 async fn a_message_that_never_was_a_job_is_kept_whole_and_not_run() {
     let api = Api::start().await;
     let buried = Buried {

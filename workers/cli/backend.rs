@@ -86,7 +86,7 @@ impl Backend {
     /// `POST /v1/jobs`
     pub async fn submit(&self, body: Vec<u8>) -> Result<Value, Failure> {
         match self {
-            Self::Http(api) => json(api.call(Method::POST, &["v1", "jobs"], "", Some(body)).await?.body),
+            Self::Http(api) => json(api.call(Method::POST, &["v1", "jobs"], "", Some(body)).await?),
             Self::Store { desk, .. } => {
                 match desk.submit(&Tenancy::all(), Bytes::from(body), Origin::default()).await? {
                     Submitted::One(job) => value(&job),
@@ -99,7 +99,7 @@ impl Backend {
     /// `GET /v1/jobs`
     pub async fn jobs(&self, query: &str) -> Result<Value, Failure> {
         match self {
-            Self::Http(api) => json(api.call(Method::GET, &["v1", "jobs"], query, None).await?.body),
+            Self::Http(api) => json(api.call(Method::GET, &["v1", "jobs"], query, None).await?),
             Self::Store { desk, .. } => value(&desk.jobs(Tenancy::all(), query).await?),
         }
     }
@@ -107,7 +107,7 @@ impl Backend {
     /// `GET /v1/jobs/{id}`
     pub async fn job(&self, of: Named<'_>) -> Result<Value, Failure> {
         match self {
-            Self::Http(api) => json(api.call(Method::GET, &["v1", "jobs", of.id], &of.query(), None).await?.body),
+            Self::Http(api) => json(api.call(Method::GET, &["v1", "jobs", of.id], &of.query(), None).await?),
             Self::Store { desk, .. } => value(&desk.job(&of.tenancy()?, of.id).await?),
         }
     }
@@ -116,7 +116,7 @@ impl Backend {
     pub async fn result(&self, of: Named<'_>) -> Result<Vec<u8>, Failure> {
         match self {
             Self::Http(api) => {
-                Ok(api.call(Method::GET, &["v1", "jobs", of.id, "result"], &of.query(), None).await?.body)
+                api.call(Method::GET, &["v1", "jobs", of.id, "result"], &of.query(), None).await
             }
             Self::Store { desk, .. } => Ok(desk.result(&of.tenancy()?, of.id).await?.body.to_vec()),
         }
@@ -125,7 +125,7 @@ impl Backend {
     /// `DELETE /v1/jobs/{id}`
     pub async fn cancel(&self, of: Named<'_>) -> Result<Value, Failure> {
         match self {
-            Self::Http(api) => json(api.call(Method::DELETE, &["v1", "jobs", of.id], &of.query(), None).await?.body),
+            Self::Http(api) => json(api.call(Method::DELETE, &["v1", "jobs", of.id], &of.query(), None).await?),
             Self::Store { desk, .. } => value(&desk.cancel(&of.tenancy()?, of.id).await?),
         }
     }
@@ -133,7 +133,7 @@ impl Backend {
     /// `GET /v1/dead-letters`
     pub async fn dead_letters(&self, query: &str) -> Result<Value, Failure> {
         match self {
-            Self::Http(api) => json(api.call(Method::GET, &["v1", "dead-letters"], query, None).await?.body),
+            Self::Http(api) => json(api.call(Method::GET, &["v1", "dead-letters"], query, None).await?),
             Self::Store { desk, .. } => value(&desk.dead_letters(Tenancy::all(), query).await?),
         }
     }
@@ -142,7 +142,7 @@ impl Backend {
     pub async fn dead_letter(&self, of: Named<'_>) -> Result<Value, Failure> {
         match self {
             Self::Http(api) => {
-                json(api.call(Method::GET, &["v1", "dead-letters", of.id], &of.query(), None).await?.body)
+                json(api.call(Method::GET, &["v1", "dead-letters", of.id], &of.query(), None).await?)
             }
             Self::Store { desk, .. } => value(&desk.dead_letter(&of.tenancy()?, of.id).await?),
         }
@@ -153,7 +153,7 @@ impl Backend {
         match self {
             Self::Http(api) => {
                 let path = ["v1", "dead-letters", of.id, "replay"];
-                json(api.call(Method::POST, &path, &of.query(), Some(body.to_vec())).await?.body)
+                json(api.call(Method::POST, &path, &of.query(), Some(body.to_vec())).await?)
             }
             Self::Store { desk, .. } => value(&desk.replay(&of.tenancy()?, of.id, body).await?),
         }
@@ -162,7 +162,7 @@ impl Backend {
     /// `DELETE /v1/dead-letters`
     pub async fn purge(&self, query: &str) -> Result<Value, Failure> {
         match self {
-            Self::Http(api) => json(api.call(Method::DELETE, &["v1", "dead-letters"], query, None).await?.body),
+            Self::Http(api) => json(api.call(Method::DELETE, &["v1", "dead-letters"], query, None).await?),
             Self::Store { desk, .. } => value(&desk.purge(Tenancy::all(), query).await?),
         }
     }

@@ -40,10 +40,13 @@ pub struct List {
     /// queued, waiting, running, succeeded, dead, expired or cancelled
     #[arg(long)]
     state: Option<String>,
+    /// Of that provider
     #[arg(long)]
     provider: Option<String>,
+    /// Of that lane
     #[arg(long)]
     lane: Option<String>,
+    /// Of that tenant
     #[arg(long)]
     tenant: Option<String>,
     #[command(flatten)]
