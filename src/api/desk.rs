@@ -15,7 +15,7 @@ use super::params;
 use super::view::{
     Accepted, AcceptedItem, AcceptedMany, DeadJson, JobJson, PageJson, Purged, ReplayAccepted, dead_page, job_page,
 };
-use crate::clock::{self, Clock, WallMs};
+use crate::clock::{Clock, WallMs};
 use crate::job::{Catalog, Envelope, Given, Invalid, Job, JobState, Request, is_job_id};
 use crate::store::{Cancelled, DeadView, Inserted, NewJob, Origin, Replay, Replayed, Store, StoredResponse};
 
@@ -280,12 +280,9 @@ impl Desk {
         envelope.request = request.unwrap_or(envelope.request);
         envelope.lane = Some(lane.to_owned());
         envelope.not_before = not_before;
-        if let (Some(deadline), now) = (envelope.deadline, self.clock.wall_ms())
-            && deadline.0 <= now
-        {
-            let message = format!("the job's deadline {} has passed: it would expire at once", clock::rfc3339(deadline.0));
-            return Err(Problem::invalid(Invalid::at("deadline", message)));
-        }
+        // The store drops a deadline that has passed by then, so it is not checked either.
+        let due = not_before.map_or_else(|| self.clock.wall_ms(), |at| at.0);
+        envelope.deadline = envelope.deadline.filter(|deadline| deadline.0 > due);
         envelope.check(&Given::default(), &self.catalog, String::new).map(drop).map_err(Problem::invalid)
     }
 
@@ -362,6 +359,9 @@ fn replay_body(body: &[u8]) -> Result<ReplayBody, Problem> {
         return Ok(ReplayBody::default());
     }
     let json: &RawValue = serde_json::from_slice(body).map_err(|e| not_json(&e))?;
+    if !json.get().starts_with('{') {
+        return Err(Problem::invalid(Invalid::at("", "expected an object, such as {} or {\"request\":{\"path\":\"/…\"}}")));
+    }
     let mut reader = serde_json::Deserializer::from_str(json.get());
     serde_path_to_error::deserialize(&mut reader).map_err(|e| {
         let path = e.path().to_string();

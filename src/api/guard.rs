@@ -20,7 +20,7 @@ use super::error::{Problem, ProblemKind};
 
 /// Accepts requests to this machine by its own names, from no page of another origin.
 pub(super) fn check_local(uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
-    let host = host_of(uri, headers).filter(|host| is_loopback(host)).ok_or_else(|| {
+    let host = host_of(uri, headers).filter(is_loopback).ok_or_else(|| {
         Problem::new(
             ProblemKind::Forbidden,
             "without tokens only requests to localhost, 127.0.0.0/8 or [::1] are accepted (the Host header says otherwise): \

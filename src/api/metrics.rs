@@ -117,9 +117,9 @@ fn encode(registry: &Registry, depth: Option<&Depth>) -> Result<String, std::fmt
 /// What the store holds at the time of a scrape.
 fn store_figures(depth: Option<&Depth>) -> Registry {
     let mut registry = Registry::default();
-    let up: Gauge = Gauge::default();
-    up.set(i64::from(depth.is_some()));
-    registry.register("paceline_store_up", "Whether the store answered this scrape", up);
+    let counted: Gauge = Gauge::default();
+    counted.set(i64::from(depth.is_some()));
+    registry.register("paceline_store_counted", "Whether the store counted its jobs for this scrape in time", counted);
     let Some(depth) = depth else { return registry };
     let jobs = Family::<DepthLabels, Gauge>::default();
     for (provider, lane, state, count) in &depth.jobs {
@@ -145,7 +145,7 @@ mod tests {
     fn a_scrape_ends_once_and_says_whether_the_store_answered() {
         let figures = Figures::new(Registry::default());
         let text = encode(&figures.registry, None).expect("written");
-        assert!(text.contains("paceline_store_up 0") && text.ends_with("# EOF\n"), "{text}");
+        assert!(text.contains("paceline_store_counted 0") && text.ends_with("# EOF\n"), "{text}");
         assert_eq!(text.matches("# EOF").count(), 1);
         let depth = Depth {
             jobs: vec![("geo".into(), "default".into(), "queued".into(), 7)],
@@ -154,6 +154,6 @@ mod tests {
         };
         let text = encode(&figures.registry, Some(&depth)).expect("written");
         assert!(text.contains("paceline_jobs{provider=\"geo\",lane=\"default\",state=\"queued\"} 7"), "{text}");
-        assert!(text.contains("paceline_dead_letters 3") && text.contains("paceline_store_up 1"), "{text}");
+        assert!(text.contains("paceline_dead_letters 3") && text.contains("paceline_store_counted 1"), "{text}");
     }
 }

@@ -86,7 +86,7 @@ impl Backend {
     /// `POST /v1/jobs`
     pub async fn submit(&self, body: Vec<u8>) -> Result<Value, Failure> {
         match self {
-            Self::Http(api) => json(api.call(Method::POST, &["v1", "jobs"], "", Some(body)).await?.body),
+            Self::Http(api) => json(api.call(Method::POST, &["v1", "jobs"], "", Some(body)).await?),
             Self::Store { desk, .. } => {
                 match desk.submit(&Tenancy::all(), Bytes::from(body), Origin::default()).await? {
                     Submitted::One(job) => value(&job),
@@ -99,7 +99,7 @@ impl Backend {
     /// `GET /v1/jobs`
     pub async fn jobs(&self, query: &str) -> Result<Value, Failure> {
         match self {
-            Self::Http(api) => json(api.call(Method::GET, &["v1", "jobs"], query, None).await?.body),
+            Self::Http(api) => json(api.call(Method::GET, &["v1", "jobs"], query, None).await?),
             Self::Store { desk, .. } => value(&desk.jobs(Tenancy::all(), query).await?),
         }
     }
@@ -107,8 +107,8 @@ impl Backend {
     /// `GET /v1/jobs/{id}`
     pub async fn job(&self, of: Named<'_>) -> Result<Value, Failure> {
         match self {
-            Self::Http(api) => json(api.call(Method::GET, &["v1", "jobs", of.id()?], &of.query(), None).await?.body),
-            Self::Store { desk, .. } => value(&desk.job(&of.tenancy()?, of.id()?).await?),
+            Self::Http(api) => json(api.call(Method::GET, &["v1", "jobs", of.id], &of.query(), None).await?),
+            Self::Store { desk, .. } => value(&desk.job(&of.tenancy()?, of.id).await?),
         }
     }
 
@@ -116,24 +116,24 @@ impl Backend {
     pub async fn result(&self, of: Named<'_>) -> Result<Vec<u8>, Failure> {
         match self {
             Self::Http(api) => {
-                Ok(api.call(Method::GET, &["v1", "jobs", of.id()?, "result"], &of.query(), None).await?.body)
+                api.call(Method::GET, &["v1", "jobs", of.id, "result"], &of.query(), None).await
             }
-            Self::Store { desk, .. } => Ok(desk.result(&of.tenancy()?, of.id()?).await?.body.to_vec()),
+            Self::Store { desk, .. } => Ok(desk.result(&of.tenancy()?, of.id).await?.body.to_vec()),
         }
     }
 
     /// `DELETE /v1/jobs/{id}`
     pub async fn cancel(&self, of: Named<'_>) -> Result<Value, Failure> {
         match self {
-            Self::Http(api) => json(api.call(Method::DELETE, &["v1", "jobs", of.id()?], &of.query(), None).await?.body),
-            Self::Store { desk, .. } => value(&desk.cancel(&of.tenancy()?, of.id()?).await?),
+            Self::Http(api) => json(api.call(Method::DELETE, &["v1", "jobs", of.id], &of.query(), None).await?),
+            Self::Store { desk, .. } => value(&desk.cancel(&of.tenancy()?, of.id).await?),
         }
     }
 
     /// `GET /v1/dead-letters`
     pub async fn dead_letters(&self, query: &str) -> Result<Value, Failure> {
         match self {
-            Self::Http(api) => json(api.call(Method::GET, &["v1", "dead-letters"], query, None).await?.body),
+            Self::Http(api) => json(api.call(Method::GET, &["v1", "dead-letters"], query, None).await?),
             Self::Store { desk, .. } => value(&desk.dead_letters(Tenancy::all(), query).await?),
         }
     }
@@ -142,9 +142,9 @@ impl Backend {
     pub async fn dead_letter(&self, of: Named<'_>) -> Result<Value, Failure> {
         match self {
             Self::Http(api) => {
-                json(api.call(Method::GET, &["v1", "dead-letters", of.id()?], &of.query(), None).await?.body)
+                json(api.call(Method::GET, &["v1", "dead-letters", of.id], &of.query(), None).await?)
             }
-            Self::Store { desk, .. } => value(&desk.dead_letter(&of.tenancy()?, of.id()?).await?),
+            Self::Store { desk, .. } => value(&desk.dead_letter(&of.tenancy()?, of.id).await?),
         }
     }
 
@@ -152,17 +152,17 @@ impl Backend {
     pub async fn replay(&self, of: Named<'_>, body: &[u8]) -> Result<Value, Failure> {
         match self {
             Self::Http(api) => {
-                let path = ["v1", "dead-letters", of.id()?, "replay"];
-                json(api.call(Method::POST, &path, &of.query(), Some(body.to_vec())).await?.body)
+                let path = ["v1", "dead-letters", of.id, "replay"];
+                json(api.call(Method::POST, &path, &of.query(), Some(body.to_vec())).await?)
             }
-            Self::Store { desk, .. } => value(&desk.replay(&of.tenancy()?, of.id()?, body).await?),
+            Self::Store { desk, .. } => value(&desk.replay(&of.tenancy()?, of.id, body).await?),
         }
     }
 
     /// `DELETE /v1/dead-letters`
     pub async fn purge(&self, query: &str) -> Result<Value, Failure> {
         match self {
-            Self::Http(api) => json(api.call(Method::DELETE, &["v1", "dead-letters"], query, None).await?.body),
+            Self::Http(api) => json(api.call(Method::DELETE, &["v1", "dead-letters"], query, None).await?),
             Self::Store { desk, .. } => value(&desk.purge(Tenancy::all(), query).await?),
         }
     }
@@ -171,27 +171,28 @@ impl Backend {
 /// An id, and the tenant where the same id exists for several.
 #[derive(Debug, Clone, Copy)]
 pub struct Named<'a> {
-    /// As the user gave it.
+    /// Of the form that [`job_id`] lets through.
     pub id: &'a str,
     /// Of `--tenant`.
     pub tenant: Option<&'a str>,
 }
 
-impl<'a> Named<'a> {
-    fn id(self) -> Result<&'a str, Failure> {
-        if is_job_id(self.id) && !matches!(self.id, "." | "..") {
-            Ok(self.id)
-        } else {
-            Err(Failure::usage(format!("{:?} is no id: expected 1 to 128 of A-Z a-z 0-9 . _ : -", self.id)))
-        }
-    }
-
+impl Named<'_> {
     fn query(self) -> String {
         query(&[("tenant", self.tenant.map(str::to_owned))])
     }
 
     fn tenancy(self) -> Result<Tenancy, Failure> {
         Ok(Tenancy::all().narrow(self.tenant.map(str::to_owned))?)
+    }
+}
+
+/// An id on the command line. `.` and `..` are ids, and no client can put them into a path.
+pub fn job_id(text: &str) -> Result<String, String> {
+    if is_job_id(text) && !matches!(text, "." | "..") {
+        Ok(text.to_owned())
+    } else {
+        Err("expected an id: 1 to 128 of A-Z a-z 0-9 . _ : -".to_owned())
     }
 }
 

@@ -39,10 +39,13 @@ pub struct Filter {
     /// attempts_exhausted, permanent, outcome_unknown, malformed, unroutable, rejected, conflict, impossible or gave_up
     #[arg(long)]
     reason: Option<String>,
+    /// Of that provider
     #[arg(long)]
     provider: Option<String>,
+    /// Of that lane
     #[arg(long)]
     lane: Option<String>,
+    /// Of that tenant
     #[arg(long)]
     tenant: Option<String>,
     /// Only those that were replayed (true) or were not (false)

@@ -23,11 +23,6 @@ pub struct HttpApi {
     token: Option<Secret>,
 }
 
-/// An answer that is no problem document.
-pub struct Answer {
-    pub body: Vec<u8>,
-}
-
 impl HttpApi {
     /// A client of the API at `url`.
     pub fn new(url: &str, token: Option<Secret>) -> Result<Self, Failure> {
@@ -42,6 +37,10 @@ impl HttpApi {
         if !base.path().ends_with('/') {
             let path = format!("{}/", base.path());
             base.set_path(&path);
+        }
+        let is_own = matches!(base.host_str(), Some(host) if host == "localhost" || host == "[::1]" || host.starts_with("127."));
+        if token.is_some() && base.scheme() == "http" && !is_own {
+            tracing::warn!("the token goes over plain HTTP to another machine: use https if the way there is not private");
         }
         let client = reqwest::Client::builder()
             .no_proxy()
@@ -70,8 +69,8 @@ impl HttpApi {
         serde_json::from_slice::<Value>(&body).is_ok_and(|json| json["service"] == "paceline")
     }
 
-    /// Makes a call. `path` is put together of segments, each percent-encoded.
-    pub async fn call(&self, method: Method, path: &[&str], query: &str, body: Option<Vec<u8>>) -> Result<Answer, Failure> {
+    /// Makes a call; the body of an answer that is no problem document. `path` is put together of segments, each percent-encoded.
+    pub async fn call(&self, method: Method, path: &[&str], query: &str, body: Option<Vec<u8>>) -> Result<Vec<u8>, Failure> {
         let mut url = self.base.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().extend(path);
@@ -93,7 +92,7 @@ impl HttpApi {
         let body = read(answer, ANSWER_BYTES_MAX).await.map_err(|why| {
             Failure::new(Exit::Unreachable, format!("no whole answer from {}: {why}", self.place()))
         })?;
-        if status.is_success() { Ok(Answer { body }) } else { Err(self.refused(status, &body)) }
+        if status.is_success() { Ok(body) } else { Err(self.refused(status, &body)) }
     }
 
     fn refused(&self, status: StatusCode, body: &[u8]) -> Failure {

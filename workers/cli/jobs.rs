@@ -7,7 +7,7 @@ use paceline::duration::HumanDuration;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::backend::{Backend, Missing, Named, query};
+use super::backend::{Backend, Missing, Named, job_id, query};
 use super::failure::{Exit, Failure};
 use super::output::{Out, cell, short, time};
 use super::Globals;
@@ -40,10 +40,13 @@ pub struct List {
     /// queued, waiting, running, succeeded, dead, expired or cancelled
     #[arg(long)]
     state: Option<String>,
+    /// Of that provider
     #[arg(long)]
     provider: Option<String>,
+    /// Of that lane
     #[arg(long)]
     lane: Option<String>,
+    /// Of that tenant
     #[arg(long)]
     tenant: Option<String>,
     #[command(flatten)]
@@ -81,6 +84,7 @@ impl Pages {
 #[derive(Debug, Args)]
 pub struct One {
     /// Its id
+    #[arg(value_parser = job_id)]
     id: String,
     /// Its tenant, where the same id exists for several
     #[arg(long)]
@@ -98,7 +102,7 @@ impl One {
 #[derive(Debug, Args)]
 pub struct Many {
     /// Their ids
-    #[arg(required = true)]
+    #[arg(required = true, value_parser = job_id)]
     ids: Vec<String>,
     /// Their tenant, where the same ids exist for several
     #[arg(long)]

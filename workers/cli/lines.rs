@@ -41,6 +41,9 @@ struct Line {
     text: Vec<u8>,
 }
 
+/// Lines as the reading thread hands them over; an error is the last.
+type Lines = mpsc::Receiver<Result<Line, Failure>>;
+
 /// What came of the lines so far.
 #[derive(Debug, Default, Clone, Copy)]
 struct Tally {
@@ -81,7 +84,7 @@ struct Feed {
 }
 
 impl Feed {
-    async fn all(&mut self, mut lines: mpsc::Receiver<Result<Line, Failure>>) -> Result<(), Failure> {
+    async fn all(&mut self, mut lines: Lines) -> Result<(), Failure> {
         let mut batch: Vec<(u64, Vec<u8>)> = Vec::new();
         let mut bytes = 0;
         let mut last_line = 0;
@@ -205,7 +208,7 @@ impl Feed {
 }
 
 /// The lines, read by a thread of their own (a pipe may be silent for long), and the file's size.
-fn open(source: &Source) -> Result<(mpsc::Receiver<Result<Line, Failure>>, Option<u64>), Failure> {
+fn open(source: &Source) -> Result<(Lines, Option<u64>), Failure> {
     let (reader, size): (Box<dyn Read + Send>, Option<u64>) = if source.file == "-" {
         (Box::new(std::io::stdin()), None)
     } else {

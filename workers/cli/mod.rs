@@ -74,8 +74,8 @@ struct Cli {
 }
 
 const AFTER_HELP: &str = "\
-How commands reach the system: --url or PACELINE_URL; else the API at the configured api.listen, if it
-answers; else the configured store itself (SQLite only while no server has it open).
+How commands reach the system: --url or PACELINE_URL; else the API at the configured api.listen, if
+it answers; else the configured store itself (SQLite only while no server has it open).
 
 Exit codes:
   0    done
