@@ -199,12 +199,12 @@ impl Config {
         let path = path.map(Path::to_path_buf).or_else(|| standard.exists().then(|| standard.to_path_buf()));
         let text = match &path {
             None => String::new(),
-            Some(path) => std::fs::read_to_string(path)
-                .map_err(|source| ConfigError::Read { path: path.clone(), source })?,
+            Some(path) => {
+                std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.clone(), source })?
+            }
         };
-        let env: Vec<(String, String)> = std::env::vars_os()
-            .filter_map(|(n, v)| Some((n.into_string().ok()?, v.into_string().ok()?)))
-            .collect();
+        let env: Vec<(String, String)> =
+            std::env::vars_os().filter_map(|(n, v)| Some((n.into_string().ok()?, v.into_string().ok()?))).collect();
         Self::parse(&text, path, &env)
     }
 
@@ -307,7 +307,8 @@ fn api(raw: file::Api, env: &Lookup<'_>, problems: &mut Problems) -> Option<ApiC
     let listen: SocketAddr = match listen.parse() {
         Ok(listen) => listen,
         Err(_) => {
-            problems.add("api.listen", format!("expected an address and a port such as 127.0.0.1:8080, found {listen:?}"));
+            problems
+                .add("api.listen", format!("expected an address and a port such as 127.0.0.1:8080, found {listen:?}"));
             return None;
         }
     };
@@ -354,7 +355,8 @@ fn webhooks(raw: file::Webhooks, env: &Lookup<'_>, problems: &mut Problems) -> O
         .allow_networks
         .iter()
         .filter_map(|text| {
-            let parsed = text.parse::<IpNet>().map_err(|_| format!("expected a network such as 127.0.0.0/8, found {text:?}"));
+            let parsed =
+                text.parse::<IpNet>().map_err(|_| format!("expected a network such as 127.0.0.0/8, found {text:?}"));
             problems.take("webhooks.allow_networks", parsed)
         })
         .collect();

@@ -24,7 +24,8 @@ impl std::str::FromStr for HumanDuration {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("expected a duration such as \"250ms\", \"30s\", \"5m\", \"1h\" or \"7d\", found {text:?}");
+        let wrong =
+            || format!("expected a duration such as \"250ms\", \"30s\", \"5m\", \"1h\" or \"7d\", found {text:?}");
         let mut rest = text.trim();
         if rest.is_empty() {
             return Err(wrong());

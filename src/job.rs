@@ -9,7 +9,10 @@ mod reason;
 mod request;
 mod state;
 
-pub use envelope::{split_routing_key, Instant, Callback, Catalog, Delivery, Envelope, EventKind, Given, Job, ProviderRules, RetryOverrides};
+pub use envelope::{
+    Callback, Catalog, Delivery, Envelope, EventKind, Given, Instant, Job, ProviderRules, RetryOverrides,
+    split_routing_key,
+};
 pub use reason::DeadReason;
 pub use request::{Body, Request};
 pub use state::{IllegalEvent, JobEvent, JobState, transition};

@@ -82,13 +82,31 @@ struct Rule {
 }
 
 /// Reasons of a quota that will not come back within seconds.
-const QUOTA_REASONS: &[&str] = &["insufficient_quota", "dailyLimitExceeded", "quotaExceeded", "billing_hard_limit_reached"];
+const QUOTA_REASONS: &[&str] =
+    &["insufficient_quota", "dailyLimitExceeded", "quotaExceeded", "billing_hard_limit_reached"];
 /// Reasons of a rate limit under a status that also means something else.
-const RATE_REASONS: &[&str] =
-    &["rateLimitExceeded", "userRateLimitExceeded", "rate_limit_exceeded", "rate_limited", "RequestThrottled", "Throttling", "ThrottlingException", "SlowDown", "secondary rate limit"];
+const RATE_REASONS: &[&str] = &[
+    "rateLimitExceeded",
+    "userRateLimitExceeded",
+    "rate_limit_exceeded",
+    "rate_limited",
+    "RequestThrottled",
+    "Throttling",
+    "ThrottlingException",
+    "SlowDown",
+    "secondary rate limit",
+];
 /// Reasons that speak of the key.
-const KEY_REASONS: &[&str] =
-    &["invalid_api_key", "API_KEY_INVALID", "API_KEY_SERVICE_BLOCKED", "keyInvalid", "keyExpired", "account_suspended", "account_deactivated", "token_revoked"];
+const KEY_REASONS: &[&str] = &[
+    "invalid_api_key",
+    "API_KEY_INVALID",
+    "API_KEY_SERVICE_BLOCKED",
+    "keyInvalid",
+    "keyExpired",
+    "account_suspended",
+    "account_deactivated",
+    "token_revoked",
+];
 
 /// The table. The first row that fits decides.
 const RULES: &[Rule] = &[
@@ -128,7 +146,11 @@ pub fn classify(reply: Reply<'_>) -> Outcome {
 pub fn may_have_been_executed(outcome: Outcome, reply: Reply<'_>) -> bool {
     match outcome {
         Outcome::Success | Outcome::Unknown => true,
-        Outcome::RateLimited | Outcome::QuotaExhausted | Outcome::Credential | Outcome::Redirect | Outcome::Permanent => false,
+        Outcome::RateLimited
+        | Outcome::QuotaExhausted
+        | Outcome::Credential
+        | Outcome::Redirect
+        | Outcome::Permanent => false,
         // 425 (RFC 8470): the server was unwilling to process the request.
         Outcome::Transient => !matches!(reply, Reply::NotSent | Reply::Answered { status: 425, .. }),
     }

@@ -139,9 +139,7 @@ impl RetryPolicy {
                     Verdict::NextSlot
                 }
             }
-            Outcome::Transient | Outcome::Unknown if once && call.executed => {
-                Verdict::Dead(DeadReason::OutcomeUnknown)
-            }
+            Outcome::Transient | Outcome::Unknown if once && call.executed => Verdict::Dead(DeadReason::OutcomeUnknown),
             Outcome::Transient | Outcome::Unknown => {
                 let failures = call.failures.saturating_add(1);
                 if failures >= self.max_attempts {

@@ -87,7 +87,8 @@ impl Scheduler {
     }
 
     async fn retain(&self) -> Result<(), StoreError> {
-        let before = |keep: Duration| self.clock.wall_ms().saturating_sub(i64::try_from(keep.as_millis()).unwrap_or(i64::MAX));
+        let before =
+            |keep: Duration| self.clock.wall_ms().saturating_sub(i64::try_from(keep.as_millis()).unwrap_or(i64::MAX));
         loop {
             let removed =
                 self.store.retain(before(self.keep.keep_succeeded), before(self.keep.keep_dead), BATCH).await?;

@@ -101,8 +101,8 @@ impl SecretSource {
                 (format!("the environment variable {name}"), env(name).ok_or_else(|| SecretError::Unset(name.clone()))?)
             }
             Self::File(path) => {
-                let text = std::fs::read_to_string(path)
-                    .map_err(|source| SecretError::File { path: path.clone(), source })?;
+                let text =
+                    std::fs::read_to_string(path).map_err(|source| SecretError::File { path: path.clone(), source })?;
                 (format!("the file {path}"), text)
             }
             Self::Vault => return Err(SecretError::NoVault),

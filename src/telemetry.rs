@@ -79,7 +79,11 @@ impl DispatchMetrics {
     pub fn register(&self, registry: &mut Registry) {
         registry.register("paceline_calls", "Calls that ended, by outcome", self.calls.clone());
         registry.register("paceline_jobs_finished", "Jobs that reached a terminal state", self.finished.clone());
-        registry.register("paceline_call_seconds", "From sending a call to the end of its answer", self.latency.clone());
+        registry.register(
+            "paceline_call_seconds",
+            "From sending a call to the end of its answer",
+            self.latency.clone(),
+        );
         registry.register("paceline_jobs_in_line", "Jobs in hand that wait for a permit", self.in_line.clone());
         registry.register("paceline_calls_open", "Calls that are open now", self.open.clone());
     }

@@ -131,7 +131,13 @@ impl Api {
         }
     }
 
-    async fn send(&self, method: Method, path: &str, headers: &[(&str, &str)], body: impl Into<reqwest::Body>) -> Answer {
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<reqwest::Body>,
+    ) -> Answer {
         let mut request = self.client.request(method, format!("http://{}{path}", self.address)).body(body);
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -186,7 +192,13 @@ impl Api {
         };
         let attempt = (!matches!(next, Next::Running)).then_some(attempt);
         let record = Record {
-            pk: claimed.pk, epoch: claimed.epoch, run: claimed.run, attempt, failures: claimed.failures + 1, at_ms: now(), next,
+            pk: claimed.pk,
+            epoch: claimed.epoch,
+            run: claimed.run,
+            attempt,
+            failures: claimed.failures + 1,
+            at_ms: now(),
+            next,
         };
         self.store.record(record).await.expect("recorded");
     }
@@ -249,9 +261,18 @@ async fn a_job_is_accepted_once_and_known_by_its_id() {
     assert!(problem["detail"].as_str().is_some_and(|d| d.contains("order-1")), "{problem}");
     let shown = api.get("/v1/jobs/order-1").await.ok(200);
     for (member, expected) in [
-        ("id", json!("order-1")), ("state", json!("queued")), ("provider", json!("geo")), ("lane", json!("default")),
-        ("tenant", json!(null)), ("metadata", json!(null)), ("run", json!(1)), ("attempts", json!([])),
-        ("finished_at", json!(null)), ("next_attempt_at", json!(null)), ("waiting_for", json!(null)), ("error", json!(null)),
+        ("id", json!("order-1")),
+        ("state", json!("queued")),
+        ("provider", json!("geo")),
+        ("lane", json!("default")),
+        ("tenant", json!(null)),
+        ("metadata", json!(null)),
+        ("run", json!(1)),
+        ("attempts", json!([])),
+        ("finished_at", json!(null)),
+        ("next_attempt_at", json!(null)),
+        ("waiting_for", json!(null)),
+        ("error", json!(null)),
     ] {
         assert_eq!(shown[member], expected, "{member} of {shown}");
     }
@@ -289,8 +310,14 @@ async fn what_is_not_a_job_is_refused_with_the_field() {
         (json!({ "provider": "geo", "request": { "path": "//evil" } }).to_string(), "$.request.path"),
         (json!({ "provider": "geo", "request": { "path": "/a/../b" } }).to_string(), "$.request.path"),
         (json!({ "provider": "geo", "request": { "path": "@evil" } }).to_string(), "$.request.path"),
-        (json!({ "provider": "geo", "request": { "path": "/", "headers": { "x": "a\r\nb" } } }).to_string(), "$.request.headers.x"),
-        (json!({ "provider": "geo", "request": { "path": "/", "headers": { "Authorization": "x" } } }).to_string(), "$.request.headers.Authorization"),
+        (
+            json!({ "provider": "geo", "request": { "path": "/", "headers": { "x": "a\r\nb" } } }).to_string(),
+            "$.request.headers.x",
+        ),
+        (
+            json!({ "provider": "geo", "request": { "path": "/", "headers": { "Authorization": "x" } } }).to_string(),
+            "$.request.headers.Authorization",
+        ),
         (json!({ "provider": "geo", "request": { "path": "/" }, "lane": "fast" }).to_string(), "$.lane"),
         (json!({ "provider": "geo", "request": { "path": "/" }, "id": "a b" }).to_string(), "$.id"),
         (json!({ "provider": "geo", "request": { "path": "/" }, "key": "zz" }).to_string(), "$.key"),
@@ -302,7 +329,8 @@ async fn what_is_not_a_job_is_refused_with_the_field() {
         assert_eq!(problem["errors"][0]["path"], path, "{body:.80}: {problem}");
         assert!(problem["errors"][0]["message"].as_str().is_some_and(|m| !m.is_empty()));
     }
-    let problem = api.post("/v1/jobs", r#"{"provider":"geo","request":{"path":"/"},"colour":1}"#).await.problem(422, "invalid");
+    let problem =
+        api.post("/v1/jobs", r#"{"provider":"geo","request":{"path":"/"},"colour":1}"#).await.problem(422, "invalid");
     assert!(problem["detail"].as_str().is_some_and(|d| d.contains("colour")), "{problem}");
     assert_eq!(api.get("/v1/jobs").await.ok(200)["items"], json!([]), "nothing came in");
 }
@@ -342,7 +370,8 @@ async fn an_array_is_answered_item_by_item_in_order() {
 #[tokio::test]
 async fn bodies_that_are_too_large_are_told_so() {
     let api = Api::start().await;
-    let text = |bytes: usize| json!({ "provider": "geo", "request": { "path": "/", "text": "x".repeat(bytes) } }).to_string();
+    let text =
+        |bytes: usize| json!({ "provider": "geo", "request": { "path": "/", "text": "x".repeat(bytes) } }).to_string();
     api.post("/v1/jobs", text(ENVELOPE_BYTES_MAX - 200)).await.ok(202);
     for bytes in [ENVELOPE_BYTES_MAX, 10 * 1024 * 1024] {
         let problem = api.post("/v1/jobs", text(bytes)).await.problem(413, "too-large");
@@ -414,9 +443,13 @@ async fn a_result_is_a_file_that_no_browser_runs() {
     assert_eq!(answer.status, StatusCode::OK);
     assert_eq!(&answer.body[..], b"<script>alert(1)</script>");
     for (name, expected) in [
-        ("content-type", "text/html"), ("content-disposition", "attachment"), ("x-content-type-options", "nosniff"),
-        ("content-security-policy", "sandbox; default-src 'none'"), ("paceline-provider-status", "200"),
-        ("paceline-truncated", "false"), ("cache-control", "no-store"),
+        ("content-type", "text/html"),
+        ("content-disposition", "attachment"),
+        ("x-content-type-options", "nosniff"),
+        ("content-security-policy", "sandbox; default-src 'none'"),
+        ("paceline-provider-status", "200"),
+        ("paceline-truncated", "false"),
+        ("cache-control", "no-store"),
     ] {
         assert_eq!(answer.header(name), expected, "{name}");
     }
@@ -616,8 +649,12 @@ async fn without_tokens_only_this_machine_is_served_and_no_foreign_page() {
 async fn bodies_are_json_and_nothing_else() {
     let api = Api::start().await;
     let body = || job("ct").to_string();
-    for kind in ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "application/jsonx"] {
-        api.send(Method::POST, "/v1/jobs", &[("content-type", kind)], body()).await.problem(415, "unsupported-media-type");
+    for kind in
+        ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "application/jsonx"]
+    {
+        api.send(Method::POST, "/v1/jobs", &[("content-type", kind)], body())
+            .await
+            .problem(415, "unsupported-media-type");
         let path = "/v1/dead-letters/x/replay";
         api.send(Method::POST, path, &[("content-type", kind)], "").await.problem(415, "unsupported-media-type");
     }
@@ -649,8 +686,13 @@ async fn guarded() -> Api {
 async fn with_tokens_everything_but_health_wants_one() {
     let api = guarded().await;
     for (method, path) in [
-        (Method::GET, "/v1/jobs"), (Method::GET, "/v1/jobs/x"), (Method::POST, "/v1/jobs"), (Method::DELETE, "/v1/jobs/x"),
-        (Method::GET, "/v1/dead-letters"), (Method::DELETE, "/v1/dead-letters?all=true"), (Method::GET, "/metrics"),
+        (Method::GET, "/v1/jobs"),
+        (Method::GET, "/v1/jobs/x"),
+        (Method::POST, "/v1/jobs"),
+        (Method::DELETE, "/v1/jobs/x"),
+        (Method::GET, "/v1/dead-letters"),
+        (Method::DELETE, "/v1/dead-letters?all=true"),
+        (Method::GET, "/metrics"),
         (Method::GET, "/nowhere"),
     ] {
         let answer = api.send(method, path, &[], "").await;
@@ -707,12 +749,16 @@ async fn a_bound_token_sees_and_makes_only_its_tenant_s() {
     api.submit(foreign).await.ok(202);
     api.submit(job("t-1")).await.ok(202);
     api.token = Some(ADMIN);
-    let dead = api.dead(json!({ "id": "t-dead", "provider": "mail", "tenant": "acme", "request": { "path": "/" } })).await;
+    let dead =
+        api.dead(json!({ "id": "t-dead", "provider": "mail", "tenant": "acme", "request": { "path": "/" } })).await;
     assert_eq!(api.get("/v1/jobs?tenant=acme").await.ok(200)["items"].as_array().map(Vec::len), Some(2));
     assert_eq!(api.get("/v1/jobs/t-1?tenant=other").await.ok(200)["tenant"], "other");
     api.token = Some(OTHER);
     let page = api.get("/v1/jobs").await.ok(200);
-    assert!(page["items"].as_array().is_some_and(|i| i.len() == 2 && i.iter().all(|i| i["tenant"] == "other")), "{page}");
+    assert!(
+        page["items"].as_array().is_some_and(|i| i.len() == 2 && i.iter().all(|i| i["tenant"] == "other")),
+        "{page}"
+    );
     api.get("/v1/jobs?tenant=acme").await.problem(403, "forbidden");
     let unknown = api.get(&format!("/v1/jobs/{dead}")).await.problem(404, "not-found")["detail"].clone();
     assert_eq!(api.get("/v1/jobs/nothing").await.problem(404, "not-found")["detail"], unknown);
@@ -755,7 +801,10 @@ async fn health_is_about_the_process_and_readiness_about_its_parts() {
     assert_eq!(api.get("/healthz").await.ok(200), json!({ "status": "ok", "service": "paceline" }));
     api.readiness.declare("queue");
     let starting = api.get("/readyz").await.ok(503);
-    assert_eq!(starting, json!({ "ready": false, "parts": { "queue": { "state": "starting" }, "store": { "state": "ok" } } }));
+    assert_eq!(
+        starting,
+        json!({ "ready": false, "parts": { "queue": { "state": "starting" }, "store": { "state": "ok" } } })
+    );
     api.readiness.set("queue", Err("connection refused".to_owned()));
     let failed = api.get("/readyz").await.ok(503);
     assert_eq!(failed["parts"]["queue"], json!({ "state": "failed", "error": "connection refused" }));

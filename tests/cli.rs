@@ -144,7 +144,13 @@ impl Place {
                     }),
                 };
                 let record = Record {
-                    pk: claimed.pk, epoch: claimed.epoch, run: claimed.run, attempt: None, failures: 0, at_ms: now, next,
+                    pk: claimed.pk,
+                    epoch: claimed.epoch,
+                    run: claimed.run,
+                    attempt: None,
+                    failures: 0,
+                    at_ms: now,
+                    next,
                 };
                 store.record(record).await.expect("recorded");
             }
@@ -186,13 +192,44 @@ fn write(path: &Path, text: &str) {
 fn a_job_goes_from_arguments_to_the_store_and_is_looked_at() {
     let place = Place::new();
     let said = place.run(&[
-        "--json", "enqueue", "--provider", "geo", "--path", "/v1/search", "--data", "{\"n\": 1.50}", "--query", "a=1", "--query", "a=2",
-        "--header", "x-trace: 7", "--lane", "high", "--id", "order-1", "--metadata", "{\"order\":1}", "--not-before", "1h",
-        "--key", "a1", "--cost", "3", "--tenant", "acme", "--at-most-once", "--max-attempts", "2",
+        "--json",
+        "enqueue",
+        "--provider",
+        "geo",
+        "--path",
+        "/v1/search",
+        "--data",
+        "{\"n\": 1.50}",
+        "--query",
+        "a=1",
+        "--query",
+        "a=2",
+        "--header",
+        "x-trace: 7",
+        "--lane",
+        "high",
+        "--id",
+        "order-1",
+        "--metadata",
+        "{\"order\":1}",
+        "--not-before",
+        "1h",
+        "--key",
+        "a1",
+        "--cost",
+        "3",
+        "--tenant",
+        "acme",
+        "--at-most-once",
+        "--max-attempts",
+        "2",
     ]);
     assert_eq!(said.code(0).json(), json!({ "id": "order-1", "state": "waiting", "created": true }));
     let shown = place.run(&["jobs", "show", "order-1", "--json"]).code(0).json();
-    assert_eq!((&shown["state"], &shown["lane"], &shown["tenant"]), (&json!("waiting"), &json!("high"), &json!("acme")));
+    assert_eq!(
+        (&shown["state"], &shown["lane"], &shown["tenant"]),
+        (&json!("waiting"), &json!("high"), &json!("acme"))
+    );
     assert_eq!(shown["metadata"], json!({ "order": 1 }));
     let said = place.run(&["jobs", "show", "order-1"]).code(0);
     assert!(said.out.contains("waiting for  not_before") && said.out.contains("order-1"), "{}", said.out);
@@ -207,7 +244,10 @@ fn a_job_goes_from_arguments_to_the_store_and_is_looked_at() {
     assert!(said.out.ends_with("queued\n"), "{}", said.out);
     let listed = place.run(&["jobs", "list"]).code(0);
     assert!(listed.out.starts_with("ID ") && listed.out.lines().count() == 3, "{}", listed.out);
-    assert_eq!(place.run(&["--json", "jobs", "list", "--state", "waiting"]).code(0).json()["items"][0]["id"], "order-1");
+    assert_eq!(
+        place.run(&["--json", "jobs", "list", "--state", "waiting"]).code(0).json()["items"][0]["id"],
+        "order-1"
+    );
 }
 
 #[test]
@@ -276,7 +316,8 @@ fn json_lines_are_enqueued_in_batches_and_wrong_ones_told_by_number() {
 fn lines_of_a_silent_pipe_are_sent_and_a_reader_that_leaves_ends_it_quietly() {
     let place = Place::new();
     let mut command = place.command(&["--json", "enqueue", "-"]);
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("started");
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("started");
     let mut stdin = child.stdin.take().expect("a pipe");
     let mut stdout = child.stdout.take().expect("a pipe");
     let line = "{\"provider\":\"geo\",\"request\":{\"path\":\"/\"}}\n";
@@ -298,7 +339,12 @@ fn help_teaches_and_its_reader_may_leave() {
     for word in ["Exit codes", "Examples", "enqueue", "jobs", "dead", "check", "migrate"] {
         assert!(help.contains(word), "{word}");
     }
-    for command in [&["enqueue", "--help"][..], &["jobs", "list", "--help"], &["dead", "replay", "--help"], &["dead", "purge", "--help"]] {
+    for command in [
+        &["enqueue", "--help"][..],
+        &["jobs", "list", "--help"],
+        &["dead", "replay", "--help"],
+        &["dead", "purge", "--help"],
+    ] {
         assert!(place.run(command).code(0).out.contains("Example"), "{command:?}");
     }
     place.run(&["--version"]).code(0);

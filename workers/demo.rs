@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use paceline::config::Config;
 use paceline::sim::{
-    Lognormal, Outage, ProviderHandle, ProviderOptions, ProviderSim, ReceiverHandle, ReceiverOptions, ReceiverSim, SimKey,
+    Lognormal, Outage, ProviderHandle, ProviderOptions, ProviderSim, ReceiverHandle, ReceiverOptions, ReceiverSim,
+    SimKey,
 };
 use paceline::store::Store;
 use serde::Serialize;
@@ -145,7 +146,8 @@ fn config(scratch: &Scratch, provider: &ProviderHandle) -> anyhow::Result<Config
         window = WINDOW.as_secs(),
         keys = keys.join(", "),
     );
-    let mut env: Vec<(String, String)> = KEYS.iter().map(|(label, key)| ((*label).to_owned(), (*key).to_owned())).collect();
+    let mut env: Vec<(String, String)> =
+        KEYS.iter().map(|(label, key)| ((*label).to_owned(), (*key).to_owned())).collect();
     env.push(("SECRET".to_owned(), SECRET.to_owned()));
     Ok(Config::parse(&text, None, &env)?)
 }
@@ -179,7 +181,8 @@ impl Demo {
                     _ if n % 60 == 31 => "/gone".to_owned(),
                     _ => format!("/v1/geocode/{n}"),
                 };
-                let query = if path == "/outage" { json!({ "status": 422 }) } else { json!({ "q": format!("street {n}") }) };
+                let query =
+                    if path == "/outage" { json!({ "status": 422 }) } else { json!({ "q": format!("street {n}") }) };
                 json!({
                     "id": format!("demo-{n:04}"), "provider": "geocoder", "metadata": { "n": n },
                     "request": { "path": path, "query": query }, "callback": { "url": callback },
@@ -188,7 +191,8 @@ impl Demo {
             .collect();
         for batch in jobs.chunks(500) {
             let answer = self.api.submit(serde_json::to_vec(batch)?).await?;
-            let refused = answer["items"].as_array().and_then(|items| items.iter().find(|item| item["error"].is_object()));
+            let refused =
+                answer["items"].as_array().and_then(|items| items.iter().find(|item| item["error"].is_object()));
             anyhow::ensure!(refused.is_none(), "a job was refused: {refused:?}");
         }
         Ok(())

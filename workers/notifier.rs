@@ -27,8 +27,7 @@ pub fn start(
         public_url: parts.config.api.public_url.clone(),
         ..WebhookSettings::new(secrets)
     };
-    let notifier =
-        Notifier::new(parts.store.clone(), Arc::clone(&parts.clock), settings).context("webhooks")?;
+    let notifier = Notifier::new(parts.store.clone(), Arc::clone(&parts.clock), settings).context("webhooks")?;
     notifier.stats().register(&mut parts.registry);
     let shutdown = shutdown.clone();
     tasks.spawn(async move {

@@ -99,8 +99,7 @@ impl System {
         }
         let store = opened?;
         let owner = format!("{}-{:08x}", std::process::id(), rand::random::<u32>());
-        let mut parts =
-            Parts { config, store: store.clone(), clock, owner, readiness, registry: Registry::default() };
+        let mut parts = Parts { config, store: store.clone(), clock, owner, readiness, registry: Registry::default() };
         let mut tasks = JoinSet::new();
         let api = listener.as_ref().map(TcpListener::local_addr).transpose()?;
         start_upkeep(&parts, roles, &mut tasks, &shutdown);
@@ -178,12 +177,7 @@ async fn open_once(options: &StoreOptions) -> Result<Store, StoreError> {
     Ok(store)
 }
 
-fn start_upkeep(
-    parts: &Parts,
-    roles: &[Role],
-    tasks: &mut JoinSet<anyhow::Result<()>>,
-    shutdown: &CancellationToken,
-) {
+fn start_upkeep(parts: &Parts, roles: &[Role], tasks: &mut JoinSet<anyhow::Result<()>>, shutdown: &CancellationToken) {
     let names = roles.iter().map(|role| role.name()).collect::<Vec<_>>().join(",");
     let beat = schedule::heartbeat(parts.store.clone(), parts.owner.clone(), names, shutdown.clone());
     tasks.spawn(async move {

@@ -87,10 +87,12 @@ impl Tokens {
             return Ok(Caller::local());
         }
         let missing = || {
-            Problem::new(ProblemKind::Unauthorized, "send a token of this API: Authorization: Bearer <token>").challenge("")
+            Problem::new(ProblemKind::Unauthorized, "send a token of this API: Authorization: Bearer <token>")
+                .challenge("")
         };
         let unknown = || {
-            Problem::new(ProblemKind::Unauthorized, "this token is not known here").challenge(", error=\"invalid_token\"")
+            Problem::new(ProblemKind::Unauthorized, "this token is not known here")
+                .challenge(", error=\"invalid_token\"")
         };
         let mut values = headers.get_all(AUTHORIZATION).iter();
         let value = values.next().ok_or_else(missing)?;
@@ -132,7 +134,8 @@ impl Caller {
         }
         let name = scope.as_str();
         let detail = format!("the token {:?} does not have the scope {name:?}", self.name);
-        Err(Problem::new(ProblemKind::Forbidden, detail).challenge(&format!(", error=\"insufficient_scope\", scope=\"{name}\"")))
+        Err(Problem::new(ProblemKind::Forbidden, detail)
+            .challenge(&format!(", error=\"insufficient_scope\", scope=\"{name}\"")))
     }
 
     /// As [`may`](Self::may), for what concerns all tenants at once.
@@ -142,10 +145,9 @@ impl Caller {
     pub fn may_for_all(&self, scope: Scope) -> Result<(), Problem> {
         match self.may(scope)? {
             Tenancy(None) => Ok(()),
-            Tenancy(Some(_)) => Err(Problem::new(
-                ProblemKind::Forbidden,
-                "this concerns all tenants, and the token is bound to one",
-            )),
+            Tenancy(Some(_)) => {
+                Err(Problem::new(ProblemKind::Forbidden, "this concerns all tenants, and the token is bound to one"))
+            }
         }
     }
 }
@@ -221,11 +223,7 @@ pub struct OpenListen {
 /// # Errors
 /// [`OpenListen`] says what to do.
 pub fn check_listen(address: SocketAddr, tokens: &Tokens) -> Result<(), OpenListen> {
-    if tokens.is_empty() && !address.ip().to_canonical().is_loopback() {
-        Err(OpenListen { address })
-    } else {
-        Ok(())
-    }
+    if tokens.is_empty() && !address.ip().to_canonical().is_loopback() { Err(OpenListen { address }) } else { Ok(()) }
 }
 
 #[cfg(test)]

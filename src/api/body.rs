@@ -73,7 +73,8 @@ impl BodyReader {
         let mut read = BytesMut::new();
         let mut held: Option<OwnedSemaphorePermit> = None;
         while let Some(chunk) = stream.next().await {
-            let chunk = chunk.map_err(|_| Problem::new(ProblemKind::NotJson, "the body ended before its announced end"))?;
+            let chunk =
+                chunk.map_err(|_| Problem::new(ProblemKind::NotJson, "the body ended before its announced end"))?;
             let many = first_byte(&read, &chunk) == Some(b'[') && takes == Takes::OneOrMany;
             let bytes_max = if many { MANY_BYTES_MAX.max(self.one_bytes_max) } else { self.one_bytes_max };
             if read.len() + chunk.len() > bytes_max {
@@ -137,7 +138,10 @@ mod tests {
         assert_eq!(read("x".repeat(16), Takes::One).ok(), Some(16));
         assert_eq!(read("x".repeat(17), Takes::One).expect_err("too large").kind, ProblemKind::TooLarge);
         assert_eq!(read(format!("  [{}", "x".repeat(100)), Takes::OneOrMany).ok(), Some(103));
-        assert_eq!(read(format!("[{}", "x".repeat(100)), Takes::One).expect_err("too large").kind, ProblemKind::TooLarge);
+        assert_eq!(
+            read(format!("[{}", "x".repeat(100)), Takes::One).expect_err("too large").kind,
+            ProblemKind::TooLarge
+        );
     }
 
     #[test]

@@ -96,7 +96,9 @@ impl Desk {
                 match results.pop() {
                     Some(AcceptedItem::Job(accepted)) => Ok(Submitted::One(accepted)),
                     Some(AcceptedItem::Refused { error }) => Err(error),
-                    None => Err(Problem::new(ProblemKind::Internal, format!("the store said nothing about the job {id}"))),
+                    None => {
+                        Err(Problem::new(ProblemKind::Internal, format!("the store said nothing about the job {id}")))
+                    }
                 }
             }
             Checked::Many(jobs) => {
@@ -121,7 +123,8 @@ impl Desk {
         let mut new = Vec::with_capacity(jobs.len());
         for checked in jobs {
             items.push(checked.map(|job| {
-                let accepted = Accepted { id: job.id.clone(), state: first_state(job.not_before_ms, now), created: true };
+                let accepted =
+                    Accepted { id: job.id.clone(), state: first_state(job.not_before_ms, now), created: true };
                 new.push(NewJob { job, origin: origin.clone(), owner: None });
                 accepted
             }));
@@ -315,7 +318,10 @@ fn first_state(not_before: Option<WallMs>, now: WallMs) -> JobState {
 }
 
 fn too_late(state: JobState) -> Problem {
-    Problem::new(ProblemKind::TooLate, format!("the job is {state}: it can be cancelled only while it is queued or waiting"))
+    Problem::new(
+        ProblemKind::TooLate,
+        format!("the job is {state}: it can be cancelled only while it is queued or waiting"),
+    )
 }
 
 fn never_a_job() -> Problem {
@@ -349,7 +355,10 @@ fn check_body(body: &[u8], tenant: Option<&str>, catalog: &Catalog, bytes_max: u
 
 fn check_one(json: &str, given: &Given<'_>, catalog: &Catalog) -> Result<Job, Problem> {
     if !json.starts_with('{') {
-        return Err(Problem::invalid(Invalid::at("", "expected an object: a job, such as {\"provider\":\"…\",\"request\":{\"path\":\"/…\"}}")));
+        return Err(Problem::invalid(Invalid::at(
+            "",
+            "expected an object: a job, such as {\"provider\":\"…\",\"request\":{\"path\":\"/…\"}}",
+        )));
     }
     Job::parse(json.as_bytes(), given, catalog).map_err(Problem::invalid)
 }
@@ -360,7 +369,10 @@ fn replay_body(body: &[u8]) -> Result<ReplayBody, Problem> {
     }
     let json: &RawValue = serde_json::from_slice(body).map_err(|e| not_json(&e))?;
     if !json.get().starts_with('{') {
-        return Err(Problem::invalid(Invalid::at("", "expected an object, such as {} or {\"request\":{\"path\":\"/…\"}}")));
+        return Err(Problem::invalid(Invalid::at(
+            "",
+            "expected an object, such as {} or {\"request\":{\"path\":\"/…\"}}",
+        )));
     }
     let mut reader = serde_json::Deserializer::from_str(json.get());
     serde_path_to_error::deserialize(&mut reader).map_err(|e| {
@@ -391,14 +403,17 @@ mod tests {
         for body in ["", " ", "{", "nope", "{\"a\":1} x", "[1,", "\u{feff}{}"] {
             assert_eq!(kind(body), ProblemKind::NotJson, "{body}");
         }
-        for body in ["1", "\"x\"", "null", "{}", "{\"provider\":\"geo\"}", "{\"provider\":1,\"request\":{\"path\":\"/\"}}"] {
+        for body in
+            ["1", "\"x\"", "null", "{}", "{\"provider\":\"geo\"}", "{\"provider\":1,\"request\":{\"path\":\"/\"}}"]
+        {
             assert_eq!(kind(body), ProblemKind::Invalid, "{body}");
         }
     }
 
     #[test]
     fn items_of_an_array_have_their_own_errors() {
-        let large = format!("{{\"provider\":\"geo\",\"request\":{{\"path\":\"/\",\"text\":\"{}\"}}}}", "x".repeat(2000));
+        let large =
+            format!("{{\"provider\":\"geo\",\"request\":{{\"path\":\"/\",\"text\":\"{}\"}}}}", "x".repeat(2000));
         let body = format!(
             "[{{\"provider\":\"geo\",\"request\":{{\"path\":\"/a\"}}}}, 1, {{\"provider\":\"nope\",\"request\":{{\"path\":\"/\"}}}}, {large}]"
         );

@@ -127,7 +127,10 @@ impl Problem {
 
     /// No job by that id, or none that the caller may see.
     pub fn no_job() -> Self {
-        Self::new(ProblemKind::NotFound, "there is no job with this id (a job in the broker is unknown until it is claimed)")
+        Self::new(
+            ProblemKind::NotFound,
+            "there is no job with this id (a job in the broker is unknown until it is claimed)",
+        )
     }
 
     /// No dead letter by that id, or none that the caller may see.

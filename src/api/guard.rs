@@ -35,7 +35,10 @@ pub(super) fn check_local(uri: &Uri, headers: &HeaderMap) -> Result<(), Problem>
     if origins.all(|origin| origin.to_str().is_ok_and(own)) {
         Ok(())
     } else {
-        Err(Problem::new(ProblemKind::Forbidden, "without tokens no requests from pages of another origin are accepted"))
+        Err(Problem::new(
+            ProblemKind::Forbidden,
+            "without tokens no requests from pages of another origin are accepted",
+        ))
     }
 }
 
@@ -104,8 +107,15 @@ mod tests {
             assert!(check(host, None), "{host}");
         }
         for host in [
-            "evil.example", "localhost.evil.example", "127.0.0.1.nip.io", "10.0.0.1", "[::2]", "user@localhost", "0.0.0.0",
-            "localhost.", "",
+            "evil.example",
+            "localhost.evil.example",
+            "127.0.0.1.nip.io",
+            "10.0.0.1",
+            "[::2]",
+            "user@localhost",
+            "0.0.0.0",
+            "localhost.",
+            "",
         ] {
             assert!(!check(host, None), "{host}");
         }
@@ -135,7 +145,9 @@ mod tests {
     fn json_with_parameters_is_json() {
         assert!(is_json("application/json; charset=utf-8"));
         assert!(is_json("Application/JSON"));
-        for other in ["text/plain", "application/jsonx", "application/x-www-form-urlencoded", "text/plain; application/json", ""] {
+        for other in
+            ["text/plain", "application/jsonx", "application/x-www-form-urlencoded", "text/plain; application/json", ""]
+        {
             assert!(!is_json(other), "{other}");
         }
     }

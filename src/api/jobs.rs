@@ -11,9 +11,9 @@ use super::auth::Caller;
 use super::body::{BodyReader, Takes};
 use super::desk::{Desk, Submitted};
 use super::error::Problem;
+use super::params;
 use super::path::Id;
 use super::view::{JobJson, PageJson};
-use super::params;
 use crate::config::Scope;
 use crate::store::{Origin, StoredResponse};
 
@@ -88,7 +88,8 @@ pub(super) async fn cancel(
 fn origin(headers: &HeaderMap) -> Origin {
     let traceparent = headers.get("traceparent").and_then(|value| value.to_str().ok());
     // version-traceid-parentid-flags: 55 characters of lower-case hexadecimal digits and dashes.
-    let fits = |text: &&str| text.len() == 55 && text.bytes().all(|b| b == b'-' || matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    let fits =
+        |text: &&str| text.len() == 55 && text.bytes().all(|b| b == b'-' || matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     Origin { traceparent: traceparent.filter(fits).map(str::to_owned), ..Origin::default() }
 }
 

@@ -64,7 +64,11 @@ impl Figures {
     pub(super) fn new(mut registry: Registry) -> Self {
         let requests = Family::default();
         let seconds: Seconds = Family::new_with_constructor(|| Histogram::new(SECONDS));
-        registry.register("paceline_http_requests", "Requests to the API by route, method and status", requests.clone());
+        registry.register(
+            "paceline_http_requests",
+            "Requests to the API by route, method and status",
+            requests.clone(),
+        );
         registry.register("paceline_http_request_seconds", "Time to answer, by route", seconds.clone());
         Self { registry: Arc::new(registry), requests, seconds }
     }
@@ -132,7 +136,11 @@ fn store_figures(depth: Option<&Depth>) -> Registry {
         gauge.set(count);
         gauge
     };
-    registry.register("paceline_deliveries_pending", "Webhook deliveries that are not settled", of(depth.deliveries_pending));
+    registry.register(
+        "paceline_deliveries_pending",
+        "Webhook deliveries that are not settled",
+        of(depth.deliveries_pending),
+    );
     registry.register("paceline_dead_letters", "Dead letters that are kept", of(depth.dead_letters));
     registry
 }

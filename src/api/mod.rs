@@ -164,7 +164,9 @@ async fn finish(request: Request, next: Next) -> Response {
     let answered = tokio::time::timeout(ANSWER_WITHIN, AssertUnwindSafe(next.run(request)).catch_unwind()).await;
     let mut response = match answered {
         Ok(Ok(response)) => response,
-        Ok(Err(_)) => Problem::new(ProblemKind::Internal, "this request made a part of the server fail").into_response(),
+        Ok(Err(_)) => {
+            Problem::new(ProblemKind::Internal, "this request made a part of the server fail").into_response()
+        }
         Err(_) => {
             let detail = "no answer within 30 s; what the request asked for may still happen: look, or ask again with the same id";
             Problem::new(ProblemKind::Unavailable, detail).into_response()

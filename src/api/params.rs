@@ -48,9 +48,12 @@ impl Params {
     }
 
     fn name(&mut self, name: &str) -> Option<String> {
-        self.take(name, |value| {
-            if is_name(value) { Ok(value.to_owned()) } else { Err("a name of a-z 0-9 _ -".to_owned()) }
-        })
+        self.take(
+            name,
+            |value| {
+                if is_name(value) { Ok(value.to_owned()) } else { Err("a name of a-z 0-9 _ -".to_owned()) }
+            },
+        )
     }
 
     fn tenant(&mut self) -> Option<String> {

@@ -71,7 +71,8 @@ pub struct Provider {
 impl Provider {
     /// What its jobs are checked against.
     pub fn rules(&self) -> ProviderRules {
-        let pins = self.pool.keys.iter().map(|k| k.label.clone()).chain(self.pool.budgets.iter().map(|b| b.name.clone()));
+        let pins =
+            self.pool.keys.iter().map(|k| k.label.clone()).chain(self.pool.budgets.iter().map(|b| b.name.clone()));
         let (credential_header, credential_query) = match &self.auth {
             Auth::Header { name, .. } => (Some(name.as_str().to_owned()), None),
             Auth::Query(name) => (None, Some(name.clone())),
@@ -243,7 +244,9 @@ fn auth(raw: Option<&file::Auth>) -> Result<Auth, String> {
             Ok(Auth::Header { name, scheme: raw.scheme.clone() })
         }
         (None, Some(name), None) if raw.scheme.is_none() && !name.is_empty() => Ok(Auth::Query(name.clone())),
-        (None, None, Some(user)) if raw.scheme.is_none() && !user.contains(':') => Ok(Auth::Basic { user: user.clone() }),
+        (None, None, Some(user)) if raw.scheme.is_none() && !user.contains(':') => {
+            Ok(Auth::Basic { user: user.clone() })
+        }
         _ => Err("expected one of { header, scheme }, { query } and { basic_user }".to_owned()),
     }
 }

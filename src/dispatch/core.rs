@@ -244,9 +244,10 @@ impl Core {
     /// When to call [`Core::advance`] again though nothing happens.
     pub fn wake_at(&self, now: Now) -> Option<Time> {
         let mark = self.opened.front().map(|(at, _)| *at + MARK_AFTER);
-        let deadline = self.deadlines.first().map(|(at, _)| {
-            now.mono + Duration::from_millis(u64::try_from(at.saturating_sub(now.wall)).unwrap_or(0))
-        });
+        let deadline = self
+            .deadlines
+            .first()
+            .map(|(at, _)| now.mono + Duration::from_millis(u64::try_from(at.saturating_sub(now.wall)).unwrap_or(0)));
         // Pauses end and blocked jobs are handed back without any event.
         let patience = (!self.line.is_empty()).then(|| now.mono + PATIENCE / 5);
         [self.next_slot, mark, deadline, patience].into_iter().flatten().min()
@@ -304,7 +305,14 @@ impl Core {
             return self.finish(pk, JobState::Dead, Some(DeadReason::Impossible), Some(impossible.to_string()), now);
         }
         if pin == Some(None) {
-            return self.wait(pk, WaitReason::NoKey, now.wall.saturating_add(millis(BLOCKED_FOR)), Duration::ZERO, None, now);
+            return self.wait(
+                pk,
+                WaitReason::NoKey,
+                now.wall.saturating_add(millis(BLOCKED_FOR)),
+                Duration::ZERO,
+                None,
+                now,
+            );
         }
         if self.draining {
             return self.record(pk, Next::Release, None, false, now);
@@ -572,11 +580,8 @@ impl Core {
     /// What cannot go for long leaves the line, and says why.
     fn hand_back(&mut self, now: Now) {
         let horizon = now.mono + PATIENCE;
-        let stuck: Vec<(JobPk, Why, Option<Time>)> = self
-            .line
-            .waiting_beyond(horizon)
-            .filter_map(|(_, pk, wait)| Some((*pk, wait.why?, wait.until)))
-            .collect();
+        let stuck: Vec<(JobPk, Why, Option<Time>)> =
+            self.line.waiting_beyond(horizon).filter_map(|(_, pk, wait)| Some((*pk, wait.why?, wait.until))).collect();
         for (pk, why, until) in stuck {
             let reason = match why {
                 Why::NoKey | Why::KeyDisabled(_) => WaitReason::NoKey,

@@ -43,11 +43,7 @@ impl Intake {
     /// [`Closed`] when the dispatcher has stopped: its jobs are released by whoever retires the
     /// owner.
     pub fn deliver(&self, jobs: Vec<Claimed>, reserved: usize) -> Result<(), Closed> {
-        let sent = if jobs.is_empty() {
-            Ok(())
-        } else {
-            self.inputs.send(Input::Claimed(jobs)).map_err(|_| Closed)
-        };
+        let sent = if jobs.is_empty() { Ok(()) } else { self.inputs.send(Input::Claimed(jobs)).map_err(|_| Closed) };
         self.reserved.fetch_sub(reserved, Ordering::AcqRel);
         sent
     }

@@ -104,8 +104,7 @@ impl Dispatcher {
         let name = || provider.name.clone();
         let core = Core::new(Arc::clone(&provider), parts.clock.mono())
             .map_err(|source| DispatchError::Limits { provider: name(), source })?;
-        let client =
-            Client::new(&provider).map_err(|source| DispatchError::Client { provider: name(), source })?;
+        let client = Client::new(&provider).map_err(|source| DispatchError::Client { provider: name(), source })?;
         // Bounded by what feeds it: jobs by the credits of the intakes, calls by the core.
         let (sender, inputs) = mpsc::unbounded_channel();
         let lanes = &provider.pool.lanes;
@@ -278,12 +277,7 @@ impl Dispatcher {
     fn call(&mut self, pk: JobPk, job: Arc<Job>, key: KeyId) {
         let index = usize::try_from(key.0).unwrap_or(usize::MAX);
         let secret = self.parts.provider.secrets.get(index).cloned().flatten();
-        let call = Call {
-            pk,
-            clock: Arc::clone(&self.parts.clock),
-            sender: self.sender.clone(),
-            ended: false,
-        };
+        let call = Call { pk, clock: Arc::clone(&self.parts.clock), sender: self.sender.clone(), ended: false };
         let client = self.client.clone();
         self.tasks.spawn(async move { call.make(&client, &job, secret.as_ref()).await });
     }
@@ -378,9 +372,8 @@ fn send(sender: &mpsc::UnboundedSender<Input>, input: Input) {
 }
 
 fn kept(answer: Answer) -> StoredResponse {
-    let fields: serde_json::Map<String, serde_json::Value> = header_pairs(&answer.headers)
-        .map(|(name, value)| (name.to_owned(), value.into()))
-        .collect();
+    let fields: serde_json::Map<String, serde_json::Value> =
+        header_pairs(&answer.headers).map(|(name, value)| (name.to_owned(), value.into())).collect();
     let content_type = fields.get("content-type").and_then(|v| v.as_str()).map(str::to_owned);
     StoredResponse {
         status: answer.status,

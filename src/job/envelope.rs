@@ -257,7 +257,12 @@ impl Envelope {
     ///
     /// # Errors
     /// [`Invalid`] names the field and what was expected.
-    pub fn check(self, given: &Given<'_>, catalog: &Catalog, fresh_id: impl FnOnce() -> String) -> Result<Job, Invalid> {
+    pub fn check(
+        self,
+        given: &Given<'_>,
+        catalog: &Catalog,
+        fresh_id: impl FnOnce() -> String,
+    ) -> Result<Job, Invalid> {
         let chosen_id = agree("id", self.id, given.id, "the message_id property")?;
         let id_was_given = chosen_id.is_some();
         let id = chosen_id.unwrap_or_else(fresh_id);

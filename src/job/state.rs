@@ -24,15 +24,8 @@ pub enum JobState {
 
 impl JobState {
     /// Every state, in the order of the contract.
-    pub const ALL: [Self; 7] = [
-        Self::Queued,
-        Self::Waiting,
-        Self::Running,
-        Self::Succeeded,
-        Self::Dead,
-        Self::Expired,
-        Self::Cancelled,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::Queued, Self::Waiting, Self::Running, Self::Succeeded, Self::Dead, Self::Expired, Self::Cancelled];
 
     /// The name in the API, the events and the database.
     pub const fn as_str(self) -> &'static str {

@@ -59,10 +59,7 @@ impl Pool {
             if remaining == 0
                 && let Some(wait) = reading.resets_in
             {
-                self.pause_budget(
-                    BudgetId(self.bank.keys[flight.key.0 as usize].budget as u32),
-                    at + wait,
-                );
+                self.pause_budget(BudgetId(self.bank.keys[flight.key.0 as usize].budget as u32), at + wait);
             }
             return;
         };
@@ -70,16 +67,11 @@ impl Pool {
         let Some(limit) = self.bank.reported(flight.key).nth(place) else {
             return;
         };
-        let counted = reading
-            .limit
-            .unwrap_or(limit.declared)
-            .saturating_sub(remaining);
+        let counted = reading.limit.unwrap_or(limit.declared).saturating_sub(remaining);
         let Some(own) = seen.and_then(|freed| limit.own_since(freed)) else {
             return;
         };
-        let excess = counted
-            .saturating_sub(own)
-            .saturating_sub(limit.foreign_used());
+        let excess = counted.saturating_sub(own).saturating_sub(limit.foreign_used());
         if excess > 0 {
             limit.foreign(excess, reading.resets_in.map(|wait| at + wait), at);
             self.choice.touch(flight.key, &self.bank);
@@ -96,18 +88,10 @@ impl Pool {
         };
         let fits = |limit: &Limit| {
             let amount = reading.limit.is_none_or(|amount| amount == limit.declared);
-            let window = reading
-                .window
-                .is_none_or(|window| nanos(window) == limit.per);
+            let window = reading.window.is_none_or(|window| nanos(window) == limit.per);
             limit.counts == counts && amount && window
         };
-        let found: Vec<usize> = self
-            .bank
-            .reported(key)
-            .enumerate()
-            .filter(|(_, l)| fits(l))
-            .map(|(n, _)| n)
-            .collect();
+        let found: Vec<usize> = self.bank.reported(key).enumerate().filter(|(_, l)| fits(l)).map(|(n, _)| n).collect();
         match found.as_slice() {
             [only] => Some(*only).filter(|place| *place < COMPARED),
             _ => None,
@@ -127,12 +111,7 @@ impl Pool {
             self.widen(number);
         }
         let exhausted = |reading: &&Reading| reading.remaining.is_none_or(|left| left == 0);
-        let reset = signal
-            .readings
-            .iter()
-            .filter(exhausted)
-            .filter_map(|reading| reading.resets_in)
-            .max();
+        let reset = signal.readings.iter().filter(exhausted).filter_map(|reading| reading.resets_in).max();
         let refusals = self.bank.budgets[number].refusals.max(1);
         let backoff = (PAUSE_NANOS << (refusals - 1).min(6)).min(LONGEST_PAUSE_NANOS);
         let wait = signal.retry_after.or(reset).map_or(backoff, nanos);
@@ -143,11 +122,7 @@ impl Pool {
     /// and the time only, so that many processes do not come back at once and a replay of events gives the same times.
     fn pause_with_jitter(&mut self, key: KeyId, at: Time, wait: u64) {
         let most = (wait / 16).min(JITTER_NANOS);
-        let jitter = if most == 0 {
-            0
-        } else {
-            scrambled(at.as_nanos() ^ u64::from(key.0) << 48) % most
-        };
+        let jitter = if most == 0 { 0 } else { scrambled(at.as_nanos() ^ u64::from(key.0) << 48) % most };
         let budget = BudgetId(self.bank.keys[key.0 as usize].budget as u32);
         self.pause_budget(budget, at.plus(wait).plus(jitter));
     }

@@ -35,17 +35,11 @@ impl Smooth {
     pub fn new(cap: u64, span: u64, rate: f64, burst: Option<u64>, correctable: bool) -> Smooth {
         let stretched = (span as f64 * (cap as f64 / rate.max(1e-9))).ceil();
         let pace = Gcra::new(cap, stretched as u64, correctable);
-        Smooth {
-            pace,
-            burst: burst.unwrap_or(0),
-            pending: 0,
-            window: Window::new(cap, span),
-        }
+        Smooth { pace, burst: burst.unwrap_or(0), pending: 0, window: Window::new(cap, span) }
     }
 
     pub fn slot(&mut self, amount: u64, now: Time, within: u64) -> Slot {
-        self.pace_slot(amount, now)
-            .and(self.window.slot(amount, now, within))
+        self.pace_slot(amount, now).and(self.window.slot(amount, now, within))
     }
 
     fn pace_slot(&self, amount: u64, now: Time) -> Slot {
@@ -56,11 +50,7 @@ impl Smooth {
             return Slot::answered_by(Time::MAX);
         }
         let free = self.pace.full_at().minus(debt - need);
-        if free <= now {
-            Slot::OPEN
-        } else {
-            Slot::at(free)
-        }
+        if free <= now { Slot::OPEN } else { Slot::at(free) }
     }
 
     pub fn book(&mut self, amount: u64) {
@@ -107,10 +97,7 @@ impl Smooth {
     }
 
     pub fn allowance(&mut self, horizon: u64, now: Time, within: u64) -> u64 {
-        let even = self
-            .pace
-            .flows_in(horizon)
-            .saturating_add(self.burst.max(1));
+        let even = self.pace.flows_in(horizon).saturating_add(self.burst.max(1));
         even.min(self.window.allowance(horizon, now, within))
     }
 }

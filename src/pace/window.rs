@@ -35,11 +35,7 @@ pub(super) struct Window {
 
 impl Window {
     pub fn new(cap: u64, span: u64) -> Window {
-        let grain = if cap > EXACT_SLOTS {
-            span / EXACT_SLOTS
-        } else {
-            0
-        };
+        let grain = if cap > EXACT_SLOTS { span / EXACT_SLOTS } else { 0 };
         Window {
             cap,
             span,
@@ -79,11 +75,7 @@ impl Window {
     }
 
     fn freed_by_any(&self, need: u64, within: u64) -> Slot {
-        let mut certain: Vec<(Time, u64)> = self
-            .log
-            .iter()
-            .map(|&(anchor, n)| (self.free_at(anchor), n))
-            .collect();
+        let mut certain: Vec<(Time, u64)> = self.log.iter().map(|&(anchor, n)| (self.free_at(anchor), n)).collect();
         certain.extend(self.foreign.iter().copied());
         certain.sort_unstable();
         let mut sum = 0;
@@ -181,10 +173,7 @@ impl Window {
         // Where the very entry is gone, taking from an earlier one is safe: that one is forgotten sooner.
         let anchor = anchor.rounded_up(self.grain);
         let place = self.log.partition_point(|entry| entry.0 <= anchor);
-        if let Some(entry) = place
-            .checked_sub(1)
-            .and_then(|place| self.log.get_mut(place))
-        {
+        if let Some(entry) = place.checked_sub(1).and_then(|place| self.log.get_mut(place)) {
             let back = (estimate - actual).min(entry.1);
             entry.1 -= back;
             self.logged -= back;
@@ -196,8 +185,7 @@ impl Window {
     pub fn foreign(&mut self, amount: u64, until: Option<Time>, now: Time) {
         if amount > 0 {
             let free = self.free_at(now);
-            self.foreign
-                .push((until.map_or(free, |until| until.min(free)), amount));
+            self.foreign.push((until.map_or(free, |until| until.min(free)), amount));
         }
     }
 
@@ -234,13 +222,7 @@ impl Window {
     pub fn allowance(&mut self, horizon: u64, now: Time, within: u64) -> u64 {
         self.advance(now, within);
         let end = now.plus(horizon);
-        let kept: u64 = self
-            .log
-            .iter()
-            .rev()
-            .take_while(|e| self.free_at(e.0) > end)
-            .map(|e| e.1)
-            .sum();
+        let kept: u64 = self.log.iter().rev().take_while(|e| self.free_at(e.0) > end).map(|e| e.1).sum();
         let foreign: u64 = self.foreign.iter().filter(|e| e.0 > end).map(|e| e.1).sum();
         let first = self.cap.saturating_sub(kept).saturating_sub(foreign);
         first.saturating_add((horizon / self.span).saturating_mul(self.cap))

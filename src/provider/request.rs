@@ -2,8 +2,8 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use http::Method;
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use url::Url;
 
 use crate::config::Auth;
@@ -54,7 +54,12 @@ fn scalar(value: &serde_json::Value) -> String {
 }
 
 /// The whole call. The key goes onto it last, marked sensitive so that no log prints it.
-pub(super) fn build(base: &Url, auth: &Auth, key: Option<&Secret>, job: &Job) -> Result<reqwest::Request, RequestError> {
+pub(super) fn build(
+    base: &Url,
+    auth: &Auth,
+    key: Option<&Secret>,
+    job: &Job,
+) -> Result<reqwest::Request, RequestError> {
     let mut url = url(base, &job.request)?;
     let method = Method::from_bytes(job.request.method.as_bytes())
         .map_err(|_| RequestError::Field("request.method is not an HTTP method".to_owned()))?;

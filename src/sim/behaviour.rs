@@ -106,18 +106,8 @@ impl Wish {
             Some(path) => behaviour(path, &asked)?,
             None => behaviour(path, &asked)?,
         };
-        let Asked {
-            executed,
-            reason,
-            headers,
-            ..
-        } = asked;
-        Ok(Wish {
-            behaviour,
-            executed,
-            reason,
-            headers,
-        })
+        let Asked { executed, reason, headers, .. } = asked;
+        Ok(Wish { behaviour, executed, reason, headers })
     }
 }
 
@@ -134,9 +124,7 @@ fn behaviour(path: &str, asked: &Asked) -> Result<Behaviour, WishError> {
     let failure = asked.status.unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
     Ok(match name {
         "echo" => Behaviour::Echo,
-        "status" => {
-            Behaviour::Status(status(amount(200, u64::MAX)?).ok_or_else(|| bad_status(path))?)
-        }
+        "status" => Behaviour::Status(status(amount(200, u64::MAX)?).ok_or_else(|| bad_status(path))?),
         "fail" => Behaviour::Fail {
             times: u32::try_from(amount(1, u64::from(u32::MAX))?).unwrap_or(u32::MAX),
             status: failure,
@@ -159,9 +147,7 @@ fn behaviour(path: &str, asked: &Asked) -> Result<Behaviour, WishError> {
             every: Duration::from_millis(amount(200, WAIT_MAX_MS)?.max(1)),
         },
         "half" => Behaviour::Half,
-        "reset" => Behaviour::Reset {
-            before: segments.next() == Some("before"),
-        },
+        "reset" => Behaviour::Reset { before: segments.next() == Some("before") },
         _ => Behaviour::Ok,
     })
 }
@@ -179,8 +165,7 @@ fn parameters(query: &str) -> Result<Asked, WishError> {
                 asked.status = Some(found.ok_or_else(|| bad_status("status="))?);
             }
             "retry_after" => {
-                let value = HeaderValue::from_str(&value)
-                    .map_err(|_| wrong("retry_after=", "not a header value"))?;
+                let value = HeaderValue::from_str(&value).map_err(|_| wrong("retry_after=", "not a header value"))?;
                 asked.headers.push((RETRY_AFTER, value));
             }
             "h" if asked.headers.len() < EXTRA_MAX => asked.headers.push(header(&value)?),
@@ -191,23 +176,15 @@ fn parameters(query: &str) -> Result<Asked, WishError> {
 }
 
 fn header(text: &str) -> Result<(HeaderName, HeaderValue), WishError> {
-    let (name, value) = text
-        .split_once(':')
-        .ok_or_else(|| wrong("h=", "Name:Value is needed"))?;
-    let name = name
-        .trim()
-        .parse()
-        .map_err(|_| wrong("h=", "not a header name"))?;
-    let value =
-        HeaderValue::from_str(value.trim()).map_err(|_| wrong("h=", "not a header value"))?;
+    let (name, value) = text.split_once(':').ok_or_else(|| wrong("h=", "Name:Value is needed"))?;
+    let name = name.trim().parse().map_err(|_| wrong("h=", "not a header name"))?;
+    let value = HeaderValue::from_str(value.trim()).map_err(|_| wrong("h=", "not a header value"))?;
     Ok((name, value))
 }
 
 /// Statuses that end a call; 1xx would not.
 fn status(code: u64) -> Option<StatusCode> {
-    let code = u16::try_from(code)
-        .ok()
-        .filter(|code| (200..=599).contains(code))?;
+    let code = u16::try_from(code).ok().filter(|code| (200..=599).contains(code))?;
     StatusCode::from_u16(code).ok()
 }
 
@@ -216,8 +193,5 @@ fn bad_status(place: &str) -> WishError {
 }
 
 fn wrong(place: &str, problem: &'static str) -> WishError {
-    WishError {
-        place: place.to_owned(),
-        problem,
-    }
+    WishError { place: place.to_owned(), problem }
 }

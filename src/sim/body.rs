@@ -22,18 +22,9 @@ pub(crate) struct CutOff;
 #[derive(Debug)]
 enum Kind {
     Whole(Option<Bytes>),
-    Filler {
-        left: u64,
-    },
-    Drip {
-        left: u64,
-        every: Duration,
-        sleep: Pin<Box<Sleep>>,
-    },
-    Half {
-        whole: u64,
-        pause: Option<Pin<Box<Sleep>>>,
-    },
+    Filler { left: u64 },
+    Drip { left: u64, every: Duration, sleep: Pin<Box<Sleep>> },
+    Half { whole: u64, pause: Option<Pin<Box<Sleep>>> },
 }
 
 /// The body of an answer; a call that streams stays open until its body is dropped.
@@ -60,11 +51,7 @@ impl SimBody {
 
     /// One byte at a time.
     pub(crate) fn drip(bytes: u64, every: Duration) -> Self {
-        SimBody::of(Kind::Drip {
-            left: bytes,
-            every,
-            sleep: Box::pin(tokio::time::sleep(every)),
-        })
+        SimBody::of(Kind::Drip { left: bytes, every, sleep: Box::pin(tokio::time::sleep(every)) })
     }
 
     /// Announces `whole` bytes, sends half of them, fails once these had time to leave.
@@ -74,10 +61,7 @@ impl SimBody {
 
     /// Keeps `open` until the body is gone.
     pub(crate) fn holding(self, open: impl Any + Send) -> Self {
-        SimBody {
-            _open: Some(Box::new(open)),
-            ..self
-        }
+        SimBody { _open: Some(Box::new(open)), ..self }
     }
 }
 
@@ -85,10 +69,7 @@ impl Body for SimBody {
     type Data = Bytes;
     type Error = CutOff;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, CutOff>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, CutOff>>> {
         let bytes = match &mut self.kind {
             Kind::Whole(bytes) => bytes.take(),
             Kind::Filler { left } => chunk(left, CHUNK_BYTES as u64),
@@ -98,9 +79,7 @@ impl Body for SimBody {
                 sleep.as_mut().reset(tokio::time::Instant::now() + *every);
                 chunk(left, 1)
             }
-            Kind::Half {
-                pause: Some(pause), ..
-            } => {
+            Kind::Half { pause: Some(pause), .. } => {
                 ready!(pause.as_mut().poll(cx));
                 return Poll::Ready(Some(Err(CutOff)));
             }
@@ -113,10 +92,7 @@ impl Body for SimBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(
-            self.kind,
-            Kind::Whole(None) | Kind::Filler { left: 0 } | Kind::Drip { left: 0, .. }
-        )
+        matches!(self.kind, Kind::Whole(None) | Kind::Filler { left: 0 } | Kind::Drip { left: 0, .. })
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -47,10 +47,7 @@ pub(crate) fn provider(shared: &Shared, method: &Method, uri: &Uri) -> Response<
             page(uri, state.ledger.arrivals(), state.ledger.dropped())
         }
         (&Method::GET, "executions") => {
-            let found = shared
-                .lock()
-                .ledger
-                .executions(number(uri, "least").unwrap_or(1));
+            let found = shared.lock().ledger.executions(number(uri, "least").unwrap_or(1));
             reply::json(StatusCode::OK, &found)
         }
         (&Method::POST, "reset") => {
@@ -83,9 +80,7 @@ pub(crate) fn receiver(shared: &receiver::Shared, method: &Method, uri: &Uri) ->
     let name = uri.path().trim_start_matches(PREFIX);
     match (method, name) {
         (&Method::GET, "stats") => reply::json(StatusCode::OK, &shared.stats()),
-        (&Method::GET, "events") => {
-            shared.with_events(|events, dropped| page(uri, events, dropped))
-        }
+        (&Method::GET, "events") => shared.with_events(|events, dropped| page(uri, events, dropped)),
         (&Method::POST, "reset") => {
             shared.clear();
             reply::empty(StatusCode::NO_CONTENT)
@@ -99,15 +94,7 @@ fn page<T: Serialize>(uri: &Uri, all: &[T], dropped: u64) -> Response<SimBody> {
     let from = index("from").unwrap_or(0).min(all.len());
     let size = index("limit").unwrap_or(1_000).min(PAGE_MAX);
     let items = &all[from..from.saturating_add(size).min(all.len())];
-    reply::json(
-        StatusCode::OK,
-        &Page {
-            from,
-            total: all.len(),
-            dropped,
-            items,
-        },
-    )
+    reply::json(StatusCode::OK, &Page { from, total: all.len(), dropped, items })
 }
 
 fn parameter(uri: &Uri, name: &str) -> Option<String> {
@@ -125,9 +112,5 @@ fn wrong(problem: &str) -> Response<SimBody> {
 }
 
 fn unknown() -> Response<SimBody> {
-    reply::error(
-        StatusCode::NOT_FOUND,
-        "not_found",
-        "no such control endpoint or method",
-    )
+    reply::error(StatusCode::NOT_FOUND, "not_found", "no such control endpoint or method")
 }

@@ -23,28 +23,18 @@ pub struct SimKey {
 impl SimKey {
     /// A key with an account of its own.
     pub fn new(label: impl Into<String>, secret: impl Into<String>) -> Self {
-        SimKey {
-            label: label.into(),
-            secret: secret.into(),
-            account: None,
-        }
+        SimKey { label: label.into(), secret: secret.into(), account: None }
     }
 
     /// Puts the key into an account.
     pub fn of_account(self, account: impl Into<String>) -> Self {
-        SimKey {
-            account: Some(account.into()),
-            ..self
-        }
+        SimKey { account: Some(account.into()), ..self }
     }
 }
 
 impl fmt::Debug for SimKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SimKey")
-            .field("label", &self.label)
-            .field("account", &self.account)
-            .finish_non_exhaustive()
+        f.debug_struct("SimKey").field("label", &self.label).field("account", &self.account).finish_non_exhaustive()
     }
 }
 
@@ -75,13 +65,8 @@ impl KeyPlace {
         vec![
             KeyPlace::Bearer,
             KeyPlace::Basic,
-            KeyPlace::Header {
-                name: HeaderName::from_static("x-api-key"),
-                scheme: None,
-            },
-            KeyPlace::Query {
-                name: "api_key".to_owned(),
-            },
+            KeyPlace::Header { name: HeaderName::from_static("x-api-key"), scheme: None },
+            KeyPlace::Query { name: "api_key".to_owned() },
         ]
     }
 
@@ -95,13 +80,8 @@ impl KeyPlace {
                 let (user, password) = pair.split_once(':')?;
                 Some(if password.is_empty() { user } else { password }.to_owned())
             }
-            KeyPlace::Header { name, scheme: None } => {
-                headers.get(name)?.to_str().ok().map(str::to_owned)
-            }
-            KeyPlace::Header {
-                name,
-                scheme: Some(scheme),
-            } => schemed(headers, name, scheme).map(str::to_owned),
+            KeyPlace::Header { name, scheme: None } => headers.get(name)?.to_str().ok().map(str::to_owned),
+            KeyPlace::Header { name, scheme: Some(scheme) } => schemed(headers, name, scheme).map(str::to_owned),
             KeyPlace::Query { name } => url::form_urlencoded::parse(query?.as_bytes())
                 .find(|(key, _)| key == name)
                 .map(|(_, value)| value.into_owned()),
@@ -135,24 +115,15 @@ pub(crate) struct KeyBook {
 
 impl fmt::Debug for KeyBook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KeyBook")
-            .field("keys", &self.by_secret.len())
-            .finish_non_exhaustive()
+        f.debug_struct("KeyBook").field("keys", &self.by_secret.len()).finish_non_exhaustive()
     }
 }
 
 impl KeyBook {
     /// An empty list of keys accepts everyone: index 0 is then the caller without a credential.
     pub(crate) fn new(keys: &[SimKey]) -> Self {
-        let by_secret = keys
-            .iter()
-            .enumerate()
-            .map(|(at, key)| (key.secret.clone(), at))
-            .collect();
-        KeyBook {
-            by_secret,
-            open: keys.is_empty(),
-        }
+        let by_secret = keys.iter().enumerate().map(|(at, key)| (key.secret.clone(), at)).collect();
+        KeyBook { by_secret, open: keys.is_empty() }
     }
 
     pub(crate) fn look_up(&self, secret: Option<&str>) -> Caller {
@@ -175,10 +146,6 @@ impl KeyBook {
 /// A name for a key that was not configured: the beginning of its SHA-256.
 pub(crate) fn alias(secret: &str) -> Arc<str> {
     let digest = Sha256::digest(secret.as_bytes());
-    let hex: String = digest
-        .iter()
-        .take(6)
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let hex: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
     Arc::from(format!("sha256:{hex}"))
 }

@@ -35,21 +35,14 @@ pub struct DelayError {
 impl Lognormal {
     /// By median and 99th percentile, in milliseconds.
     pub const fn ms(median: u64, p99: u64) -> Self {
-        Lognormal {
-            median: Duration::from_millis(median),
-            p99: Duration::from_millis(p99),
-            max: None,
-        }
+        Lognormal { median: Duration::from_millis(median), p99: Duration::from_millis(p99), max: None }
     }
 
     /// Refuses a 99th percentile below the median, and zero.
     pub fn check(&self) -> Result<(), DelayError> {
         if self.median.is_zero() || self.p99 < self.median {
             let problem = "0 < median ≤ p99 must hold".to_owned();
-            return Err(DelayError {
-                text: self.to_string(),
-                problem,
-            });
+            return Err(DelayError { text: self.to_string(), problem });
         }
         Ok(())
     }
@@ -65,14 +58,8 @@ impl Lognormal {
 
 impl fmt::Display for Lognormal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}ms,{}ms",
-            self.median.as_millis(),
-            self.p99.as_millis()
-        )?;
-        self.max
-            .map_or(Ok(()), |max| write!(f, ",{}ms", max.as_millis()))
+        write!(f, "{}ms,{}ms", self.median.as_millis(), self.p99.as_millis())?;
+        self.max.map_or(Ok(()), |max| write!(f, ",{}ms", max.as_millis()))
     }
 }
 
@@ -80,30 +67,14 @@ impl FromStr for Lognormal {
     type Err = DelayError;
 
     fn from_str(text: &str) -> Result<Self, DelayError> {
-        let wrong = |problem| DelayError {
-            text: text.to_owned(),
-            problem,
-        };
-        let parts: Vec<Duration> = text
-            .split(',')
-            .map(|part| span(part.trim()))
-            .collect::<Result<_, _>>()
-            .map_err(wrong)?;
+        let wrong = |problem| DelayError { text: text.to_owned(), problem };
+        let parts: Vec<Duration> =
+            text.split(',').map(|part| span(part.trim())).collect::<Result<_, _>>().map_err(wrong)?;
         let delay = match parts[..] {
-            [median, p99] => Lognormal {
-                median,
-                p99,
-                max: None,
-            },
-            [median, p99, max] => Lognormal {
-                median,
-                p99,
-                max: Some(max),
-            },
+            [median, p99] => Lognormal { median, p99, max: None },
+            [median, p99, max] => Lognormal { median, p99, max: Some(max) },
             _ => {
-                return Err(wrong(
-                    "median and p99 are needed, as in `15ms,120ms`".to_owned(),
-                ));
+                return Err(wrong("median and p99 are needed, as in `15ms,120ms`".to_owned()));
             }
         };
         delay.check().map(|()| delay)

@@ -173,9 +173,7 @@ impl Limit {
             _ => {}
         }
         match per {
-            Some(per) if per.is_zero() || per > Duration::from_secs(366 * 86_400) => {
-                Err(LimitError::Period(per))
-            }
+            Some(per) if per.is_zero() || per > Duration::from_secs(366 * 86_400) => Err(LimitError::Period(per)),
             _ => Ok(()),
         }
     }
@@ -187,26 +185,15 @@ impl Meter {
         limit.check()?;
         let nanos = |per: Duration| u64::try_from(per.as_nanos()).unwrap_or(Nanos::MAX);
         Ok(match *limit {
-            Limit::SlidingLog { limit, per } => Meter::SlidingLog(SlidingLog {
-                limit,
-                window: nanos(per),
-                log: VecDeque::new(),
-                used: 0,
-            }),
-            Limit::SlidingCounter { limit, per } => Meter::SlidingCounter(SlidingCounter {
-                limit,
-                window: nanos(per),
-                index: 0,
-                previous: 0,
-                current: 0,
-            }),
-            Limit::FixedWindow { limit, per, edge } => Meter::FixedWindow(FixedWindow {
-                limit,
-                window: nanos(per),
-                edge,
-                start: None,
-                used: 0,
-            }),
+            Limit::SlidingLog { limit, per } => {
+                Meter::SlidingLog(SlidingLog { limit, window: nanos(per), log: VecDeque::new(), used: 0 })
+            }
+            Limit::SlidingCounter { limit, per } => {
+                Meter::SlidingCounter(SlidingCounter { limit, window: nanos(per), index: 0, previous: 0, current: 0 })
+            }
+            Limit::FixedWindow { limit, per, edge } => {
+                Meter::FixedWindow(FixedWindow { limit, window: nanos(per), edge, start: None, used: 0 })
+            }
             Limit::TokenBucket { limit, per, burst } => Meter::TokenBucket(TokenBucket {
                 limit,
                 period: nanos(per),
@@ -214,13 +201,9 @@ impl Meter {
                 level: u128::from(burst) * u128::from(nanos(per)),
                 at: 0,
             }),
-            Limit::LeakyBucket { limit, per, room } => Meter::LeakyBucket(LeakyBucket {
-                limit,
-                period: nanos(per),
-                room,
-                level: 0,
-                at: 0,
-            }),
+            Limit::LeakyBucket { limit, per, room } => {
+                Meter::LeakyBucket(LeakyBucket { limit, period: nanos(per), room, level: 0, at: 0 })
+            }
             Limit::Concurrency { limit } => Meter::Concurrency(Concurrency { limit, open: 0 }),
         })
     }
@@ -264,11 +247,9 @@ impl Meter {
             Meter::FixedWindow(meter) => meter.gauge(now),
             Meter::TokenBucket(meter) => meter.gauge(now),
             Meter::LeakyBucket(meter) => meter.gauge(now),
-            Meter::Concurrency(meter) => Gauge {
-                limit: meter.limit,
-                remaining: meter.limit.saturating_sub(meter.open),
-                reset_in: 0,
-            },
+            Meter::Concurrency(meter) => {
+                Gauge { limit: meter.limit, remaining: meter.limit.saturating_sub(meter.open), reset_in: 0 }
+            }
         }
     }
 }
@@ -321,11 +302,7 @@ impl SlidingLog {
     fn gauge(&mut self, now: Nanos) -> Gauge {
         self.forget(now);
         let oldest = self.log.front().map_or(now, |&(at, _)| at + self.window);
-        Gauge {
-            limit: self.limit,
-            remaining: self.limit - self.used,
-            reset_in: oldest.saturating_sub(now),
-        }
+        Gauge { limit: self.limit, remaining: self.limit - self.used, reset_in: oldest.saturating_sub(now) }
     }
 }
 
@@ -345,11 +322,7 @@ impl SlidingCounter {
         if index <= self.index {
             return;
         }
-        self.previous = if index == self.index + 1 {
-            self.current
-        } else {
-            0
-        };
+        self.previous = if index == self.index + 1 { self.current } else { 0 };
         self.current = 0;
         self.index = index;
     }
@@ -395,11 +368,7 @@ impl SlidingCounter {
             Admission::In(wait) => wait,
             _ => self.window.saturating_sub(into),
         };
-        Gauge {
-            limit: self.limit,
-            remaining,
-            reset_in,
-        }
+        Gauge { limit: self.limit, remaining, reset_in }
     }
 }
 
@@ -415,9 +384,7 @@ pub struct FixedWindow {
 
 impl FixedWindow {
     fn turn(&mut self, now: Nanos) {
-        let over = self
-            .start
-            .is_none_or(|start| now.saturating_sub(start) >= self.window);
+        let over = self.start.is_none_or(|start| now.saturating_sub(start) >= self.window);
         if over {
             self.used = 0;
             self.start = match self.edge {
@@ -428,8 +395,7 @@ impl FixedWindow {
     }
 
     fn end_in(&self, now: Nanos) -> Nanos {
-        self.start
-            .map_or(0, |start| (start + self.window).saturating_sub(now))
+        self.start.map_or(0, |start| (start + self.window).saturating_sub(now))
     }
 
     fn admit(&mut self, now: Nanos, units: u64) -> Admission {
@@ -437,11 +403,7 @@ impl FixedWindow {
             return Admission::Never;
         }
         self.turn(now);
-        if self.used + units <= self.limit {
-            Admission::Now
-        } else {
-            Admission::In(self.end_in(now))
-        }
+        if self.used + units <= self.limit { Admission::Now } else { Admission::In(self.end_in(now)) }
     }
 
     fn take(&mut self, now: Nanos, units: u64) {
@@ -455,11 +417,7 @@ impl FixedWindow {
             Some(_) => self.end_in(now),
             None => self.window,
         };
-        Gauge {
-            limit: self.limit,
-            remaining: self.limit - self.used,
-            reset_in,
-        }
+        Gauge { limit: self.limit, remaining: self.limit - self.used, reset_in }
     }
 }
 
@@ -502,11 +460,7 @@ impl TokenBucket {
         let period = u128::from(self.period);
         let remaining = u64::try_from(self.level / period).unwrap_or(self.burst);
         let next = (period - self.level % period) * u128::from(remaining < self.burst);
-        Gauge {
-            limit: self.burst,
-            remaining,
-            reset_in: nanos_for(next, self.limit),
-        }
+        Gauge { limit: self.burst, remaining, reset_in: nanos_for(next, self.limit) }
     }
 }
 
@@ -523,9 +477,7 @@ pub struct LeakyBucket {
 impl LeakyBucket {
     fn drain(&mut self, now: Nanos) {
         let passed = now.saturating_sub(self.at);
-        self.level = self
-            .level
-            .saturating_sub(u128::from(passed) * u128::from(self.limit));
+        self.level = self.level.saturating_sub(u128::from(passed) * u128::from(self.limit));
         self.at = self.at.max(now);
     }
 
@@ -553,11 +505,7 @@ impl LeakyBucket {
             0 => period * u128::from(self.level > 0),
             part => part,
         };
-        Gauge {
-            limit: self.room,
-            remaining: self.room - filled,
-            reset_in: nanos_for(over, self.limit),
-        }
+        Gauge { limit: self.room, remaining: self.room - filled, reset_in: nanos_for(over, self.limit) }
     }
 }
 
@@ -570,11 +518,7 @@ pub struct Concurrency {
 
 impl Concurrency {
     fn admit(&self) -> Admission {
-        if self.open < self.limit {
-            Admission::Now
-        } else {
-            Admission::WhenReleased
-        }
+        if self.open < self.limit { Admission::Now } else { Admission::WhenReleased }
     }
 }
 

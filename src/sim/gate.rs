@@ -26,11 +26,7 @@ pub(crate) enum Ruling {
     /// Passed; to be given back by [`Gate::release`] when the call ends.
     Passed(Open),
     /// Refused by this rule; how long until it would pass, where that can be said.
-    Refused {
-        rule: usize,
-        concurrency: bool,
-        wait: Option<Nanos>,
-    },
+    Refused { rule: usize, concurrency: bool, wait: Option<Nanos> },
 }
 
 /// A call that passed and has not ended.
@@ -118,11 +114,7 @@ impl Gate {
     }
 
     /// Adds a key and returns its index. A key without an account is its own.
-    pub(crate) fn enter(
-        &mut self,
-        label: Arc<str>,
-        account: Option<&str>,
-    ) -> Result<usize, LimitError> {
+    pub(crate) fn enter(&mut self, label: Arc<str>, account: Option<&str>) -> Result<usize, LimitError> {
         let scopes: &[Scope] = match account {
             Some(_) => &[Scope::Key],
             None => &[Scope::Key, Scope::Account],
@@ -153,10 +145,7 @@ impl Gate {
     /// Every count of every party.
     pub(crate) fn all_metered(&self) -> impl Iterator<Item = &Metered> {
         let keys = self.keys.iter().flat_map(|key| &key.party);
-        self.server
-            .iter()
-            .chain(self.accounts.iter().flatten())
-            .chain(keys)
+        self.server.iter().chain(self.accounts.iter().flatten()).chain(keys)
     }
 
     /// Judges one call: all or nothing.
@@ -180,10 +169,7 @@ impl Gate {
             key.counts.open += 1;
             key.counts.open_peak = key.counts.open_peak.max(key.counts.open);
         }
-        Ruling::Passed(Open {
-            key: asked.key,
-            rules,
-        })
+        Ruling::Passed(Open { key: asked.key, rules })
     }
 
     /// A call ended.
@@ -198,12 +184,7 @@ impl Gate {
     }
 
     /// The limit that is nearest to being spent, as the headers of a reply tell it.
-    pub(crate) fn tightest(
-        &mut self,
-        now: Nanos,
-        key: usize,
-        path: &str,
-    ) -> Option<(usize, Gauge)> {
+    pub(crate) fn tightest(&mut self, now: Nanos, key: usize, path: &str) -> Option<(usize, Gauge)> {
         let rules = self.holding(path);
         self.metered(key, rules)
             .filter(|metered| metered.used.is_some())
@@ -215,12 +196,7 @@ impl Gate {
     pub(crate) fn reset_measures(&mut self) {
         self.open_peak = self.open;
         let parties = self.keys.iter_mut().flat_map(|key| &mut key.party);
-        for metered in self
-            .server
-            .iter_mut()
-            .chain(self.accounts.iter_mut().flatten())
-            .chain(parties)
-        {
+        for metered in self.server.iter_mut().chain(self.accounts.iter_mut().flatten()).chain(parties) {
             metered.refused = 0;
             if let Some(used) = &mut metered.used {
                 used.reset();
@@ -228,21 +204,13 @@ impl Gate {
         }
         for key in &mut self.keys {
             let open = key.counts.open;
-            key.counts = Counts {
-                open,
-                open_peak: open,
-                ..Counts::default()
-            };
+            key.counts = Counts { open, open_peak: open, ..Counts::default() };
         }
     }
 
     /// The rules that hold for a path, as bits.
     fn holding(&self, path: &str) -> u64 {
-        let holds = self
-            .rules
-            .iter()
-            .enumerate()
-            .filter(|(_, rule)| rule.matches(path));
+        let holds = self.rules.iter().enumerate().filter(|(_, rule)| rule.matches(path));
         holds.fold(0, |bits, (at, _)| bits | 1 << at)
     }
 
@@ -254,39 +222,28 @@ impl Gate {
         };
         let account = shared.and_then(|at| self.accounts.get_mut(at));
         let all = self.server.iter_mut().chain(account.into_iter().flatten());
-        all.chain(own.into_iter().flatten())
-            .filter(move |metered| rules >> metered.rule & 1 == 1)
+        all.chain(own.into_iter().flatten()).filter(move |metered| rules >> metered.rule & 1 == 1)
     }
 
     /// The rule that refuses for the longest, if any does.
     fn refusal(&mut self, now: Nanos, asked: Asked<'_>, rules: u64) -> Option<Ruling> {
         let mut worst: Option<(Nanos, Ruling)> = None;
         for metered in self.metered(asked.key, rules) {
-            let (rank, concurrency, wait) =
-                match metered.meter.admit(now, metered.units(asked.cost)) {
-                    Admission::Now => continue,
-                    Admission::WhenReleased => (0, true, None),
-                    Admission::In(wait) => (wait, false, Some(wait)),
-                    Admission::Never => (Nanos::MAX, false, None),
-                };
+            let (rank, concurrency, wait) = match metered.meter.admit(now, metered.units(asked.cost)) {
+                Admission::Now => continue,
+                Admission::WhenReleased => (0, true, None),
+                Admission::In(wait) => (wait, false, Some(wait)),
+                Admission::Never => (Nanos::MAX, false, None),
+            };
             metered.refused += 1;
             if worst.as_ref().is_none_or(|(ranked, _)| rank >= *ranked) {
-                worst = Some((
-                    rank,
-                    Ruling::Refused {
-                        rule: metered.rule,
-                        concurrency,
-                        wait,
-                    },
-                ));
+                worst = Some((rank, Ruling::Refused { rule: metered.rule, concurrency, wait }));
             }
         }
         let (_, ruling) = worst?;
         if let Some(key) = self.keys.get_mut(asked.key) {
             match ruling {
-                Ruling::Refused {
-                    concurrency: true, ..
-                } => key.counts.refused_concurrency += 1,
+                Ruling::Refused { concurrency: true, .. } => key.counts.refused_concurrency += 1,
                 _ => key.counts.refused_limit += 1,
             }
         }
@@ -304,10 +261,7 @@ impl Metered {
 }
 
 fn party(rules: &[Rule], scopes: &[Scope]) -> Result<Party, LimitError> {
-    let mine = rules
-        .iter()
-        .enumerate()
-        .filter(|(_, rule)| scopes.contains(&rule.scope));
+    let mine = rules.iter().enumerate().filter(|(_, rule)| scopes.contains(&rule.scope));
     mine.map(|(at, rule)| {
         Ok(Metered {
             rule: at,

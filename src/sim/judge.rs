@@ -123,25 +123,14 @@ enum Begun {
 }
 
 enum Act {
-    Refuse {
-        status: StatusCode,
-        code: &'static str,
-        message: String,
-    },
-    Do {
-        status: StatusCode,
-    },
+    Refuse { status: StatusCode, code: &'static str, message: String },
+    Do { status: StatusCode },
 }
 
 impl Clock {
     fn start() -> Self {
-        let epoch = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        Clock {
-            start: Instant::now(),
-            epoch: nanos(epoch),
-        }
+        let epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Clock { start: Instant::now(), epoch: nanos(epoch) }
     }
 
     pub(crate) fn now(&self) -> Nanos {
@@ -160,12 +149,7 @@ impl Drop for Held {
 }
 
 impl Shared {
-    pub(crate) fn new(
-        options: ProviderOptions,
-        gate: Gate,
-        stop: CancellationToken,
-        tasks: TaskTracker,
-    ) -> Self {
+    pub(crate) fn new(options: ProviderOptions, gate: Gate, stop: CancellationToken, tasks: TaskTracker) -> Self {
         let labels = gate.keys().iter().enumerate();
         let bad = labels
             .filter(|(_, key)| options.bad_keys.iter().any(|bad| **bad == *key.label))
@@ -181,11 +165,7 @@ impl Shared {
             failures: HashMap::new(),
             hasher: RandomState::new(),
         };
-        let all = [
-            &options.delay_before,
-            &options.latency,
-            &options.delay_after,
-        ];
+        let all = [&options.delay_before, &options.latency, &options.delay_after];
         Shared {
             delayed: all.iter().any(|delay| delay.is_some()),
             dice: Mutex::new(Dice::new(options.seed)),
@@ -205,11 +185,7 @@ impl Shared {
 
     fn draw(&self) -> Delays {
         if !self.delayed {
-            return Delays {
-                before: Duration::ZERO,
-                work: Duration::ZERO,
-                after: Duration::ZERO,
-            };
+            return Delays { before: Duration::ZERO, work: Duration::ZERO, after: Duration::ZERO };
         }
         let mut dice = self.dice.lock().unwrap_or_else(PoisonError::into_inner);
         Delays {
@@ -248,21 +224,13 @@ fn begin(shared: &Arc<Shared>, request: Request<Incoming>) -> Begun {
     }
     let (head, body) = request.into_parts();
     let wish = Wish::read(head.uri.path(), head.uri.query());
-    let call = Call {
-        head,
-        body: Bytes::new(),
-        wish,
-    };
+    let call = Call { head, body: Bytes::new(), wish };
     if body.is_end_stream() && !shared.delayed && call.slow().is_zero() {
         let judged = judge(shared, &call, Duration::ZERO);
         return Begun::Carried(Box::new(Carried { call, judged }));
     }
     let carried = carry_out(shared.clone(), call, body);
-    Begun::Running(
-        shared
-            .tasks
-            .spawn(shared.stop.clone().run_until_cancelled_owned(carried)),
-    )
+    Begun::Running(shared.tasks.spawn(shared.stop.clone().run_until_cancelled_owned(carried)))
 }
 
 /// The way there, the judgement, the work and the way back.
@@ -300,12 +268,7 @@ fn judge(shared: &Arc<Shared>, call: &Call, delay: Duration) -> Judged {
     let secret = call.secret(&shared.options);
     let mut state = shared.lock();
     let now = shared.clock.now();
-    let entry = Entry {
-        shared,
-        call,
-        cost,
-        now,
-    };
+    let entry = Entry { shared, call, cost, now };
     let judged = match state.who(secret.as_deref(), shared.options.keys_max) {
         Err(verdict) => state.refuse(&entry, None, verdict, Vec::new()),
         Ok(key) if state.gate.keys().get(key).is_some_and(|key| key.revoked) => {
@@ -351,22 +314,11 @@ impl State {
             Err(_) => return self.refuse(entry, Some(key), Verdict::Nonsense, Vec::new()),
         };
         let path = entry.call.head.uri.path();
-        let ruling = self.gate.judge(
-            entry.now,
-            Asked {
-                key,
-                path,
-                cost: entry.cost,
-            },
-        );
+        let ruling = self.gate.judge(entry.now, Asked { key, path, cost: entry.cost });
         let mut headers = self.rate_headers(entry, key);
         let open = match ruling {
             Ruling::Passed(open) => open,
-            Ruling::Refused {
-                rule,
-                concurrency,
-                wait,
-            } => {
+            Ruling::Refused { rule, concurrency, wait } => {
                 headers.extend(retry_after(entry, concurrency, wait));
                 let verdict = match concurrency {
                     true => Verdict::OverConcurrency { rule },
@@ -376,9 +328,7 @@ impl State {
             }
         };
         let status = self.status(entry.call, wish, key);
-        let executed = wish
-            .executed
-            .unwrap_or_else(|| executes(&wish.behaviour, status));
+        let executed = wish.executed.unwrap_or_else(|| executes(&wish.behaviour, status));
         self.tally.accepted += 1;
         self.tally.executed += u64::from(executed);
         self.tally.delays += 1;
@@ -389,24 +339,11 @@ impl State {
         let answered = answers(&wish.behaviour, status).then_some(status.as_u16());
         self.write(entry, Some(key), Verdict::Accepted, answered, executed);
         headers.extend(wish.headers.iter().cloned());
-        let held = Held {
-            shared: entry.shared.clone(),
-            open,
-        };
-        Judged {
-            act: Act::Do { status },
-            headers,
-            held: Some(held),
-        }
+        let held = Held { shared: entry.shared.clone(), open };
+        Judged { act: Act::Do { status }, headers, held: Some(held) }
     }
 
-    fn refuse(
-        &mut self,
-        entry: &Entry<'_>,
-        key: Option<usize>,
-        verdict: Verdict,
-        headers: Headers,
-    ) -> Judged {
+    fn refuse(&mut self, entry: &Entry<'_>, key: Option<usize>, verdict: Verdict, headers: Headers) -> Judged {
         let (status, code) = match verdict {
             Verdict::OverLimit { .. } => (StatusCode::TOO_MANY_REQUESTS, "rate_limited"),
             Verdict::OverConcurrency { .. } => (StatusCode::TOO_MANY_REQUESTS, "too_many_open"),
@@ -417,11 +354,9 @@ impl State {
             Verdict::Nonsense | Verdict::Accepted => (StatusCode::BAD_REQUEST, "nonsense"),
         };
         let message = match (verdict, &entry.call.wish) {
-            (Verdict::OverLimit { rule } | Verdict::OverConcurrency { rule }, _) => self
-                .gate
-                .rules()
-                .get(rule)
-                .map(|rule| format!("over the limit: {rule}")),
+            (Verdict::OverLimit { rule } | Verdict::OverConcurrency { rule }, _) => {
+                self.gate.rules().get(rule).map(|rule| format!("over the limit: {rule}"))
+            }
             (Verdict::Nonsense, Err(error)) => Some(error.to_string()),
             _ => None,
         };
@@ -431,15 +366,7 @@ impl State {
         }
         self.write(entry, key, verdict, Some(status.as_u16()), false);
         let message = message.unwrap_or_else(|| code.to_owned());
-        Judged {
-            act: Act::Refuse {
-                status,
-                code,
-                message,
-            },
-            headers,
-            held: None,
-        }
+        Judged { act: Act::Refuse { status, code, message }, headers, held: None }
     }
 
     /// The status that a behaviour answers this time.
@@ -461,9 +388,7 @@ impl State {
     fn fails(&mut self, call: &Call, times: u32) -> bool {
         let identity = match call.idempotency_key() {
             Some(key) => self.hasher.hash_one(key),
-            None => self
-                .hasher
-                .hash_one((call.head.uri.path(), call.head.uri.query())),
+            None => self.hasher.hash_one((call.head.uri.path(), call.head.uri.query())),
         };
         if self.failures.len() >= FAILURES_MAX && !self.failures.contains_key(&identity) {
             tracing::warn!("simulator remembers no more failures: this call fails");
@@ -474,20 +399,11 @@ impl State {
         *seen <= times
     }
 
-    fn write(
-        &mut self,
-        entry: &Entry<'_>,
-        key: Option<usize>,
-        verdict: Verdict,
-        status: Option<u16>,
-        executed: bool,
-    ) {
+    fn write(&mut self, entry: &Entry<'_>, key: Option<usize>, verdict: Verdict, status: Option<u16>, executed: bool) {
         if !self.ledger.is_on() {
             return;
         }
-        let label = key
-            .and_then(|at| self.gate.keys().get(at))
-            .map(|key| key.label.clone());
+        let label = key.and_then(|at| self.gate.keys().get(at)).map(|key| key.label.clone());
         self.ledger.write(Arrival {
             at: entry.shared.clock.since_start(entry.now),
             key: label.unwrap_or_else(|| Arc::from("")),
@@ -518,37 +434,19 @@ impl State {
             RateHeaders::XDeltaSeconds | RateHeaders::Ietf | RateHeaders::None => delta,
         };
         if style == RateHeaders::Ietf {
-            let per = self
-                .gate
-                .rules()
-                .get(rule)
-                .and_then(|rule| rule.limit.rate().1);
+            let per = self.gate.rules().get(rule).and_then(|rule| rule.limit.rate().1);
             let window = per.map_or(1, |per| nanos(per).div_ceil(SECOND));
             let policy = format!("\"default\";q={};w={window}", gauge.limit);
             let left = format!("\"default\";r={};t={delta}", gauge.remaining);
             return [("ratelimit-policy", policy), ("ratelimit", left)]
                 .into_iter()
-                .filter_map(|(name, text)| {
-                    Some((
-                        HeaderName::from_static(name),
-                        HeaderValue::from_str(&text).ok()?,
-                    ))
-                })
+                .filter_map(|(name, text)| Some((HeaderName::from_static(name), HeaderValue::from_str(&text).ok()?)))
                 .collect();
         }
         vec![
-            (
-                HeaderName::from_static("x-ratelimit-limit"),
-                HeaderValue::from(gauge.limit),
-            ),
-            (
-                HeaderName::from_static("x-ratelimit-remaining"),
-                HeaderValue::from(gauge.remaining),
-            ),
-            (
-                HeaderName::from_static("x-ratelimit-reset"),
-                HeaderValue::from(reset),
-            ),
+            (HeaderName::from_static("x-ratelimit-limit"), HeaderValue::from(gauge.limit)),
+            (HeaderName::from_static("x-ratelimit-remaining"), HeaderValue::from(gauge.remaining)),
+            (HeaderName::from_static("x-ratelimit-reset"), HeaderValue::from(reset)),
         ]
     }
 }
@@ -570,10 +468,7 @@ impl Tally {
 impl Call {
     fn slow(&self) -> Duration {
         match &self.wish {
-            Ok(Wish {
-                behaviour: Behaviour::Slow(by),
-                ..
-            }) => *by,
+            Ok(Wish { behaviour: Behaviour::Slow(by), .. }) => *by,
             _ => Duration::ZERO,
         }
     }
@@ -591,28 +486,17 @@ impl Call {
 
     fn secret(&self, options: &ProviderOptions) -> Option<String> {
         let query = self.head.uri.query();
-        options
-            .key_places
-            .iter()
-            .find_map(|place| place.find(&self.head.headers, query))
+        options.key_places.iter().find_map(|place| place.find(&self.head.headers, query))
     }
 
     fn cost(&self, source: &CostSource) -> u64 {
-        if let Ok(Wish {
-            behaviour: Behaviour::Cost(cost),
-            ..
-        }) = &self.wish
-        {
+        if let Ok(Wish { behaviour: Behaviour::Cost(cost), .. }) = &self.wish {
             return *cost;
         }
         let found = match source {
             CostSource::One => None,
             CostSource::Header(name) => {
-                let value = self
-                    .head
-                    .headers
-                    .get(name)
-                    .and_then(|value| value.to_str().ok());
+                let value = self.head.headers.get(name).and_then(|value| value.to_str().ok());
                 value.and_then(|text| text.trim().parse().ok())
             }
             CostSource::Json(pointer) => serde_json::from_slice::<serde_json::Value>(&self.body)
@@ -627,32 +511,13 @@ impl Call {
 async fn conclude(shared: &Shared, carried: Carried) -> Result<Response<SimBody>, Cut> {
     let Carried { call, mut judged } = carried;
     let mut response = match (&judged.act, &call.wish) {
-        (
-            Act::Refuse {
-                status,
-                code,
-                message,
-            },
-            _,
-        ) => reply::error(*status, code, message),
+        (Act::Refuse { status, code, message }, _) => reply::error(*status, code, message),
         (Act::Do { status }, Ok(wish)) if status.is_client_error() || status.is_server_error() => {
             let code = wish.reason.as_deref().unwrap_or("asked_for");
             reply::error(*status, code, "this answer was asked for")
         }
-        (
-            Act::Do { .. },
-            Ok(Wish {
-                behaviour: Behaviour::Reset { .. },
-                ..
-            }),
-        ) => return Err(Cut),
-        (
-            Act::Do { .. },
-            Ok(Wish {
-                behaviour: Behaviour::Hang,
-                ..
-            }),
-        ) => {
+        (Act::Do { .. }, Ok(Wish { behaviour: Behaviour::Reset { .. }, .. })) => return Err(Cut),
+        (Act::Do { .. }, Ok(Wish { behaviour: Behaviour::Hang, .. })) => {
             shared.stop.cancelled().await; // or until the caller leaves, which drops all of this
             return Err(Cut);
         }
@@ -693,13 +558,8 @@ fn succeed(call: &Call, wish: &Wish, status: StatusCode) -> Response<SimBody> {
             }
             response
         }
-        Behaviour::Cost(cost) => reply::json(
-            status,
-            &json!({"ok": true, "usage": {"total_tokens": cost}}),
-        ),
-        _ if status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED => {
-            reply::empty(status)
-        }
+        Behaviour::Cost(cost) => reply::json(status, &json!({"ok": true, "usage": {"total_tokens": cost}})),
+        _ if status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED => reply::empty(status),
         _ => reply::json_bytes(status, Bytes::from_static(b"{\"ok\":true}")),
     }
 }
@@ -710,27 +570,14 @@ fn note_unread(shared: &Arc<Shared>, call: &Call, unread: Unread) {
         return;
     }
     let now = shared.clock.now();
-    let entry = Entry {
-        shared,
-        call,
-        cost: 0,
-        now,
-    };
+    let entry = Entry { shared, call, cost: 0, now };
     // The answer is made by whoever waits for it, if anybody still does.
-    drop(
-        shared
-            .lock()
-            .refuse(&entry, None, Verdict::TooLarge, Vec::new()),
-    );
+    drop(shared.lock().refuse(&entry, None, Verdict::TooLarge, Vec::new()));
     shared.arrived.notify_waiters();
 }
 
 fn too_large() -> Response<SimBody> {
-    reply::error(
-        StatusCode::PAYLOAD_TOO_LARGE,
-        "too_large",
-        "the body is too large",
-    )
+    reply::error(StatusCode::PAYLOAD_TOO_LARGE, "too_large", "the body is too large")
 }
 
 /// Whether a call that answers `status` had its effect.
@@ -747,11 +594,7 @@ fn answers(behaviour: &Behaviour, status: StatusCode) -> bool {
     status.as_u16() >= 400 || !matches!(behaviour, Behaviour::Reset { .. } | Behaviour::Hang)
 }
 
-fn retry_after(
-    entry: &Entry<'_>,
-    concurrency: bool,
-    wait: Option<Nanos>,
-) -> Option<(HeaderName, HeaderValue)> {
+fn retry_after(entry: &Entry<'_>, concurrency: bool, wait: Option<Nanos>) -> Option<(HeaderName, HeaderValue)> {
     let wait = match (concurrency, wait) {
         (true, _) => SECOND,
         (false, wait) => wait?,

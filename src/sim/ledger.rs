@@ -89,12 +89,7 @@ pub(crate) struct Ledger {
 
 impl Ledger {
     pub(crate) fn new(capacity: usize) -> Self {
-        Ledger {
-            capacity,
-            arrivals: Vec::new(),
-            executions: HashMap::new(),
-            dropped: 0,
-        }
+        Ledger { capacity, arrivals: Vec::new(), executions: HashMap::new(), dropped: 0 }
     }
 
     pub(crate) fn is_on(&self) -> bool {
@@ -132,11 +127,7 @@ impl Ledger {
             .executions
             .iter()
             .filter(|(_, (_, executed))| *executed >= least)
-            .map(|(key, &(accepted, executed))| Execution {
-                idempotency_key: key.clone(),
-                accepted,
-                executed,
-            })
+            .map(|(key, &(accepted, executed))| Execution { idempotency_key: key.clone(), accepted, executed })
             .collect();
         found.sort_by(|a, b| a.idempotency_key.cmp(&b.idempotency_key));
         found

@@ -23,14 +23,7 @@ pub struct Utilisation {
 impl Utilisation {
     /// For a limit of `n` a `window`.
     pub fn new(n: u64, window: Nanos) -> Self {
-        Utilisation {
-            n,
-            window,
-            recent: VecDeque::new(),
-            held: 0,
-            sum: 0,
-            gaps: 0,
-        }
+        Utilisation { n, window, recent: VecDeque::new(), held: 0, sum: 0, gaps: 0 }
     }
 
     /// `units` were accepted at `at`; in order of time.

@@ -49,8 +49,8 @@ pub use enforce::{Edge, Limit};
 pub use error::{SimError, WaitTimeout};
 pub use ledger::{Arrival, Execution, Verdict};
 pub use provider::{
-    CostSource, KeyStats, Outage, ProviderHandle, ProviderOptions, ProviderSim, ProviderStats,
-    RateHeaders, RetryAfter, RuleStats, RuleUse,
+    CostSource, KeyStats, Outage, ProviderHandle, ProviderOptions, ProviderSim, ProviderStats, RateHeaders, RetryAfter,
+    RuleStats, RuleUse,
 };
 pub use receiver::{EventRecord, ReceiverHandle, ReceiverOptions, ReceiverSim, ReceiverStats};
 pub use rule::{Rule, Scope, Unit};

@@ -191,13 +191,7 @@ impl ProviderSim {
         let shared = Arc::new(Shared::new(options, gate, stop.clone(), tasks.clone()));
         let answering = shared.clone();
         let handler = move |request| judge::answer(answering.clone(), request);
-        tasks.spawn(serve::serve(
-            listener,
-            stop,
-            tasks.clone(),
-            connections,
-            handler,
-        ));
+        tasks.spawn(serve::serve(listener, stop, tasks.clone(), connections, handler));
         Ok(ProviderHandle { addr, shared })
     }
 }
@@ -207,15 +201,10 @@ fn check(options: &ProviderOptions) -> Result<(), SimError> {
         return Err(option("rules", format!("at most {RULES_MAX} rules")));
     }
     for rule in &options.rules {
-        rule.limit
-            .check()
-            .map_err(|error| option("rules", format!("`{rule}`: {error}")))?;
+        rule.limit.check().map_err(|error| option("rules", format!("`{rule}`: {error}")))?;
     }
-    let delays = [
-        ("delay_before", &options.delay_before),
-        ("latency", &options.latency),
-        ("delay_after", &options.delay_after),
-    ];
+    let delays =
+        [("delay_before", &options.delay_before), ("latency", &options.latency), ("delay_after", &options.delay_after)];
     for (field, delay) in delays {
         if let Some(delay) = delay {
             delay.check().map_err(|error| option(field, error))?;
@@ -224,27 +213,14 @@ fn check(options: &ProviderOptions) -> Result<(), SimError> {
     let (mut labels, mut secrets) = (HashSet::new(), HashSet::new());
     for key in &options.keys {
         if key.label.is_empty() || !labels.insert(&key.label) {
-            return Err(option(
-                "keys",
-                format!("label {:?} is empty or not unique", key.label),
-            ));
+            return Err(option("keys", format!("label {:?} is empty or not unique", key.label)));
         }
         if key.secret.is_empty() || !secrets.insert(&key.secret) {
-            return Err(option(
-                "keys",
-                format!("the secret of {:?} is empty or not unique", key.label),
-            ));
+            return Err(option("keys", format!("the secret of {:?} is empty or not unique", key.label)));
         }
     }
-    if let Some(unknown) = options
-        .bad_keys
-        .iter()
-        .find(|label| !labels.contains(label))
-    {
-        return Err(option(
-            "bad_keys",
-            format!("no key has the label {unknown:?}"),
-        ));
+    if let Some(unknown) = options.bad_keys.iter().find(|label| !labels.contains(label)) {
+        return Err(option("bad_keys", format!("no key has the label {unknown:?}")));
     }
     if options.connections_max == 0 {
         return Err(option("connections_max", "must be above zero"));
@@ -253,10 +229,7 @@ fn check(options: &ProviderOptions) -> Result<(), SimError> {
 }
 
 fn option(field: &'static str, problem: impl ToString) -> SimError {
-    SimError::Option {
-        field,
-        problem: problem.to_string(),
-    }
+    SimError::Option { field, problem: problem.to_string() }
 }
 
 /// A running provider. Dropping it ends the server.
@@ -309,16 +282,12 @@ impl ProviderHandle {
 
     /// Waits until `wanted` calls have been accepted since the start or the last reset.
     pub async fn wait_accepted(&self, wanted: u64, within: Duration) -> Result<(), WaitTimeout> {
-        self.wait("accepted calls", wanted, within, |tally| tally.accepted)
-            .await
+        self.wait("accepted calls", wanted, within, |tally| tally.accepted).await
     }
 
     /// Waits until `wanted` calls have been judged, whatever the verdict.
     pub async fn wait_arrived(&self, wanted: u64, within: Duration) -> Result<(), WaitTimeout> {
-        self.wait("calls", wanted, within, |tally| {
-            tally.accepted + tally.rejected()
-        })
-        .await
+        self.wait("calls", wanted, within, |tally| tally.accepted + tally.rejected()).await
     }
 
     async fn wait(
@@ -337,12 +306,7 @@ impl ProviderHandle {
                 return Ok(());
             }
             if timeout_at(deadline, changed).await.is_err() {
-                return Err(WaitTimeout {
-                    what,
-                    wanted,
-                    seen,
-                    waited: within,
-                });
+                return Err(WaitTimeout { what, wanted, seen, waited: within });
             }
         }
     }
@@ -456,10 +420,7 @@ pub struct RuleUse {
 
 impl Tally {
     fn rejected(&self) -> u64 {
-        self.refused_limit
-            + self.refused_concurrency
-            + self.refused_credential
-            + self.refused_malformed
+        self.refused_limit + self.refused_concurrency + self.refused_credential + self.refused_malformed
     }
 }
 
@@ -473,11 +434,7 @@ impl Shared {
 
     pub(crate) fn revoke(&self, label: &str, revoked: bool) -> bool {
         let mut state = self.lock();
-        let found = state
-            .gate
-            .keys()
-            .iter()
-            .position(|key| *key.label == *label);
+        let found = state.gate.keys().iter().position(|key| *key.label == *label);
         match found.and_then(|at| state.gate.key_mut(at)) {
             Some(key) => {
                 key.revoked = revoked;
@@ -490,12 +447,7 @@ impl Shared {
 
 pub(crate) fn stats_of(shared: &Shared) -> ProviderStats {
     let state = shared.lock();
-    let State {
-        gate,
-        ledger,
-        tally,
-        ..
-    } = &*state;
+    let State { gate, ledger, tally, .. } = &*state;
     let uptime = shared.clock.since_start(shared.clock.now());
     let delay_ms = tally.delay_sum.as_secs_f64() * 1e3 / tally.delays.max(1) as f64;
     let repeated = ledger.is_on().then(|| ledger.executions(2).len() as u64);
@@ -513,12 +465,7 @@ pub(crate) fn stats_of(shared: &Shared) -> ProviderStats {
         open: gate.open,
         open_peak: gate.open_peak,
         mean_delay_ms: (tally.delays > 0).then_some(delay_ms),
-        rules: gate
-            .rules()
-            .iter()
-            .enumerate()
-            .map(|(at, rule)| rule_stats(gate, at, rule))
-            .collect(),
+        rules: gate.rules().iter().enumerate().map(|(at, rule)| rule_stats(gate, at, rule)).collect(),
         keys: gate.keys().iter().map(|key| key_stats(gate, key)).collect(),
         ledger_written: ledger.arrivals().len() as u64,
         ledger_dropped: ledger.dropped(),
@@ -562,8 +509,5 @@ fn key_stats(gate: &Gate, key: &Key) -> KeyStats {
 }
 
 fn windows(rule: &Rule, metered: &Metered) -> f64 {
-    metered
-        .used
-        .as_ref()
-        .map_or(0.0, |used| used.gaps() as f64 / rule.limit.rate().0 as f64)
+    metered.used.as_ref().map_or(0.0, |used| used.gaps() as f64 / rule.limit.rate().0 as f64)
 }

@@ -195,13 +195,7 @@ impl ReceiverSim {
         });
         let answering = shared.clone();
         let handler = move |request| answer(answering.clone(), request);
-        tasks.spawn(serve::serve(
-            listener,
-            stop,
-            tasks.clone(),
-            connections,
-            handler,
-        ));
+        tasks.spawn(serve::serve(listener, stop, tasks.clone(), connections, handler));
         Ok(ReceiverHandle { addr, shared })
     }
 }
@@ -246,20 +240,12 @@ impl ReceiverHandle {
 
     /// Waits until `wanted` distinct events were delivered and verified, whatever was answered.
     pub async fn wait_distinct(&self, wanted: u64, within: Duration) -> Result<(), WaitTimeout> {
-        self.wait("distinct events", wanted, within, |stats| stats.distinct)
-            .await
+        self.wait("distinct events", wanted, within, |stats| stats.distinct).await
     }
 
     /// Waits until `wanted` distinct events were answered 2xx.
-    pub async fn wait_acknowledged(
-        &self,
-        wanted: u64,
-        within: Duration,
-    ) -> Result<(), WaitTimeout> {
-        self.wait("acknowledged events", wanted, within, |stats| {
-            stats.acknowledged
-        })
-        .await
+    pub async fn wait_acknowledged(&self, wanted: u64, within: Duration) -> Result<(), WaitTimeout> {
+        self.wait("acknowledged events", wanted, within, |stats| stats.acknowledged).await
     }
 
     /// Waits until a count reaches `wanted`, looking each time that something arrived.
@@ -279,12 +265,7 @@ impl ReceiverHandle {
                 return Ok(());
             }
             if timeout_at(deadline, changed).await.is_err() {
-                return Err(WaitTimeout {
-                    what,
-                    wanted,
-                    seen,
-                    waited: within,
-                });
+                return Err(WaitTimeout { what, wanted, seen, waited: within });
             }
         }
     }
@@ -316,9 +297,7 @@ pub(crate) struct Shared {
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared")
-            .field("options", &self.options)
-            .finish_non_exhaustive()
+        f.debug_struct("Shared").field("options", &self.options).finish_non_exhaustive()
     }
 }
 
@@ -399,11 +378,7 @@ impl Shared {
         endpoints.retain(|_, endpoint| endpoint.open > 0);
         for endpoint in endpoints.values_mut() {
             let open = endpoint.open;
-            *endpoint = EndpointStats {
-                open,
-                open_peak: open,
-                ..EndpointStats::default()
-            };
+            *endpoint = EndpointStats { open, open_peak: open, ..EndpointStats::default() };
         }
         book.stats.endpoints = endpoints;
     }
@@ -418,10 +393,7 @@ impl Shared {
         endpoint.requests += 1;
         endpoint.open += 1;
         endpoint.open_peak = endpoint.open_peak.max(endpoint.open);
-        Visit {
-            shared: self,
-            path: Box::from(path),
-        }
+        Visit { shared: self, path: Box::from(path) }
     }
 
     /// The index of the secret that signed.
@@ -440,16 +412,12 @@ impl Shared {
 impl Book {
     /// Notes a delivery; returns its place and how often the endpoint has seen it, this time included.
     fn note(&mut self, new: EventRecord, capacity: usize) -> Option<(usize, u64)> {
-        let places = self
-            .by_id
-            .get(&new.webhook_id)
-            .map_or(&[][..], Vec::as_slice);
+        let places = self.by_id.get(&new.webhook_id).map_or(&[][..], Vec::as_slice);
         if let Some(&at) = places.iter().find(|at| self.events[**at].path == new.path) {
             let seen = &mut self.events[at];
             seen.deliveries += 1;
             seen.secret = new.secret;
-            seen.changed |= (&seen.event_type, &seen.job_id, &seen.state)
-                != (&new.event_type, &new.job_id, &new.state);
+            seen.changed |= (&seen.event_type, &seen.job_id, &seen.state) != (&new.event_type, &new.job_id, &new.state);
             self.stats.duplicates += 1;
             self.stats.duplicates_acknowledged += u64::from(seen.acknowledged > 0);
             return Some((at, u64::from(seen.deliveries)));
@@ -466,21 +434,14 @@ impl Book {
             *self.stats.by_type.entry(name.to_owned()).or_default() += 1;
         }
         let at = self.events.len();
-        self.by_id
-            .entry(new.webhook_id.clone())
-            .or_default()
-            .push(at);
+        self.by_id.entry(new.webhook_id.clone()).or_default().push(at);
         self.events.push(new);
         Some((at, 1))
     }
 
     fn acknowledge(&mut self, at: usize, id: &str, path: &str) {
         // Between note and acknowledge everything may have been forgotten.
-        if let Some(event) = self
-            .events
-            .get_mut(at)
-            .filter(|event| *event.webhook_id == *id)
-        {
+        if let Some(event) = self.events.get_mut(at).filter(|event| *event.webhook_id == *id) {
             event.acknowledged += 1;
             if self.acknowledged.insert(Box::from(id)) {
                 self.stats.acknowledged += 1;
@@ -514,9 +475,7 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respo
     };
     let response = behave(&shared, &head, seen).await?;
     if response.status().is_success() {
-        shared
-            .lock()
-            .acknowledge(at, webhook_id(&head), &visit.path);
+        shared.lock().acknowledge(at, webhook_id(&head), &visit.path);
         shared.changed.notify_waiters();
     }
     Ok(response)
@@ -540,11 +499,7 @@ fn receive(
         Err(error) => {
             book.stats.bad_signature += 1;
             let message = error.to_string();
-            return Err(Box::new(reply::error(
-                StatusCode::UNAUTHORIZED,
-                "bad_signature",
-                &message,
-            )));
+            return Err(Box::new(reply::error(StatusCode::UNAUTHORIZED, "bad_signature", &message)));
         }
     };
     book.stats.verified += u64::from(!shared.verifiers.is_empty());
@@ -567,11 +522,7 @@ fn receive(
     };
     let noted = book.note(record, shared.options.ledger_capacity);
     noted.ok_or_else(|| {
-        Box::new(reply::error(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "ledger_full",
-            "the receiver remembers no more events",
-        ))
+        Box::new(reply::error(StatusCode::SERVICE_UNAVAILABLE, "ledger_full", "the receiver remembers no more events"))
     })
 }
 
@@ -582,9 +533,7 @@ async fn behave(shared: &Shared, head: &Parts, seen: u64) -> Result<Response<Sim
         Manner::Fail { .. } => reply::empty(StatusCode::NO_CONTENT),
         Manner::RetryAfter { seconds } if seen == 1 => {
             let mut response = reply::empty(StatusCode::SERVICE_UNAVAILABLE);
-            response
-                .headers_mut()
-                .insert(RETRY_AFTER, HeaderValue::from(seconds));
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
             response
         }
         Manner::RetryAfter { .. } => reply::empty(StatusCode::NO_CONTENT),
@@ -617,22 +566,15 @@ impl Manner {
         let name = segments.next().unwrap_or_default();
         let amount = segments.next().and_then(|text| text.parse::<u64>().ok());
         match name {
-            "fail" => Manner::Fail {
-                times: amount.unwrap_or(1),
-            },
-            "retry-after" => Manner::RetryAfter {
-                seconds: amount.unwrap_or(1),
-            },
+            "fail" => Manner::Fail { times: amount.unwrap_or(1) },
+            "retry-after" => Manner::RetryAfter { seconds: amount.unwrap_or(1) },
             "status" => {
                 let code = amount.and_then(|code| u16::try_from(code).ok());
                 let code = code.filter(|code| (200..=599).contains(code));
-                code.and_then(|code| StatusCode::from_u16(code).ok())
-                    .map_or(Manner::Accept, Manner::Status)
+                code.and_then(|code| StatusCode::from_u16(code).ok()).map_or(Manner::Accept, Manner::Status)
             }
             "gone" => Manner::Status(StatusCode::GONE),
-            "slow" => Manner::Slow(Duration::from_millis(
-                amount.unwrap_or(250).min(SLOW_MAX_MS),
-            )),
+            "slow" => Manner::Slow(Duration::from_millis(amount.unwrap_or(250).min(SLOW_MAX_MS))),
             "hang" => Manner::Hang,
             "redirect" => Manner::Redirect,
             _ => Manner::Accept,
@@ -641,8 +583,5 @@ impl Manner {
 }
 
 fn webhook_id(head: &Parts) -> &str {
-    head.headers
-        .get(HEADER_WEBHOOK_ID)
-        .and_then(|id| id.to_str().ok())
-        .unwrap_or_default()
+    head.headers.get(HEADER_WEBHOOK_ID).and_then(|id| id.to_str().ok()).unwrap_or_default()
 }

@@ -53,20 +53,13 @@ pub(crate) fn json(status: StatusCode, value: &impl Serialize) -> Response<SimBo
 
 /// An error as providers word it.
 pub(crate) fn error(status: StatusCode, code: &str, message: &str) -> Response<SimBody> {
-    json(
-        status,
-        &json!({"error": {"code": code, "type": code, "message": message}}),
-    )
+    json(status, &json!({"error": {"code": code, "type": code, "message": message}}))
 }
 
 /// Garbage with the status of success.
 pub(crate) fn garbage() -> Response<SimBody> {
     let page: &[u8] = b"<!doctype html><title>Welcome</title><p>{\"ok\": tru\x00\xff";
-    of(
-        StatusCode::OK,
-        HTML,
-        SimBody::whole(Bytes::from_static(page)),
-    )
+    of(StatusCode::OK, HTML, SimBody::whole(Bytes::from_static(page)))
 }
 
 /// Bytes without meaning.
@@ -77,9 +70,7 @@ pub(crate) fn bytes(body: SimBody) -> Response<SimBody> {
 /// A request as it was received.
 pub(crate) fn echo(request: &Parts, body: &Bytes) -> Response<SimBody> {
     let query: Vec<(String, String)> = match request.uri.query() {
-        Some(query) => url::form_urlencoded::parse(query.as_bytes())
-            .into_owned()
-            .collect(),
+        Some(query) => url::form_urlencoded::parse(query.as_bytes()).into_owned().collect(),
         None => Vec::new(),
     };
     let mut value = json!({

@@ -84,51 +84,32 @@ pub enum RuleError {
 impl Rule {
     /// A rule for each key, in calls.
     pub fn key(limit: Limit) -> Self {
-        Rule {
-            scope: Scope::Key,
-            unit: Unit::Requests,
-            limit,
-            on: None,
-        }
+        Rule { scope: Scope::Key, unit: Unit::Requests, limit, on: None }
     }
 
     /// A rule for the keys of an account together, in calls.
     pub fn account(limit: Limit) -> Self {
-        Rule {
-            scope: Scope::Account,
-            ..Rule::key(limit)
-        }
+        Rule { scope: Scope::Account, ..Rule::key(limit) }
     }
 
     /// A rule for all calls together.
     pub fn server(limit: Limit) -> Self {
-        Rule {
-            scope: Scope::Server,
-            ..Rule::key(limit)
-        }
+        Rule { scope: Scope::Server, ..Rule::key(limit) }
     }
 
     /// Counts cost instead of calls.
     pub fn in_cost(self) -> Self {
-        Rule {
-            unit: Unit::Cost,
-            ..self
-        }
+        Rule { unit: Unit::Cost, ..self }
     }
 
     /// Holds only for paths that begin with `prefix`.
     pub fn on(self, prefix: impl Into<String>) -> Self {
-        Rule {
-            on: Some(prefix.into()),
-            ..self
-        }
+        Rule { on: Some(prefix.into()), ..self }
     }
 
     /// Whether the rule holds for a path.
     pub fn matches(&self, path: &str) -> bool {
-        self.on
-            .as_deref()
-            .is_none_or(|prefix| path.starts_with(prefix))
+        self.on.as_deref().is_none_or(|prefix| path.starts_with(prefix))
     }
 }
 
@@ -142,24 +123,15 @@ impl fmt::Display for Rule {
         if let Limit::Concurrency { limit } = self.limit {
             write!(f, "concurrency {limit}")?;
         } else {
-            let unit = if self.unit == Unit::Cost {
-                "cost"
-            } else {
-                "requests"
-            };
+            let unit = if self.unit == Unit::Cost { "cost" } else { "requests" };
             let (limit, per) = self.limit.rate();
             write!(f, "{unit} {limit}/{} ", Span(per.unwrap_or_default()))?;
         }
         match &self.limit {
             Limit::SlidingLog { .. } => f.write_str("sliding_log")?,
             Limit::SlidingCounter { .. } => f.write_str("sliding_counter")?,
-            Limit::FixedWindow {
-                edge: Edge::Clock, ..
-            } => f.write_str("fixed_clock")?,
-            Limit::FixedWindow {
-                edge: Edge::FirstCall,
-                ..
-            } => f.write_str("fixed_first_call")?,
+            Limit::FixedWindow { edge: Edge::Clock, .. } => f.write_str("fixed_clock")?,
+            Limit::FixedWindow { edge: Edge::FirstCall, .. } => f.write_str("fixed_first_call")?,
             Limit::TokenBucket { burst, .. } => write!(f, "token_bucket burst={burst}")?,
             Limit::LeakyBucket { room, .. } => write!(f, "leaky_bucket room={room}")?,
             Limit::Concurrency { .. } => {}
@@ -175,16 +147,10 @@ impl FromStr for Rule {
     type Err = RuleError;
 
     fn from_str(text: &str) -> Result<Self, RuleError> {
-        let rule = read(text).map_err(|problem| RuleError::Grammar {
-            text: text.to_owned(),
-            problem,
-        })?;
+        let rule = read(text).map_err(|problem| RuleError::Grammar { text: text.to_owned(), problem })?;
         match rule.limit.check() {
             Ok(()) => Ok(rule),
-            Err(source) => Err(RuleError::Limit {
-                text: text.to_owned(),
-                source,
-            }),
+            Err(source) => Err(RuleError::Limit { text: text.to_owned(), source }),
         }
     }
 }
@@ -202,43 +168,28 @@ fn read(text: &str) -> Result<Rule, String> {
     let amount = next("the amount")?;
     let (unit, limit, rest) = match kind {
         "concurrency" => {
-            let limit = Limit::Concurrency {
-                limit: number(amount)?,
-            };
+            let limit = Limit::Concurrency { limit: number(amount)? };
             (Unit::Requests, limit, words.collect::<Vec<_>>())
         }
         "requests" | "cost" => {
             let algorithm = next("the algorithm")?;
             let rest: Vec<&str> = words.collect();
-            let unit = if kind == "cost" {
-                Unit::Cost
-            } else {
-                Unit::Requests
-            };
+            let unit = if kind == "cost" { Unit::Cost } else { Unit::Requests };
             (unit, windowed(amount, algorithm, &rest)?, rest)
         }
         other => {
-            return Err(format!(
-                "unknown unit `{other}` (requests, cost or concurrency)"
-            ));
+            return Err(format!("unknown unit `{other}` (requests, cost or concurrency)"));
         }
     };
     if let Some(odd) = rest.iter().find(|word| !known(word, &limit)) {
         return Err(format!("`{odd}` does not belong here"));
     }
     let on = setting(&rest, "on").map(str::to_owned);
-    Ok(Rule {
-        scope,
-        unit,
-        limit,
-        on,
-    })
+    Ok(Rule { scope, unit, limit, on })
 }
 
 fn windowed(amount: &str, algorithm: &str, rest: &[&str]) -> Result<Limit, String> {
-    let (count, per) = amount
-        .split_once('/')
-        .ok_or("the amount needs a period, as in 100/10s")?;
+    let (count, per) = amount.split_once('/').ok_or("the amount needs a period, as in 100/10s")?;
     let (limit, per) = (number(count)?, span(per)?);
     let needed = |name| match setting(rest, name) {
         Some(value) => number(value),
@@ -247,26 +198,10 @@ fn windowed(amount: &str, algorithm: &str, rest: &[&str]) -> Result<Limit, Strin
     Ok(match algorithm {
         "sliding_log" => Limit::SlidingLog { limit, per },
         "sliding_counter" => Limit::SlidingCounter { limit, per },
-        "fixed_clock" => Limit::FixedWindow {
-            limit,
-            per,
-            edge: Edge::Clock,
-        },
-        "fixed_first_call" => Limit::FixedWindow {
-            limit,
-            per,
-            edge: Edge::FirstCall,
-        },
-        "token_bucket" => Limit::TokenBucket {
-            limit,
-            per,
-            burst: needed("burst")?,
-        },
-        "leaky_bucket" => Limit::LeakyBucket {
-            limit,
-            per,
-            room: needed("room")?,
-        },
+        "fixed_clock" => Limit::FixedWindow { limit, per, edge: Edge::Clock },
+        "fixed_first_call" => Limit::FixedWindow { limit, per, edge: Edge::FirstCall },
+        "token_bucket" => Limit::TokenBucket { limit, per, burst: needed("burst")? },
+        "leaky_bucket" => Limit::LeakyBucket { limit, per, room: needed("room")? },
         other => return Err(format!("unknown algorithm `{other}`")),
     })
 }
@@ -281,22 +216,16 @@ fn known(word: &str, limit: &Limit) -> bool {
 }
 
 fn setting<'a>(words: &[&'a str], name: &str) -> Option<&'a str> {
-    words
-        .iter()
-        .find_map(|word| word.split_once('=').filter(|(key, _)| *key == name))
-        .map(|pair| pair.1)
+    words.iter().find_map(|word| word.split_once('=').filter(|(key, _)| *key == name)).map(|pair| pair.1)
 }
 
 fn number(text: &str) -> Result<u64, String> {
-    text.parse()
-        .map_err(|_| format!("`{text}` is not a whole number"))
+    text.parse().map_err(|_| format!("`{text}` is not a whole number"))
 }
 
 /// Reads `250ms`, `10s`, `1m`, `1h`, `1d`.
 pub(crate) fn span(text: &str) -> Result<Duration, String> {
-    let at = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
+    let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (count, unit) = text.split_at(at);
     let ms = match unit {
         "ms" => 1,
@@ -305,14 +234,10 @@ pub(crate) fn span(text: &str) -> Result<Duration, String> {
         "h" => 3_600_000,
         "d" => 86_400_000,
         _ => {
-            return Err(format!(
-                "`{text}` is not a duration such as 250ms, 10s, 1m, 1h or 1d"
-            ));
+            return Err(format!("`{text}` is not a duration such as 250ms, 10s, 1m, 1h or 1d"));
         }
     };
-    let ms = number(count)?
-        .checked_mul(ms)
-        .ok_or_else(|| format!("`{text}` is too long"))?;
+    let ms = number(count)?.checked_mul(ms).ok_or_else(|| format!("`{text}` is too long"))?;
     Ok(Duration::from_millis(ms))
 }
 
@@ -322,16 +247,8 @@ struct Span(Duration);
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ms = self.0.as_millis();
-        let units = [
-            (86_400_000, "d"),
-            (3_600_000, "h"),
-            (60_000, "m"),
-            (1_000, "s"),
-        ];
-        match units
-            .iter()
-            .find(|(size, _)| ms > 0 && ms.is_multiple_of(*size))
-        {
+        let units = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s")];
+        match units.iter().find(|(size, _)| ms > 0 && ms.is_multiple_of(*size)) {
             Some((size, unit)) => write!(f, "{}{unit}", ms / size),
             None => write!(f, "{ms}ms"),
         }

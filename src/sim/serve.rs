@@ -77,8 +77,7 @@ where
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "simulator could not set TCP_NODELAY");
     }
-    let mut connection =
-        http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(handler));
+    let mut connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(handler));
     let Err(error) = Pin::new(&mut connection).await else {
         return;
     };
@@ -119,24 +118,15 @@ pub(crate) async fn read(mut body: Incoming, bytes_max: usize) -> Result<Bytes, 
         }
         all.extend_from_slice(&data);
     }
-    Ok(if all.is_empty() {
-        first
-    } else {
-        Bytes::from(all)
-    })
+    Ok(if all.is_empty() { first } else { Bytes::from(all) })
 }
 
 /// Binds an address.
 pub(crate) async fn listen(addr: SocketAddr) -> Result<TcpListener, SimError> {
-    TcpListener::bind(addr)
-        .await
-        .map_err(|source| SimError::Listen { addr, source })
+    TcpListener::bind(addr).await.map_err(|source| SimError::Listen { addr, source })
 }
 
 /// Where a listener listens.
 pub(crate) fn address(listener: &TcpListener, asked: SocketAddr) -> Result<SocketAddr, SimError> {
-    listener.local_addr().map_err(|source| SimError::Listen {
-        addr: asked,
-        source,
-    })
+    listener.local_addr().map_err(|source| SimError::Listen { addr: asked, source })
 }

@@ -94,7 +94,8 @@ async fn open_sqlite(options: &StoreOptions) -> Result<Opened, StoreError> {
         .connect_with(writing)
         .await
         .map_err(StoreError::Unavailable)?;
-    let reading = connect.create_if_missing(false).pragma("query_only", "ON").thread_name(|n| format!("sqlite-read-{n}"));
+    let reading =
+        connect.create_if_missing(false).pragma("query_only", "ON").thread_name(|n| format!("sqlite-read-{n}"));
     let read = SqlitePoolOptions::new()
         .max_connections(SQLITE_READERS.min(options.connections_max.max(1)))
         .acquire_timeout(ACQUIRE)

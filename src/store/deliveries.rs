@@ -29,7 +29,11 @@ pub(super) async fn insert(tx: &mut Tx, ended: &[Ended<'_>]) -> Result<bool, Sto
         let url = callback.url.as_deref().and_then(|url| by_url.get(&(e.job.tenant, url)));
         let id = callback.endpoint.as_deref().and_then(|id| by_id.get(&(e.job.tenant, id)));
         if callback.endpoint.is_some() && id.is_none() {
-            tracing::warn!(job = e.job.id, endpoint = callback.endpoint, "no such endpoint: the completion stays undelivered");
+            tracing::warn!(
+                job = e.job.id,
+                endpoint = callback.endpoint,
+                "no such endpoint: the completion stays undelivered"
+            );
         }
         targets.extend(url.into_iter().chain(id).map(|target| (*e, *target)));
     }
@@ -98,7 +102,8 @@ pub(super) async fn claim(tx: &mut Tx, claim: &Claim) -> Result<Vec<DeliveryJob>
     }
 }
 
-type EventRow = (i64, String, String, WallMs, i64, Option<String>, Option<String>, String, String, String, Option<String>);
+type EventRow =
+    (i64, String, String, WallMs, i64, Option<String>, Option<String>, String, String, String, Option<String>);
 type EndpointRow = (i64, String, String, String, bool);
 
 /// Reads the events and endpoints of what was claimed.
@@ -106,7 +111,8 @@ async fn load(tx: &mut Tx, mut rows: Vec<ClaimedRow>) -> Result<Vec<DeliveryJob>
     rows.sort_unstable_by_key(|row| row.0);
     let event_pks: HashSet<i64> = rows.iter().map(|row| row.3).collect();
     let keys = Rows::new().int("pk", event_pks.into_iter().map(Some));
-    let select = "SELECT e.pk, e.id, e.state, e.at_ms, e.attempts, e.reason, e.error, j.id, j.provider, j.tenant, j.metadata
+    let select =
+        "SELECT e.pk, e.id, e.state, e.at_ms, e.attempts, e.reason, e.error, j.id, j.provider, j.tenant, j.metadata
         FROM v JOIN events e ON e.pk = v.pk JOIN jobs j ON j.pk = e.job_pk";
     let events: Vec<EventRow> = keys.fetch(tx, select).await?;
     let select = "SELECT e.pk, e.status, e.headers, e.content_type, e.truncated, e.body
@@ -121,7 +127,10 @@ async fn load(tx: &mut Tx, mut rows: Vec<ClaimedRow>) -> Result<Vec<DeliveryJob>
         let kind = kind.ok_or_else(|| StoreError::Corrupt(format!("event {id} is of state {state:?}")))?;
         let response = responses.remove(&pk).and_then(response_of);
         let attempts = super::number(attempts);
-        known.insert(pk, Event { id, kind, at_ms, attempts, reason, error, response, job_id, provider, tenant, metadata });
+        known.insert(
+            pk,
+            Event { id, kind, at_ms, attempts, reason, error, response, job_id, provider, tenant, metadata },
+        );
     }
     let endpoint_pks: HashSet<i64> = rows.iter().filter_map(|row| row.4).collect();
     let keys = Rows::new().int("pk", endpoint_pks.into_iter().map(Some));

@@ -99,7 +99,11 @@ pub(super) enum Insertion {
 }
 
 /// Inserts the arrivals, each with the time it was accepted at, and answers each, in order.
-pub(super) async fn insert(tx: &mut Tx, arrivals: &[(&Arrival, WallMs)], wakes: &mut Pending) -> Result<Vec<Insertion>, StoreError> {
+pub(super) async fn insert(
+    tx: &mut Tx,
+    arrivals: &[(&Arrival, WallMs)],
+    wakes: &mut Pending,
+) -> Result<Vec<Insertion>, StoreError> {
     // The first of each identity is inserted; in the order of the index, so that two writers with
     // the same ids cannot wait for each other.
     let mut order: Vec<usize> = (0..arrivals.len()).collect();
@@ -166,7 +170,8 @@ async fn insert_rows<'a>(
         .text("metadata", jobs().map(|j| j.metadata.as_ref().map(|m| m.get())))
         .int("envelope_bytes", arrivals.iter().map(|(a, _)| Some(length(&a.envelope))))
         .text("envelope", arrivals.iter().map(|(a, _)| Some(a.envelope.as_str())));
-    let insert = "INSERT INTO jobs (tenant, id, hash, provider, lane, state, due_ms, deadline_ms, created_ms, owner, epoch,
+    let insert =
+        "INSERT INTO jobs (tenant, id, hash, provider, lane, state, due_ms, deadline_ms, created_ms, owner, epoch,
             waiting_reason, delivery, cost, pin, idempotency_key, reply_to, correlation_id, traceparent, callback,
             metadata, envelope_bytes, envelope)
         SELECT tenant, id, hash, provider, lane, state, due_ms, deadline_ms, created_ms, owner, epoch,
@@ -257,7 +262,17 @@ pub(super) async fn claim(tx: &mut Tx, claim: &Claim, wakes: &mut Pending) -> Re
                 job.idempotency_key = key;
                 let (run, attempts, failures) = (number(run), number(attempts), number(failures));
                 let backoff = millis(backoff_ms);
-                claimed.push(Claimed { pk, epoch, run, attempts, failures, first_attempt_ms, backoff, created_ms, job });
+                claimed.push(Claimed {
+                    pk,
+                    epoch,
+                    run,
+                    attempts,
+                    failures,
+                    first_attempt_ms,
+                    backoff,
+                    created_ms,
+                    job,
+                });
             }
             Err(invalid) => {
                 tracing::error!(pk, error = %invalid, "a stored job cannot be read: it is dead now");
@@ -296,7 +311,8 @@ pub(super) async fn next_due(db: &Db, provider: &str) -> Result<Option<WallMs>, 
 type ViewRow =
     (JobPk, String, i64, WallMs, Option<WallMs>, WallMs, Option<String>, Option<String>, Option<String>, String);
 
-const VIEW: &str = "SELECT pk, state, run, created_ms, finished_ms, due_ms, waiting_reason, reason, error, envelope FROM jobs";
+const VIEW: &str =
+    "SELECT pk, state, run, created_ms, finished_ms, due_ms, waiting_reason, reason, error, envelope FROM jobs";
 
 async fn views(db: &Db, rows: Vec<ViewRow>) -> Result<Vec<JobView>, StoreError> {
     let pks: Vec<JobPk> = rows.iter().map(|row| row.0).collect();
@@ -362,7 +378,12 @@ impl<'a> Conditions<'a> {
     }
 }
 
-pub(super) async fn list(db: &Db, filter: &JobFilter, cursor: Option<i64>, limit: u32) -> Result<Page<JobView>, StoreError> {
+pub(super) async fn list(
+    db: &Db,
+    filter: &JobFilter,
+    cursor: Option<i64>,
+    limit: u32,
+) -> Result<Page<JobView>, StoreError> {
     let (text, values) = Conditions::default()
         .equal("state", filter.state.map(JobState::as_str))
         // Lets an ended state use its index, and keeps an open one out of it.
@@ -413,8 +434,7 @@ pub(super) async fn cancel(
         return Ok(Cancelled::Asked);
     }
     let next = Next::Finish { state: JobState::Cancelled, reason: None, error: None, response: None };
-    let record =
-        Record { pk, epoch, run: number(run), attempt: None, failures: number(failures), at_ms: now_ms, next };
+    let record = Record { pk, epoch, run: number(run), attempt: None, failures: number(failures), at_ms: now_ms, next };
     outcomes::record(tx, &[&record], wakes).await?;
     Ok(Cancelled::Done)
 }

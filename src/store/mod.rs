@@ -182,7 +182,8 @@ impl Store {
         for owner in owners {
             self.introduce(owner).await?;
         }
-        let arrivals = jobs.into_iter().map(|job| jobs::Arrival::prepare(job, now_ms)).collect::<Result<Vec<_>, _>>()?;
+        let arrivals =
+            jobs.into_iter().map(|job| jobs::Arrival::prepare(job, now_ms)).collect::<Result<Vec<_>, _>>()?;
         self.inner.arrivals.ask(|reply| Request::Insert(arrivals, now_ms, reply)).await
     }
 
@@ -228,7 +229,8 @@ impl Store {
     ) -> Result<Vec<Claimed>, StoreError> {
         self.introduce(owner).await?;
         self.inner.wakes.interested_in(provider);
-        let claim = jobs::Claim { owner: owner.clone(), provider: provider.to_owned(), lane: lane.to_owned(), limit, now_ms };
+        let claim =
+            jobs::Claim { owner: owner.clone(), provider: provider.to_owned(), lane: lane.to_owned(), limit, now_ms };
         if self.db().is_sqlite() {
             return self.inner.outcomes.ask(|reply| Request::Claim(claim, reply)).await;
         }
@@ -315,7 +317,12 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
-    pub async fn dead_letters(&self, filter: &DeadFilter, cursor: Option<i64>, limit: u32) -> Result<Page<DeadView>, StoreError> {
+    pub async fn dead_letters(
+        &self,
+        filter: &DeadFilter,
+        cursor: Option<i64>,
+        limit: u32,
+    ) -> Result<Page<DeadView>, StoreError> {
         dead::list(self.db(), filter, cursor, limit).await
     }
 
@@ -350,7 +357,13 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
-    pub async fn replay(&self, tenant: Option<&str>, id: &str, how: &Replay, now_ms: WallMs) -> Result<Replayed, StoreError> {
+    pub async fn replay(
+        &self,
+        tenant: Option<&str>,
+        id: &str,
+        how: &Replay,
+        now_ms: WallMs,
+    ) -> Result<Replayed, StoreError> {
         let mut tx = self.db().begin().await?;
         let mut pending = Pending::default();
         let replayed = dead::replay(&mut tx, tenant, id, how, now_ms, &mut pending).await?;
@@ -421,7 +434,12 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
-    pub async fn retain(&self, succeeded_before_ms: WallMs, dead_before_ms: WallMs, limit: u32) -> Result<Removed, StoreError> {
+    pub async fn retain(
+        &self,
+        succeeded_before_ms: WallMs,
+        dead_before_ms: WallMs,
+        limit: u32,
+    ) -> Result<Removed, StoreError> {
         let mut tx = self.db().begin().await?;
         let removed = retention::remove(&mut tx, succeeded_before_ms, dead_before_ms, limit).await?;
         tx.commit().await?;

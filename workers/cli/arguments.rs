@@ -84,7 +84,9 @@ pub struct JobArgs {
 impl JobArgs {
     /// The job that the arguments describe.
     pub fn envelope(self) -> Result<Envelope, Failure> {
-        let missing = |what: &str| Failure::usage(format!("{what} is missing: give a job by arguments, or FILE (`-`: standard input)"));
+        let missing = |what: &str| {
+            Failure::usage(format!("{what} is missing: give a job by arguments, or FILE (`-`: standard input)"))
+        };
         let provider = self.provider.clone().ok_or_else(|| missing("--provider"))?;
         let path = self.path.clone().ok_or_else(|| missing("--path"))?;
         let request = self.request(path)?;
@@ -114,10 +116,12 @@ impl JobArgs {
     fn request(&self, path: String) -> Result<Request, Failure> {
         let body = self.data.as_ref().map(|text| json_argument("--data", text)).transpose()?;
         let text = self.text.as_ref().map(|text| argument("--text", text)).transpose()?;
-        let base64 = self.binary.as_ref().map(|path| read_file(path).map(|bytes| STANDARD.encode(bytes))).transpose()?;
+        let base64 =
+            self.binary.as_ref().map(|path| read_file(path).map(|bytes| STANDARD.encode(bytes))).transpose()?;
         let has_body = body.is_some() || text.is_some() || base64.is_some();
         let method = self.method.clone().unwrap_or_else(|| if has_body { "POST" } else { "GET" }.to_owned());
-        let mut request = Request { method: method.to_ascii_uppercase(), path, body, text, base64, ..Request::default() };
+        let mut request =
+            Request { method: method.to_ascii_uppercase(), path, body, text, base64, ..Request::default() };
         for pair in &self.query {
             let (name, value) = pair.split_once('=').ok_or_else(|| shape("--query", "NAME=VALUE", pair))?;
             add_parameter(&mut request, name, value);
@@ -152,8 +156,9 @@ fn shape(argument: &str, expected: &str, found: &str) -> Failure {
 pub fn argument(name: &str, text: &str) -> Result<String, Failure> {
     match text.strip_prefix('@') {
         None => Ok(text.to_owned()),
-        Some(path) => String::from_utf8(read_file(path)?)
-            .map_err(|_| Failure::usage(format!("{name}: the file {path} is not UTF-8 text (--binary sends any file)"))),
+        Some(path) => String::from_utf8(read_file(path)?).map_err(|_| {
+            Failure::usage(format!("{name}: the file {path} is not UTF-8 text (--binary sends any file)"))
+        }),
     }
 }
 

@@ -115,9 +115,7 @@ impl Backend {
     /// `GET /v1/jobs/{id}/result`
     pub async fn result(&self, of: Named<'_>) -> Result<Vec<u8>, Failure> {
         match self {
-            Self::Http(api) => {
-                api.call(Method::GET, &["v1", "jobs", of.id, "result"], &of.query(), None).await
-            }
+            Self::Http(api) => api.call(Method::GET, &["v1", "jobs", of.id, "result"], &of.query(), None).await,
             Self::Store { desk, .. } => Ok(desk.result(&of.tenancy()?, of.id).await?.body.to_vec()),
         }
     }
@@ -141,9 +139,7 @@ impl Backend {
     /// `GET /v1/dead-letters/{id}`
     pub async fn dead_letter(&self, of: Named<'_>) -> Result<Value, Failure> {
         match self {
-            Self::Http(api) => {
-                json(api.call(Method::GET, &["v1", "dead-letters", of.id], &of.query(), None).await?)
-            }
+            Self::Http(api) => json(api.call(Method::GET, &["v1", "dead-letters", of.id], &of.query(), None).await?),
             Self::Store { desk, .. } => value(&desk.dead_letter(&of.tenancy()?, of.id).await?),
         }
     }
@@ -211,7 +207,8 @@ pub async fn open_store(config: &Config, missing: Missing) -> Result<(Store, Str
         return Err(Failure::new(Exit::Unreachable, format!("the store {} is not there yet", path.display())));
     }
     let options = StoreOptions { url: url.to_owned(), exclusive: sqlite, connections_max: 4 };
-    let store = Store::open(&options).await.map_err(|e| Failure { message: format!("the store {place}: {e}"), ..e.into() })?;
+    let store =
+        Store::open(&options).await.map_err(|e| Failure { message: format!("the store {place}: {e}"), ..e.into() })?;
     if sqlite {
         store.migrate().await?;
     }

@@ -25,7 +25,8 @@ pub async fn run(_: Args, globals: &Globals, out: &Out) -> Result<Exit, Failure>
         out.json(&shown)?;
         return Ok(Exit::Done);
     }
-    let file = config.path.as_ref().map_or("no file, the built-in defaults".to_owned(), |path| path.display().to_string());
+    let file =
+        config.path.as_ref().map_or("no file, the built-in defaults".to_owned(), |path| path.display().to_string());
     out.line(format!("valid: {file}\n"))?;
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     out.line(format!("store      {}", text(&shown["store"])))?;
@@ -36,7 +37,8 @@ pub async fn run(_: Args, globals: &Globals, out: &Out) -> Result<Exit, Failure>
         let tenant = token.tenant.as_ref().map(|t| format!(", tenant {t}")).unwrap_or_default();
         out.line(format!("  token    {} ({}{tenant})", token.name, scopes.join(", ")))?;
     }
-    let signed = if config.webhooks.secret.is_some() { "signed" } else { "no secret: callbacks by bare URL are refused" };
+    let signed =
+        if config.webhooks.secret.is_some() { "signed" } else { "no secret: callbacks by bare URL are refused" };
     out.line(format!("webhooks   {signed}"))?;
     if config.providers.is_empty() {
         out.line("\nno provider is configured: every job will be refused")?;

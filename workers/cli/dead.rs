@@ -3,12 +3,12 @@
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
+use super::Globals;
 use super::arguments::{json_argument, when};
 use super::backend::{Backend, Missing, query};
 use super::failure::{Exit, Failure};
 use super::jobs::{Many, One, Pages, attempts, each, print_page, set};
 use super::output::{Out, cell, short, time};
-use super::Globals;
 
 /// Look at dead letters, run them again, purge them
 #[derive(Debug, Subcommand)]
@@ -21,7 +21,9 @@ pub enum Command {
     #[command(after_long_help = REPLAY_EXAMPLES)]
     Replay(Box<Replay>),
     /// Remove dead letters for good
-    #[command(after_long_help = "Examples:\n  paceline dead purge --replayed true\n  paceline dead purge --reason malformed\n  paceline dead purge --all")]
+    #[command(
+        after_long_help = "Examples:\n  paceline dead purge --replayed true\n  paceline dead purge --reason malformed\n  paceline dead purge --all"
+    )]
     Purge(Purge),
 }
 
@@ -154,8 +156,16 @@ async fn show(args: &One, backend: &Backend, out: &Out) -> Result<Exit, Failure>
         return Ok(Exit::Done);
     }
     for (label, member) in [
-        ("id", "id"), ("reason", "reason"), ("error", "error"), ("provider", "provider"), ("lane", "lane"),
-        ("tenant", "tenant"), ("dead since", "dead_at"), ("replayed", "replayed_at"), ("raw", "raw"), ("headers", "headers"),
+        ("id", "id"),
+        ("reason", "reason"),
+        ("error", "error"),
+        ("provider", "provider"),
+        ("lane", "lane"),
+        ("tenant", "tenant"),
+        ("dead since", "dead_at"),
+        ("replayed", "replayed_at"),
+        ("raw", "raw"),
+        ("headers", "headers"),
     ] {
         if !dead[member].is_null() {
             out.line(format!("{label:<13}{}", cell(&dead[member])))?;
@@ -199,7 +209,9 @@ async fn purge(args: &Purge, backend: &Backend, out: &Out) -> Result<Exit, Failu
     parameters.push(("all", args.all.then(|| "true".to_owned())));
     let query = query(&parameters);
     if query.is_empty() {
-        return Err(Failure::usage("say which dead letters: --reason, --provider, --lane, --tenant, --replayed; or --all"));
+        return Err(Failure::usage(
+            "say which dead letters: --reason, --provider, --lane, --tenant, --replayed; or --all",
+        ));
     }
     let mut purged = 0;
     loop {

@@ -81,11 +81,23 @@ fn print(summary: &Summary, out: &Out) -> Result<(), Failure> {
     let row = |name: &str, figure: String, remark: String| out.line(format!("  {name:<14}{figure:>8}   {remark}"));
     let utilisation = summary.utilisation.map_or("-".to_owned(), |u| format!("{:.1} %", u * 100.0));
     out.line("")?;
-    row("jobs", summary.jobs.to_string(), format!("{} succeeded, {} dead in the end", summary.succeeded, summary.dead))?;
+    row(
+        "jobs",
+        summary.jobs.to_string(),
+        format!("{} succeeded, {} dead in the end", summary.succeeded, summary.dead),
+    )?;
     row("calls", summary.calls.to_string(), format!("{} of them retries of calls that failed", summary.retries))?;
-    row("utilisation", utilisation, format!("of the {:.0} calls a second that the provider allows", summary.allowed_per_second))?;
+    row(
+        "utilisation",
+        utilisation,
+        format!("of the {:.0} calls a second that the provider allows", summary.allowed_per_second),
+    )?;
     row("429 answers", summary.too_many_requests.to_string(), "calls over the limit".to_owned())?;
-    row("dead letters", summary.dead_letters.to_string(), format!("{} replayed, {} of them succeeded", summary.replayed, summary.recovered))?;
+    row(
+        "dead letters",
+        summary.dead_letters.to_string(),
+        format!("{} replayed, {} of them succeeded", summary.replayed, summary.recovered),
+    )?;
     row(
         "webhooks",
         summary.webhooks_verified.to_string(),

@@ -5,12 +5,12 @@ use std::time::Duration;
 use clap::Args as ClapArgs;
 use serde_json::Value;
 
+use super::Globals;
 use super::arguments::JobArgs;
 use super::backend::{Backend, Missing};
 use super::failure::{Exit, Failure};
 use super::lines;
 use super::output::{Out, cell};
-use super::Globals;
 
 /// Pauses before asking again what got no answer; the ids make that safe.
 const AGAIN_AFTER: [Duration; 3] = [Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(3)];

@@ -31,16 +31,23 @@ impl HttpApi {
         if !matches!(base.scheme(), "http" | "https") || base.cannot_be_a_base() {
             return Err(wrong("expected http or https"));
         }
-        if !base.username().is_empty() || base.password().is_some() || base.query().is_some() || base.fragment().is_some() {
+        if !base.username().is_empty()
+            || base.password().is_some()
+            || base.query().is_some()
+            || base.fragment().is_some()
+        {
             return Err(wrong("expected a URL without user name, password, query and fragment"));
         }
         if !base.path().ends_with('/') {
             let path = format!("{}/", base.path());
             base.set_path(&path);
         }
-        let is_own = matches!(base.host_str(), Some(host) if host == "localhost" || host == "[::1]" || host.starts_with("127."));
+        let is_own =
+            matches!(base.host_str(), Some(host) if host == "localhost" || host == "[::1]" || host.starts_with("127."));
         if token.is_some() && base.scheme() == "http" && !is_own {
-            tracing::warn!("the token goes over plain HTTP to another machine: use https if the way there is not private");
+            tracing::warn!(
+                "the token goes over plain HTTP to another machine: use https if the way there is not private"
+            );
         }
         let client = reqwest::Client::builder()
             .no_proxy()
@@ -70,7 +77,13 @@ impl HttpApi {
     }
 
     /// Makes a call; the body of an answer that is no problem document. `path` is put together of segments, each percent-encoded.
-    pub async fn call(&self, method: Method, path: &[&str], query: &str, body: Option<Vec<u8>>) -> Result<Vec<u8>, Failure> {
+    pub async fn call(
+        &self,
+        method: Method,
+        path: &[&str],
+        query: &str,
+        body: Option<Vec<u8>>,
+    ) -> Result<Vec<u8>, Failure> {
         let mut url = self.base.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().extend(path);
@@ -89,9 +102,9 @@ impl HttpApi {
         };
         let answer = request.send().await.map_err(unreachable)?;
         let status = answer.status();
-        let body = read(answer, ANSWER_BYTES_MAX).await.map_err(|why| {
-            Failure::new(Exit::Unreachable, format!("no whole answer from {}: {why}", self.place()))
-        })?;
+        let body = read(answer, ANSWER_BYTES_MAX)
+            .await
+            .map_err(|why| Failure::new(Exit::Unreachable, format!("no whole answer from {}: {why}", self.place())))?;
         if status.is_success() { Ok(body) } else { Err(self.refused(status, &body)) }
     }
 
@@ -103,7 +116,11 @@ impl HttpApi {
         });
         let mut failure = Failure::from_document(status.as_u16(), document);
         if status == StatusCode::UNAUTHORIZED {
-            let hint = if self.token.is_some() { "the token in the environment is not known there" } else { "set PACELINE_TOKEN" };
+            let hint = if self.token.is_some() {
+                "the token in the environment is not known there"
+            } else {
+                "set PACELINE_TOKEN"
+            };
             failure.message = format!("{place} wants a token: {hint}");
         }
         failure

@@ -7,10 +7,10 @@ use paceline::duration::HumanDuration;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use super::Globals;
 use super::backend::{Backend, Missing, Named, job_id, query};
 use super::failure::{Exit, Failure};
 use super::output::{Out, cell, short, time};
-use super::Globals;
 
 /// Between two looks at a job that is waited for: doubled from the first to the last.
 const LOOK: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
@@ -21,7 +21,9 @@ const BACK_WITHIN: Duration = Duration::from_secs(30);
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// List jobs, newest first
-    #[command(after_long_help = "Examples:\n  paceline jobs list --state dead --provider geocoder\n  paceline --json jobs list --all | jq -r .id")]
+    #[command(
+        after_long_help = "Examples:\n  paceline jobs list --state dead --provider geocoder\n  paceline --json jobs list --all | jq -r .id"
+    )]
     List(List),
     /// Show a job with all its attempts
     Show(One),
@@ -30,7 +32,9 @@ pub enum Command {
     /// Cancel jobs that are not being sent
     Cancel(Many),
     /// Wait until jobs have ended
-    #[command(after_long_help = "Ends with 0 where every job succeeded, else with 6.\n\nExample:\n  paceline jobs wait --timeout 5m 0193c1f0-…")]
+    #[command(
+        after_long_help = "Ends with 0 where every job succeeded, else with 6.\n\nExample:\n  paceline jobs wait --timeout 5m 0193c1f0-…"
+    )]
     Wait(Wait),
 }
 
@@ -220,9 +224,18 @@ async fn show(args: &One, backend: &Backend, out: &Out) -> Result<Exit, Failure>
         return Ok(Exit::Done);
     }
     for (label, member) in [
-        ("id", "id"), ("state", "state"), ("provider", "provider"), ("lane", "lane"), ("tenant", "tenant"), ("run", "run"),
-        ("created", "created_at"), ("next attempt", "next_attempt_at"), ("finished", "finished_at"),
-        ("reason", "reason"), ("error", "error"), ("metadata", "metadata"),
+        ("id", "id"),
+        ("state", "state"),
+        ("provider", "provider"),
+        ("lane", "lane"),
+        ("tenant", "tenant"),
+        ("run", "run"),
+        ("created", "created_at"),
+        ("next attempt", "next_attempt_at"),
+        ("finished", "finished_at"),
+        ("reason", "reason"),
+        ("error", "error"),
+        ("metadata", "metadata"),
     ] {
         if !job[member].is_null() {
             out.line(format!("{label:<13}{}", cell(&job[member])))?;

@@ -9,12 +9,12 @@ use paceline::job::Envelope;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
+use super::Globals;
 use super::arguments::JobArgs;
 use super::backend::{Backend, Missing};
 use super::enqueue::{fresh_id, submit};
 use super::failure::{Exit, Failure, problem_text};
 use super::output::Out;
-use super::Globals;
 
 /// Lines of a batch at most.
 const BATCH_LINES: usize = 500;
@@ -153,7 +153,8 @@ impl Feed {
             body.push(b']');
             let answer = submit(&self.backend, body).await?;
             let items = answer["items"].as_array().filter(|items| items.len() == batch.len());
-            let items = items.ok_or_else(|| Failure::new(Exit::Failed, "the answer has not as many items as were sent"))?;
+            let items =
+                items.ok_or_else(|| Failure::new(Exit::Failed, "the answer has not as many items as were sent"))?;
             for ((number, _), item) in batch.drain(..).zip(items) {
                 self.settled(number, item)?;
             }

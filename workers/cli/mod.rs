@@ -43,7 +43,14 @@ pub struct Globals {
     pub json: bool,
 
     /// The API to use, such as http://127.0.0.1:8080, instead of what the configuration says
-    #[arg(long, global = true, env = "PACELINE_URL", hide_env_values = true, value_name = "URL", help_heading = "Everywhere")]
+    #[arg(
+        long,
+        global = true,
+        env = "PACELINE_URL",
+        hide_env_values = true,
+        value_name = "URL",
+        help_heading = "Everywhere"
+    )]
     pub url: Option<String>,
 
     /// The environment variable that holds the API token
@@ -58,7 +65,8 @@ pub struct Globals {
 impl Globals {
     /// The configuration that is in effect.
     pub fn load(&self) -> Result<Config, Failure> {
-        Config::load(self.config.as_deref()).map_err(|e| Failure::usage(format!("the configuration is not valid:\n{e}")))
+        Config::load(self.config.as_deref())
+            .map_err(|e| Failure::usage(format!("the configuration is not valid:\n{e}")))
     }
 }
 

@@ -18,27 +18,15 @@ pub(super) struct Heads<'a> {
 }
 
 impl<'a> Heads<'a> {
-    pub fn new(
-        headers: impl IntoIterator<Item = (&'a str, &'a str)>,
-        wall_clock: Option<Duration>,
-    ) -> Heads<'a> {
+    pub fn new(headers: impl IntoIterator<Item = (&'a str, &'a str)>, wall_clock: Option<Duration>) -> Heads<'a> {
         let known = |name: &str| {
-            PREFIXES.iter().any(|p| {
-                name.get(..p.len())
-                    .is_some_and(|start| start.eq_ignore_ascii_case(p))
-            })
+            PREFIXES.iter().any(|p| name.get(..p.len()).is_some_and(|start| start.eq_ignore_ascii_case(p)))
         };
         let mut heads: Vec<_> = headers.into_iter().filter(|head| known(head.0)).collect();
         let is_date = |head: &(&str, &str)| head.0.eq_ignore_ascii_case("date");
-        let date = heads
-            .iter()
-            .find(|head| is_date(head))
-            .and_then(|head| http_date(head.1));
+        let date = heads.iter().find(|head| is_date(head)).and_then(|head| http_date(head.1));
         heads.retain(|head| !is_date(head));
-        Heads {
-            heads,
-            now: date.or(wall_clock),
-        }
+        Heads { heads, now: date.or(wall_clock) }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -47,37 +35,22 @@ impl<'a> Heads<'a> {
 
     /// Every value of this field.
     pub fn all(&self, name: &str) -> impl Iterator<Item = &'a str> {
-        self.heads
-            .iter()
-            .filter(move |head| head.0.eq_ignore_ascii_case(name))
-            .map(|head| head.1.trim())
+        self.heads.iter().filter(move |head| head.0.eq_ignore_ascii_case(name)).map(|head| head.1.trim())
     }
 
     /// The smallest count that one of these fields says: the tighter one where they contradict each other.
     pub fn least(&self, names: &[&str]) -> Option<u64> {
-        names
-            .iter()
-            .flat_map(|name| self.all(name))
-            .filter_map(count)
-            .min()
+        names.iter().flat_map(|name| self.all(name)).filter_map(count).min()
     }
 
     /// The largest count that one of these fields says.
     pub fn most(&self, names: &[&str]) -> Option<u64> {
-        names
-            .iter()
-            .flat_map(|name| self.all(name))
-            .filter_map(count)
-            .max()
+        names.iter().flat_map(|name| self.all(name)).filter_map(count).max()
     }
 
     /// The longest wait that one of these fields says.
     pub fn longest(&self, names: &[&str]) -> Option<Duration> {
-        names
-            .iter()
-            .flat_map(|name| self.all(name))
-            .filter_map(|value| self.wait(value))
-            .max()
+        names.iter().flat_map(|name| self.all(name)).filter_map(|value| self.wait(value)).max()
     }
 
     /// How long until the time that is meant: a date, a time since 1970, or a number of seconds from now.
@@ -117,17 +90,12 @@ pub(super) fn seconds(number: f64) -> Option<Duration> {
         return None;
     }
     // A millionth is forgiven, so that 0.3 does not become 301 ms.
-    Some(Duration::from_millis(
-        (number * 1e3 - 1e-3).ceil().max(0.0) as u64
-    ))
+    Some(Duration::from_millis((number * 1e3 - 1e-3).ceil().max(0.0) as u64))
 }
 
 /// Time since 1970 of an HTTP date.
 pub(super) fn http_date(value: &str) -> Option<Duration> {
-    httpdate::parse_http_date(value.trim())
-        .ok()?
-        .duration_since(UNIX_EPOCH)
-        .ok()
+    httpdate::parse_http_date(value.trim()).ok()?.duration_since(UNIX_EPOCH).ok()
 }
 
 /// `Retry-After`: seconds, or a date read against `Date`.

@@ -49,14 +49,7 @@ pub struct Reading {
 
 impl Reading {
     fn of(unit: Unit, family: Family) -> Reading {
-        Reading {
-            unit,
-            limit: None,
-            remaining: None,
-            resets_in: None,
-            window: None,
-            family,
-        }
+        Reading { unit, limit: None, remaining: None, resets_in: None, window: None, family }
     }
 
     fn says_something(&self) -> bool {
@@ -97,10 +90,7 @@ impl Signal {
     ) -> Signal {
         let heads = Heads::new(headers, wall_clock);
         if heads.is_empty() {
-            return Signal {
-                limited: status == 429,
-                ..Signal::default()
-            };
+            return Signal { limited: status == 429, ..Signal::default() };
         }
         let mut readings = Vec::new();
         x_ratelimit::read(&heads, &mut readings);
@@ -109,11 +99,7 @@ impl Signal {
         let limited = status == 429 || (matches!(status, 403 | 503) && exhausted);
         // Elsewhere the field means something else: 202 and 3xx use it for polling and redirects.
         let pauses = limited || matches!(status, 403 | 413 | 503 | 529);
-        Signal {
-            limited,
-            retry_after: retry_after(&heads).filter(|_| pauses),
-            readings,
-        }
+        Signal { limited, retry_after: retry_after(&heads).filter(|_| pauses), readings }
     }
 
     /// Whether there is anything to learn from it.

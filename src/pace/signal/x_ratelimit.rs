@@ -9,11 +9,7 @@ pub(super) fn read(heads: &Heads<'_>, readings: &mut Vec<Reading>) {
     reading.remaining = heads.least(&["x-ratelimit-remaining", "x-rate-limit-remaining"]);
     if let (Some(limit), Some(used)) = (reading.limit, heads.most(&["x-ratelimit-used"])) {
         let left = limit.saturating_sub(used);
-        reading.remaining = Some(
-            reading
-                .remaining
-                .map_or(left, |remaining| remaining.min(left)),
-        );
+        reading.remaining = Some(reading.remaining.map_or(left, |remaining| remaining.min(left)));
     }
     reading.resets_in = heads
         .longest(&["x-ratelimit-reset-after"])
