@@ -143,9 +143,12 @@ pub(super) async fn migrate(db: &Db) -> Result<u32, StoreError> {
 
 async fn run<C: Migrate>(migrator: &Migrator, connection: &mut C) -> Result<u32, StoreError> {
     let table = &migrator.table_name;
+    // The table of migrations itself cannot be made by two at once.
+    connection.lock().await.map_err(failed)?;
     connection.ensure_migrations_table(table).await.map_err(failed)?;
     let before = connection.list_applied_migrations(table).await.map_err(failed)?.len();
     migrator.run_direct(None, connection, false).await.map_err(failed)?;
+    connection.unlock().await.map_err(failed)?;
     let after = connection.list_applied_migrations(table).await.map_err(failed)?.len();
     Ok(u32::try_from(after.saturating_sub(before)).unwrap_or(u32::MAX))
 }

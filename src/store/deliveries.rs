@@ -67,7 +67,7 @@ pub(super) async fn claim(tx: &mut Tx, claim: &Claim) -> Result<Vec<DeliveryJob>
             SELECT pk, due_ms, COALESCE((SELECT length(e.body) FROM events e WHERE e.pk = deliveries.event_pk), 0) AS bytes
             FROM deliveries
             WHERE state = 'pending' AND due_ms <= $1 AND kind = 'webhook' ORDER BY due_ms, pk LIMIT $2{lock}),
-        some AS (SELECT pk, SUM(bytes) OVER (ORDER BY due_ms, pk) - bytes AS before FROM due)
+        bounded AS (SELECT pk, SUM(bytes) OVER (ORDER BY due_ms, pk) - bytes AS before FROM due)
         UPDATE deliveries SET
             state = CASE WHEN EXISTS (SELECT 1 FROM endpoints n WHERE n.pk = deliveries.endpoint_pk AND n.enabled)
                 THEN 'pending' ELSE 'disabled' END,
@@ -75,7 +75,7 @@ pub(super) async fn claim(tx: &mut Tx, claim: &Claim) -> Result<Vec<DeliveryJob>
                 THEN $3 ELSE NULL END,
             epoch = deliveries.epoch + 1,
             due_ms = $4
-        FROM some WHERE deliveries.pk = some.pk AND some.before < $5
+        FROM bounded WHERE deliveries.pk = bounded.pk AND bounded.before < $5
         RETURNING deliveries.pk, deliveries.epoch, deliveries.attempts, deliveries.event_pk, deliveries.endpoint_pk,
             deliveries.state",
         lock = tx.skip_locked()

@@ -4,7 +4,7 @@
 //! how rows are locked, how many rows go into one statement, the database's clock, and what its
 //! errors mean.
 
-use sqlx::postgres::{PgPool, PgRow};
+use sqlx::postgres::{PgDatabaseError, PgPool, PgRow, PgSeverity};
 use sqlx::sqlite::{SqlitePool, SqliteRow};
 use sqlx::{AssertSqlSafe, FromRow, Postgres, Sqlite, Transaction};
 
@@ -317,10 +317,10 @@ impl From<sqlx::Error> for StoreError {
         match &error {
             E::Database(told) => {
                 let code = told.code().unwrap_or_default();
-                let passing = if told.try_downcast_ref::<sqlx::postgres::PgDatabaseError>().is_some() {
-                    is_passing_postgres(&code)
-                } else {
-                    is_passing_sqlite(&code)
+                let passing = match told.try_downcast_ref::<PgDatabaseError>() {
+                    // The connection is gone with it: refused, or cut off.
+                    Some(told) => told.severity() != PgSeverity::Error || is_passing_postgres(&code),
+                    None => is_passing_sqlite(&code),
                 };
                 if passing { Self::Unavailable(error) } else { Self::Database(error) }
             }

@@ -232,9 +232,9 @@ pub(super) async fn claim(tx: &mut Tx, claim: &Claim, wakes: &mut Pending) -> Re
             SELECT pk, due_ms, envelope_bytes FROM jobs
             WHERE owner IS NULL AND state IN ('queued', 'waiting') AND provider = $1 AND lane = $2 AND due_ms <= $3
             ORDER BY due_ms, pk LIMIT $4{lock}),
-        some AS (SELECT pk, SUM(envelope_bytes) OVER (ORDER BY due_ms, pk) - envelope_bytes AS before FROM due)
+        bounded AS (SELECT pk, SUM(envelope_bytes) OVER (ORDER BY due_ms, pk) - envelope_bytes AS before FROM due)
         UPDATE jobs SET owner = $5, epoch = jobs.epoch + 1, state = 'queued', waiting_reason = NULL
-        FROM some WHERE jobs.pk = some.pk AND some.before < $6
+        FROM bounded WHERE jobs.pk = bounded.pk AND bounded.before < $6
         RETURNING jobs.pk, jobs.epoch, jobs.run, jobs.attempts, jobs.failures, jobs.first_attempt_ms, jobs.backoff_ms,
             jobs.created_ms, jobs.due_ms, jobs.idempotency_key, jobs.envelope",
         lock = tx.skip_locked()
