@@ -1176,26 +1176,47 @@ async fn cut_connections_cost_nothing_that_was_answered() {
         let cut = "SELECT COUNT(pg_terminate_backend(pid)) FROM pg_stat_activity
             WHERE datname = current_database() AND application_name = 'paceline'";
         let mut known = BTreeSet::new();
-        for round in 0..30 {
-            let (answer, _) = tokio::join!(f.store.insert(vec![new(json!({ "id": format!("r{round}") }))], NOW), f.number(cut));
-            match answer {
-                Ok(answers) => {
-                    assert!(matches!(answers[..], [Inserted::Created(None)]));
-                    known.insert(format!("r{round}"));
-                }
-                Err(StoreError::Unavailable(_)) => {
-                    // It may be there or not; doing it again settles that.
-                    let again = f.store.insert(vec![new(json!({ "id": format!("r{round}") }))], NOW).await.expect("it is back");
-                    assert!(matches!(again[..], [Inserted::Created(None) | Inserted::Exists(JobState::Queued)]));
-                    known.insert(format!("r{round}"));
-                }
-                Err(other) => panic!("{other:?}"),
+        for round in 0..40 {
+            let id = format!("r{round}");
+            // Every other one is claimed by the insert: nobody must be left holding it unknowingly.
+            let job = || if round % 2 == 0 { new(json!({ "id": id })) } else { owned(json!({ "id": id }), "me") };
+            let (mut answer, _) = tokio::join!(f.store.insert(vec![job()], NOW), f.number(cut));
+            while let Err(error) = answer {
+                // It may be there or not; doing it again settles that.
+                assert!(matches!(error, StoreError::Unavailable(_)), "{error:?}");
+                answer = f.store.insert(vec![job()], NOW).await;
+            }
+            match answer.expect("stored").pop().expect("one answer") {
+                Inserted::Created(Some(claimed)) => assert_eq!(write_until_known(&f.store, record(&claimed, Next::Release)).await, Recorded::Done),
+                Inserted::Created(None) | Inserted::Exists(JobState::Queued) => {}
+                other => panic!("{other:?}"),
+            }
+            known.insert(id);
+        }
+        let mut claimed = BTreeSet::new();
+        let begun = std::time::Instant::now();
+        while claimed != known {
+            assert!(begun.elapsed() < Duration::from_secs(20), "held by nobody who knows: {:?}", known.difference(&claimed));
+            match f.store.claim_due(&"me".to_owned(), "geo", "default", 7, NOW + 10).await {
+                Ok(more) => claimed.extend(more.into_iter().map(|c| c.job.id)),
+                Err(error) => assert!(matches!(error, StoreError::Unavailable(_)), "{error:?}"),
+            }
+            if claimed.len() < 20 {
+                f.number(cut).await;
             }
         }
-        let claimed: BTreeSet<String> = claim(&f.store, NOW).await.into_iter().map(|c| c.job.id).collect();
-        assert_eq!(claimed, known);
     })
     .await;
+}
+
+/// Records until there is an answer; doing it twice is safe.
+async fn write_until_known(store: &Store, record: Record) -> Recorded {
+    loop {
+        match store.record(record.clone()).await {
+            Ok(recorded) => return recorded,
+            Err(error) => assert!(matches!(error, StoreError::Unavailable(_)), "{error:?}"),
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -1204,7 +1225,7 @@ async fn a_database_that_is_away_fails_everybody_soon_and_comes_back() {
         let claimed = held(&f.store, json!({ "id": "a" })).await;
         let name = f.texts("SELECT current_database()::text").await.remove(0);
         let open = |yes: bool| format!("ALTER DATABASE {name} WITH ALLOW_CONNECTIONS {yes}");
-        f.execute(&open(false)).await;
+        common::administer(open(false)).await;
         f.number("SELECT COUNT(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'paceline'").await;
         let begun = std::time::Instant::now();
         let calls = (0..2000).map(|i| f.store.insert(vec![new(json!({ "id": format!("n{i}") }))], NOW));
@@ -1213,7 +1234,7 @@ async fn a_database_that_is_away_fails_everybody_soon_and_comes_back() {
         assert!(matches!(recorded, Err(StoreError::Unavailable(_))), "{recorded:?}");
         assert!(matches!(f.store.ping().await, Err(StoreError::Unavailable(_))));
         assert!(begun.elapsed() < Duration::from_secs(12), "it took {:?}", begun.elapsed());
-        f.execute(&open(true)).await;
+        common::administer(open(true)).await;
         assert_eq!(write(&f.store, record(&claimed, success())).await, Recorded::Done);
         assert_eq!(f.number("SELECT COUNT(*) FROM jobs").await, 1, "nothing was half-written");
         f.store.ping().await.expect("it is back");

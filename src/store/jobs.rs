@@ -113,12 +113,13 @@ pub(super) async fn insert(tx: &mut Tx, arrivals: &[(&Arrival, WallMs)], wakes: 
     for i in order {
         firsts[i] = created.contains_key(&arrivals[i].0.identity());
     }
-    for (i, (arrival, _)) in arrivals.iter().enumerate() {
+    for (i, (arrival, now_ms)) in arrivals.iter().enumerate() {
         match created.get(&arrival.identity()) {
             Some(&pk) if firsts[i] => {
                 answers[i] = Insertion::Created(pk);
-                if arrival.owner.is_none() {
-                    wakes.jobs(&arrival.job.provider, true);
+                match arrival.owner {
+                    Some(_) => wakes.claim(pk, 1, 1, 0, *now_ms),
+                    None => wakes.jobs(&arrival.job.provider, true),
                 }
             }
             _ => others.push(i),
@@ -257,6 +258,7 @@ pub(super) async fn claim(tx: &mut Tx, claim: &Claim, wakes: &mut Pending) -> Re
                 job.idempotency_key = key;
                 let (run, attempts, failures) = (number(run), number(attempts), number(failures));
                 let backoff = millis(backoff_ms);
+                wakes.claim(pk, epoch, run, failures, claim.now_ms);
                 claimed.push(Claimed { pk, epoch, run, attempts, failures, first_attempt_ms, backoff, created_ms, job });
             }
             Err(invalid) => {

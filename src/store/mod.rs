@@ -96,7 +96,8 @@ struct Inner {
     arrivals: Writer,
     /// Writes what becomes of them. On SQLite, where there is one writer, it is the same.
     outcomes: Writer,
-    listener: Option<tokio::task::AbortHandle>,
+    /// What runs until the store is closed: the listener, and the one that lets go of lost claims.
+    background: Vec<tokio::task::AbortHandle>,
     /// Held until the store is dropped.
     lock: Option<File>,
     /// The owners that live in this process.
@@ -105,9 +106,7 @@ struct Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        if let Some(listener) = &self.listener {
-            listener.abort();
-        }
+        self.background.iter().for_each(tokio::task::AbortHandle::abort);
     }
 }
 
@@ -119,12 +118,13 @@ impl Store {
     /// where the database cannot be reached, [`StoreError::Url`].
     pub async fn open(options: &StoreOptions) -> Result<Self, StoreError> {
         let connect::Opened { db, listen, lock } = connect::open(options).await?;
-        let wakes = Wakes::new();
+        let (wakes, lost) = Wakes::new();
         let arrivals = Writer::start(db.clone(), wakes.clone());
         let outcomes = if db.is_sqlite() { arrivals.clone() } else { Writer::start(db.clone(), wakes.clone()) };
-        let listener = listen.map(|options| tokio::spawn(wakes.clone().listen(options)).abort_handle());
+        let mut background = vec![tokio::spawn(wakes.clone().let_go(db.clone(), lost)).abort_handle()];
+        background.extend(listen.map(|options| tokio::spawn(wakes.clone().listen(options)).abort_handle()));
         let owners = Mutex::default();
-        Ok(Self { inner: Arc::new(Inner { db, wakes, arrivals, outcomes, listener, lock, owners }) })
+        Ok(Self { inner: Arc::new(Inner { db, wakes, arrivals, outcomes, background, lock, owners }) })
     }
 
     /// Runs the migrations that are missing; how many there were.
@@ -148,9 +148,7 @@ impl Store {
     pub async fn close(&self) {
         self.inner.arrivals.close().await;
         self.inner.outcomes.close().await;
-        if let Some(listener) = &self.inner.listener {
-            listener.abort();
-        }
+        self.inner.background.iter().for_each(tokio::task::AbortHandle::abort);
         match self.db() {
             Db::Postgres(pool) => pool.close().await,
             Db::Sqlite { read, write } => {

@@ -20,7 +20,7 @@ const QUEUE: usize = 4096;
 const BATCH_ROWS: usize = 512;
 /// Bytes of envelopes, bodies and messages of one transaction, likewise.
 const BATCH_BYTES: usize = 8 * 1024 * 1024;
-/// A transaction that takes longer is given up, and rolled back.
+/// A transaction of PostgreSQL that takes longer is given up.
 const BATCH_TIME: Duration = Duration::from_secs(15);
 /// Attempts at a batch that others were in the way of.
 const COLLISIONS_MAX: u32 = 5;
@@ -206,7 +206,9 @@ impl Task {
     async fn attempt(&self, batch: &[Request]) -> Result<Vec<Outcome>, StoreError> {
         let mut collisions = 0;
         loop {
-            let work = AssertUnwindSafe(tokio::time::timeout(BATCH_TIME, self.transact(batch))).catch_unwind();
+            // A file cannot fall silent, and giving up in the middle of a commit would leave it open.
+            let time = if self.db.is_sqlite() { Duration::MAX } else { BATCH_TIME };
+            let work = AssertUnwindSafe(tokio::time::timeout(time, self.transact(batch))).catch_unwind();
             let done = match work.await {
                 Ok(Ok(done)) => done,
                 Ok(Err(_)) => Err(StoreError::Unavailable(sqlx::Error::PoolTimedOut)),

@@ -95,21 +95,22 @@ pub fn database_url() -> String {
 pub async fn create_database() -> (String, String) {
     let base = database_url();
     let name = format!("paceline_test_{}", uuid::Uuid::now_v7().simple());
-    let mut admin = PgConnection::connect(&base).await.expect("PostgreSQL of DATABASE_URL");
-    let create = AssertSqlSafe(format!("CREATE DATABASE {name}"));
-    sqlx::query(create).execute(&mut admin).await.expect("a database of its own");
-    admin.close().await.expect("closed");
+    administer(format!("CREATE DATABASE {name}")).await;
     let mut url = url::Url::parse(&base).expect("DATABASE_URL");
     url.set_path(&name);
     (name, url.to_string())
 }
 
+/// Runs a statement from outside of the databases of the tests.
+pub async fn administer(sql: String) {
+    let mut admin = PgConnection::connect(&database_url()).await.expect("PostgreSQL of DATABASE_URL");
+    sqlx::query(AssertSqlSafe(sql)).execute(&mut admin).await.expect("statement");
+    admin.close().await.expect("closed");
+}
+
 /// Removes a database, whoever is connected to it.
 pub async fn drop_database(name: &str) {
-    let mut admin = PgConnection::connect(&database_url()).await.expect("PostgreSQL of DATABASE_URL");
-    let drop = AssertSqlSafe(format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)"));
-    sqlx::query(drop).execute(&mut admin).await.expect("the database is dropped");
-    admin.close().await.expect("closed");
+    administer(format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)")).await;
 }
 
 /// Runs a test on a PostgreSQL database of its own.
