@@ -46,6 +46,9 @@ pub(super) async fn insert(tx: &mut Tx, ended: &[Ended<'_>]) -> Result<bool, Sto
     Ok(targets.iter().any(|(_, target)| target.1))
 }
 
+/// Rounds of a claim in which nothing but deliveries for disabled endpoints is found.
+const SET_ASIDE_ROUNDS: u32 = 32;
+
 /// What a notifier asks for.
 #[derive(Debug, Clone)]
 pub(super) struct Claim {
@@ -80,7 +83,7 @@ pub(super) async fn claim(tx: &mut Tx, claim: &Claim) -> Result<Vec<DeliveryJob>
             deliveries.state",
         lock = tx.skip_locked()
     );
-    loop {
+    for _ in 0..SET_ASIDE_ROUNDS {
         let sql = sqlx::AssertSqlSafe(sql.as_str());
         let mut rows: Vec<ClaimedRow> = on_db!(tx, |c| sqlx::query_as(sql)
             .bind(claim.now_ms)
@@ -96,6 +99,7 @@ pub(super) async fn claim(tx: &mut Tx, claim: &Claim) -> Result<Vec<DeliveryJob>
             return load(tx, rows).await;
         }
     }
+    Ok(Vec::new())
 }
 
 type EventRow = (i64, String, String, WallMs, i64, Option<String>, Option<String>, String, String, String, Option<String>);

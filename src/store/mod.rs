@@ -82,6 +82,32 @@ pub struct Depth {
     pub dead_letters: i64,
 }
 
+/// One transaction, done again where others were in the way, and given up when the database stays
+/// silent. (A function over async closures would not be `Send`.)
+macro_rules! act {
+    ($store:expr, |$tx:ident, $wakes:ident| $work:expr) => {{
+        let Inner { db, wakes, .. } = &*$store.inner;
+        let mut collisions = 0;
+        loop {
+            let once = async {
+                let mut transaction = db.begin().await?;
+                let mut pending = Pending::default();
+                let ($tx, $wakes) = (&mut transaction, &mut pending);
+                let done = $work?;
+                wakes.commit(transaction, pending).await?;
+                Ok(done)
+            };
+            match db.in_time(once).await {
+                Err(error) if dialect::is_collision(&error) && collisions < COLLISIONS_MAX => collisions += 1,
+                done => break done,
+            }
+        }
+    }};
+}
+
+/// Attempts at a transaction that others were in the way of (a deadlock).
+const COLLISIONS_MAX: u32 = 5;
+
 /// The open store. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Store {
@@ -140,8 +166,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn ping(&self) -> Result<(), StoreError> {
-        let tx = self.db().begin().await?;
-        tx.commit().await
+        act!(self, |tx, _wakes| tx.check_writable().await)
     }
 
     /// Writes what is waiting, then closes every connection. All calls fail afterwards.
@@ -230,11 +255,7 @@ impl Store {
         if self.db().is_sqlite() {
             return self.inner.outcomes.ask(|reply| Request::Claim(claim, reply)).await;
         }
-        let mut tx = self.db().begin().await?;
-        let mut pending = Pending::default();
-        let claimed = jobs::claim(&mut tx, &claim, &mut pending).await?;
-        self.inner.wakes.commit(tx, pending).await?;
-        Ok(claimed)
+        act!(self, |tx, wakes| jobs::claim(tx, &claim, wakes).await)
     }
 
     /// When the next unclaimed job of that provider (any lane) is due, if any: for the polling fallback to sleep until then.
@@ -242,7 +263,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn next_due(&self, provider: &str) -> Result<Option<WallMs>, StoreError> {
-        jobs::next_due(self.db(), provider).await
+        self.db().in_time(jobs::next_due(self.db(), provider)).await
     }
 
     /// Claims deliveries that are due, oldest first, until `now_ms` + `lease`: then they are due again.
@@ -261,10 +282,7 @@ impl Store {
         if self.db().is_sqlite() {
             return self.inner.outcomes.ask(|reply| Request::ClaimDeliveries(claim, reply)).await;
         }
-        let mut tx = self.db().begin().await?;
-        let claimed = deliveries::claim(&mut tx, &claim).await?;
-        tx.commit().await?;
-        Ok(claimed)
+        act!(self, |tx, _wakes| deliveries::claim(tx, &claim).await)
     }
 
     /// When the next delivery is due, or the claim of one lapses.
@@ -272,7 +290,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn next_delivery_due(&self) -> Result<Option<WallMs>, StoreError> {
-        deliveries::next_due(self.db()).await
+        self.db().in_time(deliveries::next_due(self.db())).await
     }
 
     // Reading. Without a tenant, an id that several have stands for the first one's.
@@ -282,7 +300,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn job(&self, tenant: Option<&str>, id: &str) -> Result<Option<JobView>, StoreError> {
-        jobs::job(self.db(), tenant, id).await
+        self.db().in_time(jobs::job(self.db(), tenant, id)).await
     }
 
     /// Jobs, newest first.
@@ -290,7 +308,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn jobs(&self, filter: &JobFilter, cursor: Option<i64>, limit: u32) -> Result<Page<JobView>, StoreError> {
-        jobs::list(self.db(), filter, cursor, limit).await
+        self.db().in_time(jobs::list(self.db(), filter, cursor, limit)).await
     }
 
     /// The provider's answer in the job's present run, once that has ended with one.
@@ -298,7 +316,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn result(&self, tenant: Option<&str>, id: &str) -> Result<Option<StoredResponse>, StoreError> {
-        events::result(self.db(), tenant, id).await
+        self.db().in_time(events::result(self.db(), tenant, id)).await
     }
 
     /// A dead letter with its attempts.
@@ -306,7 +324,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn dead_letter(&self, tenant: Option<&str>, id: &str) -> Result<Option<DeadView>, StoreError> {
-        dead::letter(self.db(), tenant, id).await
+        self.db().in_time(dead::letter(self.db(), tenant, id)).await
     }
 
     /// Dead letters, newest first.
@@ -314,7 +332,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn dead_letters(&self, filter: &DeadFilter, cursor: Option<i64>, limit: u32) -> Result<Page<DeadView>, StoreError> {
-        dead::list(self.db(), filter, cursor, limit).await
+        self.db().in_time(dead::list(self.db(), filter, cursor, limit)).await
     }
 
     /// Counts what is not done. Walks over all of it: not for every second.
@@ -336,11 +354,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn cancel(&self, tenant: Option<&str>, id: &str, now_ms: WallMs) -> Result<Cancelled, StoreError> {
-        let mut tx = self.db().begin().await?;
-        let mut pending = Pending::default();
-        let cancelled = jobs::cancel(&mut tx, tenant, id, now_ms, &mut pending).await?;
-        self.inner.wakes.commit(tx, pending).await?;
-        Ok(cancelled)
+        act!(self, |tx, wakes| jobs::cancel(tx, tenant, id, now_ms, wakes).await)
     }
 
     /// Runs a dead job again, as its next run. A deadline that would have passed when that run is
@@ -349,11 +363,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn replay(&self, tenant: Option<&str>, id: &str, how: &Replay, now_ms: WallMs) -> Result<Replayed, StoreError> {
-        let mut tx = self.db().begin().await?;
-        let mut pending = Pending::default();
-        let replayed = dead::replay(&mut tx, tenant, id, how, now_ms, &mut pending).await?;
-        self.inner.wakes.commit(tx, pending).await?;
-        Ok(replayed)
+        act!(self, |tx, wakes| dead::replay(tx, tenant, id, how, now_ms, wakes).await)
     }
 
     /// Removes dead letters, at most `limit`; their jobs stay until retention takes them.
@@ -361,10 +371,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn purge_dead(&self, filter: &DeadFilter, limit: u32) -> Result<u64, StoreError> {
-        let mut tx = self.db().begin().await?;
-        let purged = dead::purge(&mut tx, filter, limit).await?;
-        tx.commit().await?;
-        Ok(purged)
+        act!(self, |tx, _wakes| dead::purge(tx, filter, limit).await)
     }
 
     // Upkeep.
@@ -374,7 +381,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn heartbeat(&self, owner: &OwnerId, role: &str) -> Result<(), StoreError> {
-        owners::heartbeat(self.db(), owner, role).await?;
+        act!(self, |tx, _wakes| owners::heartbeat(tx, owner, role).await)?;
         self.known_owners().insert(owner.clone());
         Ok(())
     }
@@ -406,11 +413,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn expire_due(&self, limit: u32, now_ms: WallMs) -> Result<u64, StoreError> {
-        let mut tx = self.db().begin().await?;
-        let mut pending = Pending::default();
-        let expired = retention::expire(&mut tx, limit, now_ms, &mut pending).await?;
-        self.inner.wakes.commit(tx, pending).await?;
-        Ok(expired)
+        act!(self, |tx, wakes| retention::expire(tx, limit, now_ms, wakes).await)
     }
 
     /// Removes jobs that ended before the given times (expired and cancelled ones go with those
@@ -420,10 +423,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn retain(&self, succeeded_before_ms: WallMs, dead_before_ms: WallMs, limit: u32) -> Result<Removed, StoreError> {
-        let mut tx = self.db().begin().await?;
-        let removed = retention::remove(&mut tx, succeeded_before_ms, dead_before_ms, limit).await?;
-        tx.commit().await?;
-        Ok(removed)
+        act!(self, |tx, _wakes| retention::remove(tx, succeeded_before_ms, dead_before_ms, limit).await)
     }
 
     fn known_owners(&self) -> std::sync::MutexGuard<'_, BTreeSet<OwnerId>> {

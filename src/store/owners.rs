@@ -13,16 +13,15 @@ use crate::job::JobState;
 const BATCH: i64 = 256;
 
 /// Says that the owner lives, by the database's clock.
-pub(super) async fn heartbeat(db: &Db, owner: &str, role: &str) -> Result<(), StoreError> {
-    let mut tx = db.begin().await?;
+pub(super) async fn heartbeat(tx: &mut Tx, owner: &str, role: &str) -> Result<(), StoreError> {
     let now = tx.now_ms();
     let sql = format!(
         "INSERT INTO owners (id, role, started_ms, seen_ms) VALUES ($1, $2, {now}, {now})
          ON CONFLICT (id) DO UPDATE SET role = excluded.role, seen_ms = excluded.seen_ms"
     );
     let sql = sqlx::AssertSqlSafe(sql);
-    on_db!(&mut tx, |c| sqlx::query(sql).bind(owner).bind(role).execute(c).await.map(drop))?;
-    tx.commit().await
+    on_db!(tx, |c| sqlx::query(sql).bind(owner).bind(role).execute(c).await.map(drop))?;
+    Ok(())
 }
 
 /// Why an owner lets go.

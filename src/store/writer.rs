@@ -3,7 +3,6 @@
 //! the next batch.
 
 use std::panic::AssertUnwindSafe;
-use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use tokio::sync::{mpsc, oneshot};
@@ -11,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::dialect::{Db, is_collision};
 use super::jobs::{Arrival, Insertion};
 use super::wakes::{Pending, Wakes};
-use super::{Buried, Claimed, DeliveryJob, DeliveryRecord, Inserted, Record, Recorded, StoreError, dead, deliveries, jobs, outcomes};
+use super::{Buried, COLLISIONS_MAX, Claimed, DeliveryJob, DeliveryRecord, Inserted, Record, Recorded, StoreError, dead, deliveries, jobs, outcomes};
 use crate::clock::WallMs;
 
 /// Requests that wait to be written; senders wait beyond that.
@@ -20,10 +19,6 @@ const QUEUE: usize = 4096;
 const BATCH_ROWS: usize = 512;
 /// Bytes of envelopes, bodies and messages of one transaction, likewise.
 const BATCH_BYTES: usize = 8 * 1024 * 1024;
-/// A transaction of PostgreSQL that takes longer is given up.
-const BATCH_TIME: Duration = Duration::from_secs(15);
-/// Attempts at a batch that others were in the way of.
-const COLLISIONS_MAX: u32 = 5;
 
 type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
 
@@ -206,15 +201,9 @@ impl Task {
     async fn attempt(&self, batch: &[Request]) -> Result<Vec<Outcome>, StoreError> {
         let mut collisions = 0;
         loop {
-            // A file cannot fall silent, and giving up in the middle of a commit would leave it open.
-            let time = if self.db.is_sqlite() { Duration::MAX } else { BATCH_TIME };
-            let work = AssertUnwindSafe(tokio::time::timeout(time, self.transact(batch))).catch_unwind();
-            let done = match work.await {
-                Ok(Ok(done)) => done,
-                Ok(Err(_)) => Err(StoreError::Unavailable(sqlx::Error::PoolTimedOut)),
-                Err(_) => Err(StoreError::Corrupt("writing it panicked".to_owned())),
-            };
-            match done {
+            let work = AssertUnwindSafe(self.db.in_time(self.transact(batch))).catch_unwind();
+            let panicked = |_| Err(StoreError::Corrupt("writing it panicked".to_owned()));
+            match work.await.unwrap_or_else(panicked) {
                 Err(error) if is_collision(&error) && collisions < COLLISIONS_MAX => collisions += 1,
                 done => return done,
             }
