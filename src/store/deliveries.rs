@@ -103,6 +103,8 @@ pub(super) async fn claim(tx: &mut Tx, claim: &Claim) -> Result<Vec<DeliveryJob>
 }
 
 type EventRow = (i64, String, String, WallMs, i64, Option<String>, Option<String>, String, String, String, Option<String>);
+/// An event and what belongs to a [`ResponseRow`].
+type AnsweredRow = (i64, Option<i64>, Option<String>, Option<String>, bool, Option<Vec<u8>>);
 type EndpointRow = (i64, String, String, String, bool);
 
 /// Reads the events and endpoints of what was claimed.
@@ -115,8 +117,7 @@ async fn load(tx: &mut Tx, mut rows: Vec<ClaimedRow>) -> Result<Vec<DeliveryJob>
     let events: Vec<EventRow> = keys.fetch(tx, select).await?;
     let select = "SELECT e.pk, e.status, e.headers, e.content_type, e.truncated, e.body
         FROM v JOIN events e ON e.pk = v.pk WHERE e.status IS NOT NULL";
-    let responses: Vec<(i64, Option<i64>, Option<String>, Option<String>, bool, Option<Vec<u8>>)> =
-        keys.fetch(tx, select).await?;
+    let responses: Vec<AnsweredRow> = keys.fetch(tx, select).await?;
     let mut responses: HashMap<i64, ResponseRow> =
         responses.into_iter().map(|(pk, a, b, c, d, e)| (pk, (a, b, c, d, e))).collect();
     let mut known = HashMap::new();

@@ -75,7 +75,8 @@ impl Arrival {
         match insertion {
             Insertion::Exists(state) => Inserted::Exists(state),
             Insertion::Conflict => Inserted::Conflict,
-            Insertion::Created(pk) => Inserted::Created(self.owner.is_some().then(|| Claimed {
+            Insertion::Created(_) if self.owner.is_none() => Inserted::Created(None),
+            Insertion::Created(pk) => Inserted::Created(Some(Claimed {
                 pk,
                 epoch: 1,
                 run: 1,

@@ -404,8 +404,8 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn rescue(&self, silent_for: Duration, now_ms: WallMs) -> Result<u64, StoreError> {
-        let living = self.inner.lock.is_some().then(|| self.known_owners().clone());
-        owners::rescue(self.db(), &self.inner.wakes, living.as_ref(), silent_for, now_ms).await
+        let living = self.inner.lock.is_some().then_some(&self.inner.owners);
+        owners::rescue(self.db(), &self.inner.wakes, living, silent_for, now_ms).await
     }
 
     /// Ends unclaimed jobs whose deadline has passed, at most `limit`; how many.
@@ -442,4 +442,57 @@ impl Store {
 /// A count or a number of ours, as it came back from a BIGINT.
 fn number(value: i64) -> u32 {
     u32::try_from(value).unwrap_or(if value < 0 { 0 } else { u32::MAX })
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn message(bytes: usize) -> Buried {
+        let (error, tenant, headers) = ("odd".to_owned(), String::new(), "{}".to_owned());
+        Buried { reason: DeadReason::Malformed, error, tenant, provider: None, lane: None, raw: Bytes::from(vec![1; bytes]), headers }
+    }
+
+    /// SQLite's own limit of pages stands in for the disk's: both are SQLITE_FULL.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_full_disk_refuses_what_does_not_fit_and_loses_nothing() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let url = format!("sqlite://{}", folder.path().join("paceline.db").display());
+        let store = Store::open(&StoreOptions { url, exclusive: true, connections_max: 2 }).await.expect("opened");
+        store.migrate().await.expect("migrated");
+        let Db::Sqlite { write, .. } = store.db() else { panic!("it is SQLite") };
+        sqlx::query("PRAGMA max_page_count = 200").execute(write).await.expect("limited");
+        let mut kept = 0;
+        let refused = loop {
+            match store.bury(message(50_000), 1).await {
+                Ok(_) => kept += 1,
+                Err(error) => break error,
+            }
+            assert!(kept < 100, "the limit holds");
+        };
+        assert!(matches!(refused, StoreError::Unavailable(_)), "{refused:?}");
+        let (small, large) = tokio::join!(store.bury(message(10), 1), store.bury(message(50_000), 1));
+        kept += i64::from(small.is_ok()) + i64::from(large.is_ok());
+        sqlx::query("PRAGMA max_page_count = 100000").execute(write).await.expect("there is room again");
+        store.bury(message(50_000), 1).await.expect("it goes on by itself");
+        assert_eq!(store.depth().await.expect("counted").dead_letters, kept + 1);
+        store.close().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn another_process_that_writes_for_too_long_is_no_lasting_error() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let url = format!("sqlite://{}", folder.path().join("paceline.db").display());
+        let options = StoreOptions { url, exclusive: false, connections_max: 2 };
+        let (store, other) = (Store::open(&options).await.expect("opened"), Store::open(&options).await.expect("opened"));
+        store.migrate().await.expect("migrated");
+        let tx = other.db().begin().await.expect("it writes");
+        assert!(matches!(store.bury(message(1), 1).await, Err(StoreError::Unavailable(_))));
+        drop(tx);
+        other.close().await;
+        store.bury(message(1), 1).await.expect("it is free again");
+        store.close().await;
+    }
 }
