@@ -82,6 +82,9 @@ async fn open_sqlite(options: &StoreOptions) -> Result<Opened, StoreError> {
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full)
         .thread_name(|n| format!("sqlite-write-{n}"))
+        // 16 MiB of pages, and a checkpoint every 16 MiB: fewer of both would be read and written twice.
+        .pragma("cache_size", "-16384")
+        .pragma("wal_autocheckpoint", "4096")
         // Rows of a batch are handed over without waiting for each other.
         .row_buffer_size(1024);
     let write = SqlitePoolOptions::new()
@@ -144,9 +147,12 @@ pub(super) async fn migrate(db: &Db) -> Result<u32, StoreError> {
 
 async fn run<C: Migrate>(migrator: &Migrator, connection: &mut C) -> Result<u32, StoreError> {
     let table = &migrator.table_name;
+    // The table of migrations itself cannot be made by two at once.
+    connection.lock().await.map_err(failed)?;
     connection.ensure_migrations_table(table).await.map_err(failed)?;
     let before = connection.list_applied_migrations(table).await.map_err(failed)?.len();
     migrator.run_direct(None, connection, false).await.map_err(failed)?;
+    connection.unlock().await.map_err(failed)?;
     let after = connection.list_applied_migrations(table).await.map_err(failed)?.len();
     Ok(u32::try_from(after.saturating_sub(before)).unwrap_or(u32::MAX))
 }

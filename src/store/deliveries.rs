@@ -29,11 +29,7 @@ pub(super) async fn insert(tx: &mut Tx, ended: &[Ended<'_>]) -> Result<bool, Sto
         let url = callback.url.as_deref().and_then(|url| by_url.get(&(e.job.tenant, url)));
         let id = callback.endpoint.as_deref().and_then(|id| by_id.get(&(e.job.tenant, id)));
         if callback.endpoint.is_some() && id.is_none() {
-            tracing::warn!(
-                job = e.job.id,
-                endpoint = callback.endpoint,
-                "no such endpoint: the completion stays undelivered"
-            );
+            tracing::warn!(job = e.job.id, endpoint = callback.endpoint, "no such endpoint: the completion stays undelivered");
         }
         targets.extend(url.into_iter().chain(id).map(|target| (*e, *target)));
     }
@@ -49,6 +45,9 @@ pub(super) async fn insert(tx: &mut Tx, ended: &[Ended<'_>]) -> Result<bool, Sto
     rows.execute(tx, insert).await?;
     Ok(targets.iter().any(|(_, target)| target.1))
 }
+
+/// Rounds of a claim in which nothing but deliveries for disabled endpoints is found.
+const SET_ASIDE_ROUNDS: u32 = 32;
 
 /// What a notifier asks for.
 #[derive(Debug, Clone)]
@@ -71,7 +70,7 @@ pub(super) async fn claim(tx: &mut Tx, claim: &Claim) -> Result<Vec<DeliveryJob>
             SELECT pk, due_ms, COALESCE((SELECT length(e.body) FROM events e WHERE e.pk = deliveries.event_pk), 0) AS bytes
             FROM deliveries
             WHERE state = 'pending' AND due_ms <= $1 AND kind = 'webhook' ORDER BY due_ms, pk LIMIT $2{lock}),
-        chosen AS (SELECT pk, SUM(bytes) OVER (ORDER BY due_ms, pk) - bytes AS before FROM due)
+        bounded AS (SELECT pk, SUM(bytes) OVER (ORDER BY due_ms, pk) - bytes AS before FROM due)
         UPDATE deliveries SET
             state = CASE WHEN EXISTS (SELECT 1 FROM endpoints n WHERE n.pk = deliveries.endpoint_pk AND n.enabled)
                 THEN 'pending' ELSE 'disabled' END,
@@ -79,12 +78,12 @@ pub(super) async fn claim(tx: &mut Tx, claim: &Claim) -> Result<Vec<DeliveryJob>
                 THEN $3 ELSE NULL END,
             epoch = deliveries.epoch + 1,
             due_ms = $4
-        FROM chosen WHERE deliveries.pk = chosen.pk AND chosen.before < $5
+        FROM bounded WHERE deliveries.pk = bounded.pk AND bounded.before < $5
         RETURNING deliveries.pk, deliveries.epoch, deliveries.attempts, deliveries.event_pk, deliveries.endpoint_pk,
             deliveries.state",
         lock = tx.skip_locked()
     );
-    loop {
+    for _ in 0..SET_ASIDE_ROUNDS {
         let sql = sqlx::AssertSqlSafe(sql.as_str());
         let mut rows: Vec<ClaimedRow> = on_db!(tx, |c| sqlx::query_as(sql)
             .bind(claim.now_ms)
@@ -100,10 +99,12 @@ pub(super) async fn claim(tx: &mut Tx, claim: &Claim) -> Result<Vec<DeliveryJob>
             return load(tx, rows).await;
         }
     }
+    Ok(Vec::new())
 }
 
-type EventRow =
-    (i64, String, String, WallMs, i64, Option<String>, Option<String>, String, String, String, Option<String>);
+type EventRow = (i64, String, String, WallMs, i64, Option<String>, Option<String>, String, String, String, Option<String>);
+/// An event and what belongs to a [`ResponseRow`].
+type AnsweredRow = (i64, Option<i64>, Option<String>, Option<String>, bool, Option<Vec<u8>>);
 type EndpointRow = (i64, String, String, String, bool);
 
 /// Reads the events and endpoints of what was claimed.
@@ -111,14 +112,12 @@ async fn load(tx: &mut Tx, mut rows: Vec<ClaimedRow>) -> Result<Vec<DeliveryJob>
     rows.sort_unstable_by_key(|row| row.0);
     let event_pks: HashSet<i64> = rows.iter().map(|row| row.3).collect();
     let keys = Rows::new().int("pk", event_pks.into_iter().map(Some));
-    let select =
-        "SELECT e.pk, e.id, e.state, e.at_ms, e.attempts, e.reason, e.error, j.id, j.provider, j.tenant, j.metadata
+    let select = "SELECT e.pk, e.id, e.state, e.at_ms, e.attempts, e.reason, e.error, j.id, j.provider, j.tenant, j.metadata
         FROM v JOIN events e ON e.pk = v.pk JOIN jobs j ON j.pk = e.job_pk";
     let events: Vec<EventRow> = keys.fetch(tx, select).await?;
     let select = "SELECT e.pk, e.status, e.headers, e.content_type, e.truncated, e.body
         FROM v JOIN events e ON e.pk = v.pk WHERE e.status IS NOT NULL";
-    let responses: Vec<(i64, Option<i64>, Option<String>, Option<String>, bool, Option<Vec<u8>>)> =
-        keys.fetch(tx, select).await?;
+    let responses: Vec<AnsweredRow> = keys.fetch(tx, select).await?;
     let mut responses: HashMap<i64, ResponseRow> =
         responses.into_iter().map(|(pk, a, b, c, d, e)| (pk, (a, b, c, d, e))).collect();
     let mut known = HashMap::new();
@@ -127,10 +126,7 @@ async fn load(tx: &mut Tx, mut rows: Vec<ClaimedRow>) -> Result<Vec<DeliveryJob>
         let kind = kind.ok_or_else(|| StoreError::Corrupt(format!("event {id} is of state {state:?}")))?;
         let response = responses.remove(&pk).and_then(response_of);
         let attempts = super::number(attempts);
-        known.insert(
-            pk,
-            Event { id, kind, at_ms, attempts, reason, error, response, job_id, provider, tenant, metadata },
-        );
+        known.insert(pk, Event { id, kind, at_ms, attempts, reason, error, response, job_id, provider, tenant, metadata });
     }
     let endpoint_pks: HashSet<i64> = rows.iter().filter_map(|row| row.4).collect();
     let keys = Rows::new().int("pk", endpoint_pks.into_iter().map(Some));

@@ -4,7 +4,9 @@
 //! how rows are locked, how many rows go into one statement, the database's clock, and what its
 //! errors mean.
 
-use sqlx::postgres::{PgPool, PgRow};
+use std::time::Duration;
+
+use sqlx::postgres::{PgDatabaseError, PgPool, PgRow, PgSeverity};
 use sqlx::sqlite::{SqlitePool, SqliteRow};
 use sqlx::{AssertSqlSafe, FromRow, Postgres, Sqlite, Transaction};
 
@@ -41,6 +43,9 @@ macro_rules! on_db {
 }
 pub(super) use on_db;
 
+/// Time for one transaction or one reading of PostgreSQL.
+const SILENCE_MAX: Duration = Duration::from_secs(15);
+
 /// The databases.
 #[derive(Debug, Clone)]
 pub(super) enum Db {
@@ -68,6 +73,18 @@ impl Db {
         })
     }
 
+    /// Gives up on a database that stays silent. A file cannot, and giving up in the middle of its
+    /// commit would leave that open.
+    pub async fn in_time<T>(&self, work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+        match self {
+            Self::Postgres(_) => match tokio::time::timeout(SILENCE_MAX, work).await {
+                Ok(done) => done,
+                Err(_) => Err(StoreError::Unavailable(sqlx::Error::PoolTimedOut)),
+            },
+            Self::Sqlite { .. } => work.await,
+        }
+    }
+
     pub const fn is_sqlite(&self) -> bool {
         matches!(self, Self::Sqlite { .. })
     }
@@ -78,6 +95,19 @@ impl Tx {
         match self {
             Self::Postgres(tx) => tx.commit().await?,
             Self::Sqlite(tx) => tx.commit().await?,
+        }
+        Ok(())
+    }
+
+    /// Whether the transaction could write. On SQLite it could not have begun otherwise.
+    pub async fn check_writable(&mut self) -> Result<(), StoreError> {
+        if let Self::Postgres(tx) = self {
+            let sql = "SELECT current_setting('transaction_read_only')";
+            let (read_only,): (String,) = sqlx::query_as(sql).fetch_one(&mut **tx).await?;
+            if read_only == "on" {
+                let told = std::io::Error::new(std::io::ErrorKind::ReadOnlyFilesystem, "the database is read-only");
+                return Err(StoreError::Unavailable(sqlx::Error::Io(told)));
+            }
         }
         Ok(())
     }
@@ -317,10 +347,10 @@ impl From<sqlx::Error> for StoreError {
         match &error {
             E::Database(told) => {
                 let code = told.code().unwrap_or_default();
-                let passing = if told.try_downcast_ref::<sqlx::postgres::PgDatabaseError>().is_some() {
-                    is_passing_postgres(&code)
-                } else {
-                    is_passing_sqlite(&code)
+                let passing = match told.try_downcast_ref::<PgDatabaseError>() {
+                    // The connection is gone with it: refused, or cut off.
+                    Some(told) => told.severity() != PgSeverity::Error || is_passing_postgres(&code),
+                    None => is_passing_sqlite(&code),
                 };
                 if passing { Self::Unavailable(error) } else { Self::Database(error) }
             }
@@ -350,8 +380,12 @@ fn is_passing_sqlite(code: &str) -> bool {
 
 /// Whether the same work may go through when it is done again at once: others were in the way.
 pub(super) fn is_collision(error: &StoreError) -> bool {
-    let StoreError::Unavailable(sqlx::Error::Database(told)) = error else { return false };
-    matches!(told.code().as_deref(), Some("40001" | "40P01"))
+    match error {
+        StoreError::Unavailable(sqlx::Error::Database(told)) => matches!(told.code().as_deref(), Some("40001" | "40P01")),
+        // What a statement counted on was removed before it.
+        StoreError::Unavailable(sqlx::Error::RowNotFound) => true,
+        _ => false,
+    }
 }
 
 #[cfg(test)]

@@ -75,7 +75,8 @@ impl Arrival {
         match insertion {
             Insertion::Exists(state) => Inserted::Exists(state),
             Insertion::Conflict => Inserted::Conflict,
-            Insertion::Created(pk) => Inserted::Created(self.owner.is_some().then(|| Claimed {
+            Insertion::Created(_) if self.owner.is_none() => Inserted::Created(None),
+            Insertion::Created(pk) => Inserted::Created(Some(Claimed {
                 pk,
                 epoch: 1,
                 run: 1,
@@ -99,11 +100,7 @@ pub(super) enum Insertion {
 }
 
 /// Inserts the arrivals, each with the time it was accepted at, and answers each, in order.
-pub(super) async fn insert(
-    tx: &mut Tx,
-    arrivals: &[(&Arrival, WallMs)],
-    wakes: &mut Pending,
-) -> Result<Vec<Insertion>, StoreError> {
+pub(super) async fn insert(tx: &mut Tx, arrivals: &[(&Arrival, WallMs)], wakes: &mut Pending) -> Result<Vec<Insertion>, StoreError> {
     // The first of each identity is inserted; in the order of the index, so that two writers with
     // the same ids cannot wait for each other.
     let mut order: Vec<usize> = (0..arrivals.len()).collect();
@@ -117,12 +114,13 @@ pub(super) async fn insert(
     for i in order {
         firsts[i] = created.contains_key(&arrivals[i].0.identity());
     }
-    for (i, (arrival, _)) in arrivals.iter().enumerate() {
+    for (i, (arrival, now_ms)) in arrivals.iter().enumerate() {
         match created.get(&arrival.identity()) {
             Some(&pk) if firsts[i] => {
                 answers[i] = Insertion::Created(pk);
-                if arrival.owner.is_none() {
-                    wakes.jobs(&arrival.job.provider, true);
+                match arrival.owner {
+                    Some(_) => wakes.claim(pk, 1, 1, 0, *now_ms),
+                    None => wakes.jobs(&arrival.job.provider, true),
                 }
             }
             _ => others.push(i),
@@ -170,8 +168,7 @@ async fn insert_rows<'a>(
         .text("metadata", jobs().map(|j| j.metadata.as_ref().map(|m| m.get())))
         .int("envelope_bytes", arrivals.iter().map(|(a, _)| Some(length(&a.envelope))))
         .text("envelope", arrivals.iter().map(|(a, _)| Some(a.envelope.as_str())));
-    let insert =
-        "INSERT INTO jobs (tenant, id, hash, provider, lane, state, due_ms, deadline_ms, created_ms, owner, epoch,
+    let insert = "INSERT INTO jobs (tenant, id, hash, provider, lane, state, due_ms, deadline_ms, created_ms, owner, epoch,
             waiting_reason, delivery, cost, pin, idempotency_key, reply_to, correlation_id, traceparent, callback,
             metadata, envelope_bytes, envelope)
         SELECT tenant, id, hash, provider, lane, state, due_ms, deadline_ms, created_ms, owner, epoch,
@@ -237,9 +234,9 @@ pub(super) async fn claim(tx: &mut Tx, claim: &Claim, wakes: &mut Pending) -> Re
             SELECT pk, due_ms, envelope_bytes FROM jobs
             WHERE owner IS NULL AND state IN ('queued', 'waiting') AND provider = $1 AND lane = $2 AND due_ms <= $3
             ORDER BY due_ms, pk LIMIT $4{lock}),
-        chosen AS (SELECT pk, SUM(envelope_bytes) OVER (ORDER BY due_ms, pk) - envelope_bytes AS before FROM due)
+        bounded AS (SELECT pk, SUM(envelope_bytes) OVER (ORDER BY due_ms, pk) - envelope_bytes AS before FROM due)
         UPDATE jobs SET owner = $5, epoch = jobs.epoch + 1, state = 'queued', waiting_reason = NULL
-        FROM chosen WHERE jobs.pk = chosen.pk AND chosen.before < $6
+        FROM bounded WHERE jobs.pk = bounded.pk AND bounded.before < $6
         RETURNING jobs.pk, jobs.epoch, jobs.run, jobs.attempts, jobs.failures, jobs.first_attempt_ms, jobs.backoff_ms,
             jobs.created_ms, jobs.due_ms, jobs.idempotency_key, jobs.envelope",
         lock = tx.skip_locked()
@@ -262,17 +259,8 @@ pub(super) async fn claim(tx: &mut Tx, claim: &Claim, wakes: &mut Pending) -> Re
                 job.idempotency_key = key;
                 let (run, attempts, failures) = (number(run), number(attempts), number(failures));
                 let backoff = millis(backoff_ms);
-                claimed.push(Claimed {
-                    pk,
-                    epoch,
-                    run,
-                    attempts,
-                    failures,
-                    first_attempt_ms,
-                    backoff,
-                    created_ms,
-                    job,
-                });
+                wakes.claim(pk, epoch, run, failures, claim.now_ms);
+                claimed.push(Claimed { pk, epoch, run, attempts, failures, first_attempt_ms, backoff, created_ms, job });
             }
             Err(invalid) => {
                 tracing::error!(pk, error = %invalid, "a stored job cannot be read: it is dead now");
@@ -311,8 +299,7 @@ pub(super) async fn next_due(db: &Db, provider: &str) -> Result<Option<WallMs>, 
 type ViewRow =
     (JobPk, String, i64, WallMs, Option<WallMs>, WallMs, Option<String>, Option<String>, Option<String>, String);
 
-const VIEW: &str =
-    "SELECT pk, state, run, created_ms, finished_ms, due_ms, waiting_reason, reason, error, envelope FROM jobs";
+const VIEW: &str = "SELECT pk, state, run, created_ms, finished_ms, due_ms, waiting_reason, reason, error, envelope FROM jobs";
 
 async fn views(db: &Db, rows: Vec<ViewRow>) -> Result<Vec<JobView>, StoreError> {
     let pks: Vec<JobPk> = rows.iter().map(|row| row.0).collect();
@@ -378,16 +365,11 @@ impl<'a> Conditions<'a> {
     }
 }
 
-pub(super) async fn list(
-    db: &Db,
-    filter: &JobFilter,
-    cursor: Option<i64>,
-    limit: u32,
-) -> Result<Page<JobView>, StoreError> {
+pub(super) async fn list(db: &Db, filter: &JobFilter, cursor: Option<i64>, limit: u32) -> Result<Page<JobView>, StoreError> {
     let (text, values) = Conditions::default()
         .equal("state", filter.state.map(JobState::as_str))
-        // Lets an ended state use its index, and keeps an open one out of it.
-        .fixed(filter.state.map(|s| if s.is_terminal() { "finished_ms IS NOT NULL" } else { "finished_ms IS NULL" }))
+        // Lets the rare ends use their index. Most jobs succeed: those are found on the way down.
+        .fixed(filter.state.filter(|s| s.is_terminal() && *s != JobState::Succeeded).map(|_| "finished_ms IS NOT NULL"))
         .equal("provider", filter.provider.as_deref())
         .equal("lane", filter.lane.as_deref())
         .equal("tenant", filter.tenant.as_deref())
@@ -434,7 +416,8 @@ pub(super) async fn cancel(
         return Ok(Cancelled::Asked);
     }
     let next = Next::Finish { state: JobState::Cancelled, reason: None, error: None, response: None };
-    let record = Record { pk, epoch, run: number(run), attempt: None, failures: number(failures), at_ms: now_ms, next };
+    let record =
+        Record { pk, epoch, run: number(run), attempt: None, failures: number(failures), at_ms: now_ms, next };
     outcomes::record(tx, &[&record], wakes).await?;
     Ok(Cancelled::Done)
 }

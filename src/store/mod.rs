@@ -82,6 +82,32 @@ pub struct Depth {
     pub dead_letters: i64,
 }
 
+/// One transaction, done again where others were in the way, and given up when the database stays
+/// silent. (A function over async closures would not be `Send`.)
+macro_rules! act {
+    ($store:expr, |$tx:ident, $wakes:ident| $work:expr) => {{
+        let Inner { db, wakes, .. } = &*$store.inner;
+        let mut collisions = 0;
+        loop {
+            let once = async {
+                let mut transaction = db.begin().await?;
+                let mut pending = Pending::default();
+                let ($tx, $wakes) = (&mut transaction, &mut pending);
+                let done = $work?;
+                wakes.commit(transaction, pending).await?;
+                Ok(done)
+            };
+            match db.in_time(once).await {
+                Err(error) if dialect::is_collision(&error) && collisions < COLLISIONS_MAX => collisions += 1,
+                done => break done,
+            }
+        }
+    }};
+}
+
+/// Attempts at a transaction that others were in the way of (a deadlock).
+const COLLISIONS_MAX: u32 = 5;
+
 /// The open store. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Store {
@@ -96,7 +122,8 @@ struct Inner {
     arrivals: Writer,
     /// Writes what becomes of them. On SQLite, where there is one writer, it is the same.
     outcomes: Writer,
-    listener: Option<tokio::task::AbortHandle>,
+    /// What runs until the store is closed: the listener, and the one that lets go of lost claims.
+    background: Vec<tokio::task::AbortHandle>,
     /// Held until the store is dropped.
     lock: Option<File>,
     /// The owners that live in this process.
@@ -105,9 +132,7 @@ struct Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        if let Some(listener) = &self.listener {
-            listener.abort();
-        }
+        self.background.iter().for_each(tokio::task::AbortHandle::abort);
     }
 }
 
@@ -119,12 +144,13 @@ impl Store {
     /// where the database cannot be reached, [`StoreError::Url`].
     pub async fn open(options: &StoreOptions) -> Result<Self, StoreError> {
         let connect::Opened { db, listen, lock } = connect::open(options).await?;
-        let wakes = Wakes::new();
+        let (wakes, lost) = Wakes::new();
         let arrivals = Writer::start(db.clone(), wakes.clone());
         let outcomes = if db.is_sqlite() { arrivals.clone() } else { Writer::start(db.clone(), wakes.clone()) };
-        let listener = listen.map(|options| tokio::spawn(wakes.clone().listen(options)).abort_handle());
+        let mut background = vec![tokio::spawn(wakes.clone().let_go(db.clone(), lost)).abort_handle()];
+        background.extend(listen.map(|options| tokio::spawn(wakes.clone().listen(options)).abort_handle()));
         let owners = Mutex::default();
-        Ok(Self { inner: Arc::new(Inner { db, wakes, arrivals, outcomes, listener, lock, owners }) })
+        Ok(Self { inner: Arc::new(Inner { db, wakes, arrivals, outcomes, background, lock, owners }) })
     }
 
     /// Runs the migrations that are missing; how many there were.
@@ -140,17 +166,14 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn ping(&self) -> Result<(), StoreError> {
-        let tx = self.db().begin().await?;
-        tx.commit().await
+        act!(self, |tx, _wakes| tx.check_writable().await)
     }
 
     /// Writes what is waiting, then closes every connection. All calls fail afterwards.
     pub async fn close(&self) {
         self.inner.arrivals.close().await;
         self.inner.outcomes.close().await;
-        if let Some(listener) = &self.inner.listener {
-            listener.abort();
-        }
+        self.inner.background.iter().for_each(tokio::task::AbortHandle::abort);
         match self.db() {
             Db::Postgres(pool) => pool.close().await,
             Db::Sqlite { read, write } => {
@@ -182,8 +205,7 @@ impl Store {
         for owner in owners {
             self.introduce(owner).await?;
         }
-        let arrivals =
-            jobs.into_iter().map(|job| jobs::Arrival::prepare(job, now_ms)).collect::<Result<Vec<_>, _>>()?;
+        let arrivals = jobs.into_iter().map(|job| jobs::Arrival::prepare(job, now_ms)).collect::<Result<Vec<_>, _>>()?;
         self.inner.arrivals.ask(|reply| Request::Insert(arrivals, now_ms, reply)).await
     }
 
@@ -229,16 +251,11 @@ impl Store {
     ) -> Result<Vec<Claimed>, StoreError> {
         self.introduce(owner).await?;
         self.inner.wakes.interested_in(provider);
-        let claim =
-            jobs::Claim { owner: owner.clone(), provider: provider.to_owned(), lane: lane.to_owned(), limit, now_ms };
+        let claim = jobs::Claim { owner: owner.clone(), provider: provider.to_owned(), lane: lane.to_owned(), limit, now_ms };
         if self.db().is_sqlite() {
             return self.inner.outcomes.ask(|reply| Request::Claim(claim, reply)).await;
         }
-        let mut tx = self.db().begin().await?;
-        let mut pending = Pending::default();
-        let claimed = jobs::claim(&mut tx, &claim, &mut pending).await?;
-        self.inner.wakes.commit(tx, pending).await?;
-        Ok(claimed)
+        act!(self, |tx, wakes| jobs::claim(tx, &claim, wakes).await)
     }
 
     /// When the next unclaimed job of that provider (any lane) is due, if any: for the polling fallback to sleep until then.
@@ -246,7 +263,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn next_due(&self, provider: &str) -> Result<Option<WallMs>, StoreError> {
-        jobs::next_due(self.db(), provider).await
+        self.db().in_time(jobs::next_due(self.db(), provider)).await
     }
 
     /// Claims deliveries that are due, oldest first, until `now_ms` + `lease`: then they are due again.
@@ -265,10 +282,7 @@ impl Store {
         if self.db().is_sqlite() {
             return self.inner.outcomes.ask(|reply| Request::ClaimDeliveries(claim, reply)).await;
         }
-        let mut tx = self.db().begin().await?;
-        let claimed = deliveries::claim(&mut tx, &claim).await?;
-        tx.commit().await?;
-        Ok(claimed)
+        act!(self, |tx, _wakes| deliveries::claim(tx, &claim).await)
     }
 
     /// When the next delivery is due, or the claim of one lapses.
@@ -276,7 +290,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn next_delivery_due(&self) -> Result<Option<WallMs>, StoreError> {
-        deliveries::next_due(self.db()).await
+        self.db().in_time(deliveries::next_due(self.db())).await
     }
 
     // Reading. Without a tenant, an id that several have stands for the first one's.
@@ -286,7 +300,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn job(&self, tenant: Option<&str>, id: &str) -> Result<Option<JobView>, StoreError> {
-        jobs::job(self.db(), tenant, id).await
+        self.db().in_time(jobs::job(self.db(), tenant, id)).await
     }
 
     /// Jobs, newest first.
@@ -294,7 +308,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn jobs(&self, filter: &JobFilter, cursor: Option<i64>, limit: u32) -> Result<Page<JobView>, StoreError> {
-        jobs::list(self.db(), filter, cursor, limit).await
+        self.db().in_time(jobs::list(self.db(), filter, cursor, limit)).await
     }
 
     /// The provider's answer in the job's present run, once that has ended with one.
@@ -302,7 +316,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn result(&self, tenant: Option<&str>, id: &str) -> Result<Option<StoredResponse>, StoreError> {
-        events::result(self.db(), tenant, id).await
+        self.db().in_time(events::result(self.db(), tenant, id)).await
     }
 
     /// A dead letter with its attempts.
@@ -310,20 +324,15 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn dead_letter(&self, tenant: Option<&str>, id: &str) -> Result<Option<DeadView>, StoreError> {
-        dead::letter(self.db(), tenant, id).await
+        self.db().in_time(dead::letter(self.db(), tenant, id)).await
     }
 
     /// Dead letters, newest first.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
-    pub async fn dead_letters(
-        &self,
-        filter: &DeadFilter,
-        cursor: Option<i64>,
-        limit: u32,
-    ) -> Result<Page<DeadView>, StoreError> {
-        dead::list(self.db(), filter, cursor, limit).await
+    pub async fn dead_letters(&self, filter: &DeadFilter, cursor: Option<i64>, limit: u32) -> Result<Page<DeadView>, StoreError> {
+        self.db().in_time(dead::list(self.db(), filter, cursor, limit)).await
     }
 
     /// Counts what is not done. Walks over all of it: not for every second.
@@ -345,11 +354,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn cancel(&self, tenant: Option<&str>, id: &str, now_ms: WallMs) -> Result<Cancelled, StoreError> {
-        let mut tx = self.db().begin().await?;
-        let mut pending = Pending::default();
-        let cancelled = jobs::cancel(&mut tx, tenant, id, now_ms, &mut pending).await?;
-        self.inner.wakes.commit(tx, pending).await?;
-        Ok(cancelled)
+        act!(self, |tx, wakes| jobs::cancel(tx, tenant, id, now_ms, wakes).await)
     }
 
     /// Runs a dead job again, as its next run. A deadline that would have passed when that run is
@@ -357,18 +362,8 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
-    pub async fn replay(
-        &self,
-        tenant: Option<&str>,
-        id: &str,
-        how: &Replay,
-        now_ms: WallMs,
-    ) -> Result<Replayed, StoreError> {
-        let mut tx = self.db().begin().await?;
-        let mut pending = Pending::default();
-        let replayed = dead::replay(&mut tx, tenant, id, how, now_ms, &mut pending).await?;
-        self.inner.wakes.commit(tx, pending).await?;
-        Ok(replayed)
+    pub async fn replay(&self, tenant: Option<&str>, id: &str, how: &Replay, now_ms: WallMs) -> Result<Replayed, StoreError> {
+        act!(self, |tx, wakes| dead::replay(tx, tenant, id, how, now_ms, wakes).await)
     }
 
     /// Removes dead letters, at most `limit`; their jobs stay until retention takes them.
@@ -376,10 +371,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn purge_dead(&self, filter: &DeadFilter, limit: u32) -> Result<u64, StoreError> {
-        let mut tx = self.db().begin().await?;
-        let purged = dead::purge(&mut tx, filter, limit).await?;
-        tx.commit().await?;
-        Ok(purged)
+        act!(self, |tx, _wakes| dead::purge(tx, filter, limit).await)
     }
 
     // Upkeep.
@@ -389,7 +381,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn heartbeat(&self, owner: &OwnerId, role: &str) -> Result<(), StoreError> {
-        owners::heartbeat(self.db(), owner, role).await?;
+        act!(self, |tx, _wakes| owners::heartbeat(tx, owner, role).await)?;
         self.known_owners().insert(owner.clone());
         Ok(())
     }
@@ -412,8 +404,8 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn rescue(&self, silent_for: Duration, now_ms: WallMs) -> Result<u64, StoreError> {
-        let living = self.inner.lock.is_some().then(|| self.known_owners().clone());
-        owners::rescue(self.db(), &self.inner.wakes, living.as_ref(), silent_for, now_ms).await
+        let living = self.inner.lock.is_some().then_some(&self.inner.owners);
+        owners::rescue(self.db(), &self.inner.wakes, living, silent_for, now_ms).await
     }
 
     /// Ends unclaimed jobs whose deadline has passed, at most `limit`; how many.
@@ -421,11 +413,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn expire_due(&self, limit: u32, now_ms: WallMs) -> Result<u64, StoreError> {
-        let mut tx = self.db().begin().await?;
-        let mut pending = Pending::default();
-        let expired = retention::expire(&mut tx, limit, now_ms, &mut pending).await?;
-        self.inner.wakes.commit(tx, pending).await?;
-        Ok(expired)
+        act!(self, |tx, wakes| retention::expire(tx, limit, now_ms, wakes).await)
     }
 
     /// Removes jobs that ended before the given times (expired and cancelled ones go with those
@@ -434,16 +422,8 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
-    pub async fn retain(
-        &self,
-        succeeded_before_ms: WallMs,
-        dead_before_ms: WallMs,
-        limit: u32,
-    ) -> Result<Removed, StoreError> {
-        let mut tx = self.db().begin().await?;
-        let removed = retention::remove(&mut tx, succeeded_before_ms, dead_before_ms, limit).await?;
-        tx.commit().await?;
-        Ok(removed)
+    pub async fn retain(&self, succeeded_before_ms: WallMs, dead_before_ms: WallMs, limit: u32) -> Result<Removed, StoreError> {
+        act!(self, |tx, _wakes| retention::remove(tx, succeeded_before_ms, dead_before_ms, limit).await)
     }
 
     fn known_owners(&self) -> std::sync::MutexGuard<'_, BTreeSet<OwnerId>> {
@@ -462,4 +442,57 @@ impl Store {
 /// A count or a number of ours, as it came back from a BIGINT.
 fn number(value: i64) -> u32 {
     u32::try_from(value).unwrap_or(if value < 0 { 0 } else { u32::MAX })
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn message(bytes: usize) -> Buried {
+        let (error, tenant, headers) = ("odd".to_owned(), String::new(), "{}".to_owned());
+        Buried { reason: DeadReason::Malformed, error, tenant, provider: None, lane: None, raw: Bytes::from(vec![1; bytes]), headers }
+    }
+
+    /// SQLite's own limit of pages stands in for the disk's: both are SQLITE_FULL.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_full_disk_refuses_what_does_not_fit_and_loses_nothing() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let url = format!("sqlite://{}", folder.path().join("paceline.db").display());
+        let store = Store::open(&StoreOptions { url, exclusive: true, connections_max: 2 }).await.expect("opened");
+        store.migrate().await.expect("migrated");
+        let Db::Sqlite { write, .. } = store.db() else { panic!("it is SQLite") };
+        sqlx::query("PRAGMA max_page_count = 200").execute(write).await.expect("limited");
+        let mut kept = 0;
+        let refused = loop {
+            match store.bury(message(50_000), 1).await {
+                Ok(_) => kept += 1,
+                Err(error) => break error,
+            }
+            assert!(kept < 100, "the limit holds");
+        };
+        assert!(matches!(refused, StoreError::Unavailable(_)), "{refused:?}");
+        let (small, large) = tokio::join!(store.bury(message(10), 1), store.bury(message(50_000), 1));
+        kept += i64::from(small.is_ok()) + i64::from(large.is_ok());
+        sqlx::query("PRAGMA max_page_count = 100000").execute(write).await.expect("there is room again");
+        store.bury(message(50_000), 1).await.expect("it goes on by itself");
+        assert_eq!(store.depth().await.expect("counted").dead_letters, kept + 1);
+        store.close().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn another_process_that_writes_for_too_long_is_no_lasting_error() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let url = format!("sqlite://{}", folder.path().join("paceline.db").display());
+        let options = StoreOptions { url, exclusive: false, connections_max: 2 };
+        let (store, other) = (Store::open(&options).await.expect("opened"), Store::open(&options).await.expect("opened"));
+        store.migrate().await.expect("migrated");
+        let tx = other.db().begin().await.expect("it writes");
+        assert!(matches!(store.bury(message(1), 1).await, Err(StoreError::Unavailable(_))));
+        drop(tx);
+        other.close().await;
+        store.bury(message(1), 1).await.expect("it is free again");
+        store.close().await;
+    }
 }

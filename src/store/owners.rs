@@ -1,6 +1,7 @@
 //! The processes that hold jobs: their heartbeats, and what becomes of jobs they let go of.
 
 use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::dialect::{Db, Tx, on_db};
@@ -13,16 +14,15 @@ use crate::job::JobState;
 const BATCH: i64 = 256;
 
 /// Says that the owner lives, by the database's clock.
-pub(super) async fn heartbeat(db: &Db, owner: &str, role: &str) -> Result<(), StoreError> {
-    let mut tx = db.begin().await?;
+pub(super) async fn heartbeat(tx: &mut Tx, owner: &str, role: &str) -> Result<(), StoreError> {
     let now = tx.now_ms();
     let sql = format!(
         "INSERT INTO owners (id, role, started_ms, seen_ms) VALUES ($1, $2, {now}, {now})
          ON CONFLICT (id) DO UPDATE SET role = excluded.role, seen_ms = excluded.seen_ms"
     );
     let sql = sqlx::AssertSqlSafe(sql);
-    on_db!(&mut tx, |c| sqlx::query(sql).bind(owner).bind(role).execute(c).await.map(drop))?;
-    tx.commit().await
+    on_db!(tx, |c| sqlx::query(sql).bind(owner).bind(role).execute(c).await.map(drop))?;
+    Ok(())
 }
 
 /// Why an owner lets go.
@@ -44,7 +44,7 @@ pub(super) async fn retire(db: &Db, wakes: &Wakes, owner: &str, now_ms: WallMs) 
 pub(super) async fn rescue(
     db: &Db,
     wakes: &Wakes,
-    living: Option<&BTreeSet<OwnerId>>,
+    living: Option<&Mutex<BTreeSet<OwnerId>>>,
     silent_for: Duration,
     now_ms: WallMs,
 ) -> Result<u64, StoreError> {
@@ -55,11 +55,7 @@ pub(super) async fn rescue(
     Ok(released)
 }
 
-async fn dead_owners(
-    db: &Db,
-    living: Option<&BTreeSet<OwnerId>>,
-    silent_for: Duration,
-) -> Result<Vec<OwnerId>, StoreError> {
+async fn dead_owners(db: &Db, living: Option<&Mutex<BTreeSet<OwnerId>>>, silent_for: Duration) -> Result<Vec<OwnerId>, StoreError> {
     let mut tx = db.begin().await?;
     let sql = format!(
         "SELECT held.id, CASE WHEN o.seen_ms >= {now} - $1 THEN TRUE ELSE FALSE END AS lives
@@ -73,7 +69,9 @@ async fn dead_owners(
     let silent_ms = i64::try_from(silent_for.as_millis()).unwrap_or(i64::MAX / 2);
     let rows: Vec<(String, bool)> = on_db!(&mut tx, |c| sqlx::query_as(sql).bind(silent_ms).fetch_all(c).await)?;
     tx.commit().await?;
-    let dead = |id: &str, lives: bool| living.map_or(!lives, |living| !living.contains(id));
+    // Looked at after the rows: who holds something by then was known before.
+    let living = living.map(|living| living.lock().unwrap_or_else(PoisonError::into_inner));
+    let dead = |id: &str, lives: bool| living.as_ref().map_or(!lives, |living| !living.contains(id));
     Ok(rows.into_iter().filter(|(id, lives)| dead(id, *lives)).map(|(id, _)| id).collect())
 }
 
@@ -145,8 +143,7 @@ async fn mark_orphaned(tx: &mut Tx, held: &[Held]) -> Result<(), StoreError> {
 
 async fn free_deliveries(tx: &mut Tx, owner: &str, now_ms: WallMs, wakes: &mut Pending) -> Result<(), StoreError> {
     let sql = "UPDATE deliveries SET owner = NULL, due_ms = $2 WHERE owner = $1 AND state = 'pending'";
-    let freed =
-        on_db!(tx, |c| sqlx::query(sql).bind(owner).bind(now_ms).execute(c).await.map(|done| done.rows_affected()))?;
+    let freed = on_db!(tx, |c| sqlx::query(sql).bind(owner).bind(now_ms).execute(c).await.map(|done| done.rows_affected()))?;
     if freed > 0 {
         wakes.deliveries();
     }

@@ -68,6 +68,7 @@ pub struct NewJob {
 
 /// What letting a job in came to.
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "nearly all of them are the large one")]
 pub enum Inserted {
     /// It is new; the claim where an owner was given and it is due now.
     Created(Option<Claimed>),

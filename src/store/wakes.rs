@@ -6,17 +6,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, mpsc};
 
-use super::dialect::{Rows, Tx};
-use super::{JobPk, StoreError, Wake};
+use super::dialect::{Db, Rows, Tx};
+use super::{JobPk, Next, Record, StoreError, Wake, outcomes};
+use crate::clock::WallMs;
 
 /// Wakes that a receiver may lag behind before it misses some.
 const BACKLOG: usize = 1024;
 /// The channel of `NOTIFY`.
 const CHANNEL: &str = "paceline";
-/// Between two attempts to listen again.
-const RELISTEN: Duration = Duration::from_millis(500);
+/// Between two attempts to listen, or to let go of lost claims.
+const RETRY: Duration = Duration::from_millis(500);
 
 /// The wakes of one transaction: sent when it is committed, each once.
 #[derive(Debug, Default)]
@@ -25,6 +26,8 @@ pub(super) struct Pending {
     jobs: BTreeMap<String, bool>,
     deliveries: bool,
     cancels: BTreeSet<JobPk>,
+    /// What is claimed by it, ready to be let go of.
+    claims: Vec<Record>,
 }
 
 impl Pending {
@@ -46,6 +49,33 @@ impl Pending {
     pub fn cancel(&mut self, pk: JobPk) {
         self.cancels.insert(pk);
     }
+
+    /// A job is claimed: if nobody hears of it, it must be let go of.
+    pub fn claim(&mut self, pk: JobPk, epoch: i64, run: u32, failures: u32, now_ms: WallMs) {
+        self.claims.push(Record { pk, epoch, run, attempt: None, failures, at_ms: now_ms, next: Next::Release });
+    }
+}
+
+/// Claims whose commit is under way. A connection that breaks now leaves open whether they are
+/// made: their owner, who lives, would hold jobs that it never heard of.
+struct Doubt<'a> {
+    claims: Vec<Record>,
+    lost: &'a mpsc::UnboundedSender<Vec<Record>>,
+}
+
+impl Doubt<'_> {
+    fn dispel(mut self) {
+        self.claims.clear();
+    }
+}
+
+impl Drop for Doubt<'_> {
+    fn drop(&mut self) {
+        if !self.claims.is_empty() {
+            // With the task that lets go of them, the store is gone as well.
+            self.lost.send(std::mem::take(&mut self.claims)).ok();
+        }
+    }
 }
 
 /// The process's end of it.
@@ -56,15 +86,38 @@ pub(super) struct Wakes {
     instance: Arc<str>,
     /// Providers that were claimed for here: woken after a time without notifications.
     providers: Arc<Mutex<BTreeSet<String>>>,
+    /// Claims that nobody heard of.
+    lost: mpsc::UnboundedSender<Vec<Record>>,
 }
 
 impl Wakes {
-    pub fn new() -> Self {
-        Self {
+    /// And the claims that get lost, for [`Wakes::let_go`].
+    pub fn new() -> (Self, mpsc::UnboundedReceiver<Vec<Record>>) {
+        let (lost, claims) = mpsc::unbounded_channel();
+        let wakes = Self {
             sender: broadcast::channel(BACKLOG).0,
             instance: uuid::Uuid::now_v7().simple().to_string().into(),
             providers: Arc::default(),
+            lost,
+        };
+        (wakes, claims)
+    }
+
+    /// Lets go of claims that nobody heard of, as soon as the database is back; for ever.
+    pub async fn let_go(self, db: Db, mut lost: mpsc::UnboundedReceiver<Vec<Record>>) {
+        while let Some(claims) = lost.recv().await {
+            while let Err(error) = self.release(&db, &claims).await {
+                tracing::warn!(%error, jobs = claims.len(), "claims may have been lost with a connection: trying to let go of them");
+                tokio::time::sleep(RETRY).await;
+            }
         }
+    }
+
+    async fn release(&self, db: &Db, claims: &[Record]) -> Result<(), StoreError> {
+        let mut tx = db.begin().await?;
+        let mut pending = Pending::default();
+        outcomes::record(&mut tx, &claims.iter().collect::<Vec<_>>(), &mut pending).await?;
+        self.commit(tx, pending).await
     }
 
     pub fn subscribe(&self) -> broadcast::Receiver<Wake> {
@@ -79,11 +132,16 @@ impl Wakes {
     }
 
     /// Commits, and wakes whoever has something to do then.
-    pub async fn commit(&self, mut tx: Tx, pending: Pending) -> Result<(), StoreError> {
+    pub async fn commit(&self, mut tx: Tx, mut pending: Pending) -> Result<(), StoreError> {
         if matches!(tx, Tx::Postgres(_)) {
             self.notify(&mut tx, &pending).await?;
+            let doubt = Doubt { claims: std::mem::take(&mut pending.claims), lost: &self.lost };
+            tx.commit().await?;
+            doubt.dispel();
+        } else {
+            // SQLite says for certain whether it committed.
+            tx.commit().await?;
         }
-        tx.commit().await?;
         for provider in pending.jobs.into_keys() {
             self.send(Wake::Jobs(provider));
         }
@@ -123,7 +181,7 @@ impl Wakes {
                 tracing::warn!(%error, "notifications of PostgreSQL are cut off: polling until they are back");
             }
             missed = true;
-            tokio::time::sleep(RELISTEN).await;
+            tokio::time::sleep(RETRY).await;
         }
     }
 
@@ -167,7 +225,7 @@ mod tests {
 
     #[test]
     fn what_others_say_is_read_and_ones_own_is_not() {
-        let wakes = Wakes::new();
+        let (wakes, _lost) = Wakes::new();
         assert_eq!(wakes.read("other jobs geo-coder"), Some(Wake::Jobs("geo-coder".to_owned())));
         assert_eq!(wakes.read("other deliveries"), Some(Wake::Deliveries));
         assert_eq!(wakes.read("other cancel 7"), Some(Wake::Cancel(7)));

@@ -3,7 +3,6 @@
 //! the next batch.
 
 use std::panic::AssertUnwindSafe;
-use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use tokio::sync::{mpsc, oneshot};
@@ -11,10 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::dialect::{Db, is_collision};
 use super::jobs::{Arrival, Insertion};
 use super::wakes::{Pending, Wakes};
-use super::{
-    Buried, Claimed, DeliveryJob, DeliveryRecord, Inserted, Record, Recorded, StoreError, dead, deliveries, jobs,
-    outcomes,
-};
+use super::{Buried, COLLISIONS_MAX, Claimed, DeliveryJob, DeliveryRecord, Inserted, Record, Recorded, StoreError, dead, deliveries, jobs, outcomes};
 use crate::clock::WallMs;
 
 /// Requests that wait to be written; senders wait beyond that.
@@ -23,10 +19,6 @@ const QUEUE: usize = 4096;
 const BATCH_ROWS: usize = 512;
 /// Bytes of envelopes, bodies and messages of one transaction, likewise.
 const BATCH_BYTES: usize = 8 * 1024 * 1024;
-/// A transaction that takes longer is given up, and rolled back.
-const BATCH_TIME: Duration = Duration::from_secs(15);
-/// Attempts at a batch that others were in the way of.
-const COLLISIONS_MAX: u32 = 5;
 
 type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
 
@@ -209,13 +201,9 @@ impl Task {
     async fn attempt(&self, batch: &[Request]) -> Result<Vec<Outcome>, StoreError> {
         let mut collisions = 0;
         loop {
-            let work = AssertUnwindSafe(tokio::time::timeout(BATCH_TIME, self.transact(batch))).catch_unwind();
-            let done = match work.await {
-                Ok(Ok(done)) => done,
-                Ok(Err(_)) => Err(StoreError::Unavailable(sqlx::Error::PoolTimedOut)),
-                Err(_) => Err(StoreError::Corrupt("writing it panicked".to_owned())),
-            };
-            match done {
+            let work = AssertUnwindSafe(self.db.in_time(self.transact(batch))).catch_unwind();
+            let panicked = |_| Err(StoreError::Corrupt("writing it panicked".to_owned()));
+            match work.await.unwrap_or_else(panicked) {
                 Err(error) if is_collision(&error) && collisions < COLLISIONS_MAX => collisions += 1,
                 done => return done,
             }
@@ -242,10 +230,7 @@ impl Task {
             }
         }
         self.wakes.commit(tx, pending).await?;
-        outcomes
-            .into_iter()
-            .map(|o| o.ok_or_else(|| StoreError::Corrupt("a request was left out".to_owned())))
-            .collect()
+        outcomes.into_iter().map(|o| o.ok_or_else(|| StoreError::Corrupt("a request was left out".to_owned()))).collect()
     }
 }
 
