@@ -245,7 +245,7 @@ impl Demo {
     async fn summary(&self, replayed: u64) -> anyhow::Result<Summary> {
         let calls = self.provider.stats();
         let hooks = self.receiver.stats();
-        let dead = self.api.jobs("state=dead&limit=1000").await?["items"].as_array().map_or(0, Vec::len) as u64;
+        let dead = self.api.jobs("state=dead&limit=500").await?["items"].as_array().map_or(0, Vec::len) as u64;
         let windows_per_second = 1.0 / WINDOW.as_secs_f64();
         Ok(Summary {
             jobs: self.jobs,

@@ -1,11 +1,13 @@
 //! The one binary: a command line over the library.
 
 mod api;
+mod bench;
 mod cli;
 mod demo;
 mod dispatcher;
 mod notifier;
 mod scratch;
+mod scratch_database;
 mod system;
 
 use std::process::ExitCode;

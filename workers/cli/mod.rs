@@ -5,6 +5,7 @@
 
 mod arguments;
 mod backend;
+mod bench;
 mod check;
 mod dead;
 mod demo;
@@ -106,6 +107,7 @@ Examples:
 enum Command {
     Serve(serve::Args),
     Demo(demo::Args),
+    Bench(bench::Args),
     Enqueue(Box<enqueue::Args>),
     #[command(subcommand)]
     Jobs(jobs::Command),
@@ -122,6 +124,7 @@ impl Command {
         match self {
             Self::Serve(args) => serve::run(args, globals, out).await,
             Self::Demo(args) => demo::run(args, globals, out).await,
+            Self::Bench(args) => bench::run(args, globals, out).await,
             Self::Enqueue(args) => enqueue::run(*args, globals, out).await,
             Self::Jobs(command) => jobs::run(command, globals, out).await,
             Self::Dead(command) => dead::run(command, globals, out).await,
