@@ -4,6 +4,7 @@
 //! how rows are locked, how many rows go into one statement, the database's clock, and what its
 //! errors mean.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use sqlx::postgres::{PgDatabaseError, PgPool, PgRow, PgSeverity};
@@ -149,7 +150,7 @@ const SQLITE_ROWS_MAX: usize = 256;
 enum Cells<'a> {
     Int(Vec<Option<i64>>),
     Flag(Vec<bool>),
-    Text(Vec<Option<&'a str>>),
+    Text(Vec<Option<Cow<'a, str>>>),
     Blob(Vec<Option<&'a [u8]>>),
 }
 
@@ -179,8 +180,14 @@ impl<'a> Rows<'a> {
         self.with(name, Cells::Flag(cells), len)
     }
 
+    /// A NUL, which PostgreSQL cannot keep in a text, becomes U+FFFD: what providers and producers
+    /// say must not keep an outcome from being written.
     pub fn text(self, name: &'static str, cells: impl IntoIterator<Item = Option<&'a str>>) -> Self {
-        let cells: Vec<_> = cells.into_iter().collect();
+        let keepable = |text: &'a str| match text.contains('\0') {
+            true => Cow::Owned(text.replace('\0', "\u{FFFD}")),
+            false => Cow::Borrowed(text),
+        };
+        let cells: Vec<_> = cells.into_iter().map(|cell| cell.map(keepable)).collect();
         let len = cells.len();
         self.with(name, Cells::Text(cells), len)
     }
@@ -225,7 +232,7 @@ impl<'a> Rows<'a> {
                             query = match cells {
                                 Cells::Int(cells) => query.bind(cells[row]),
                                 Cells::Flag(cells) => query.bind(cells[row]),
-                                Cells::Text(cells) => query.bind(cells[row]),
+                                Cells::Text(cells) => query.bind(cells[row].as_deref()),
                                 Cells::Blob(cells) => query.bind(cells[row]),
                             };
                         }
@@ -264,7 +271,7 @@ impl<'a> Rows<'a> {
                             query = match cells {
                                 Cells::Int(cells) => query.bind(cells[row]),
                                 Cells::Flag(cells) => query.bind(cells[row]),
-                                Cells::Text(cells) => query.bind(cells[row]),
+                                Cells::Text(cells) => query.bind(cells[row].as_deref()),
                                 Cells::Blob(cells) => query.bind(cells[row]),
                             };
                         }
