@@ -283,13 +283,17 @@ pub(super) async fn claim(tx: &mut Tx, claim: &Claim, wakes: &mut Pending) -> Re
 pub(super) async fn next_due(db: &Db, provider: &str) -> Result<Option<WallMs>, StoreError> {
     // One step down the index a lane, however many jobs wait in it.
     let sql = "WITH RECURSIVE lanes(lane) AS (
-            SELECT MIN(lane) FROM jobs WHERE owner IS NULL AND state IN ('queued', 'waiting') AND provider = $1
+            SELECT (SELECT j.lane FROM jobs j
+                WHERE j.owner IS NULL AND j.state IN ('queued', 'waiting') AND j.provider = $1
+                ORDER BY j.lane LIMIT 1)
             UNION ALL
-            SELECT (SELECT MIN(j.lane) FROM jobs j
-                WHERE j.owner IS NULL AND j.state IN ('queued', 'waiting') AND j.provider = $1 AND j.lane > lanes.lane)
+            SELECT (SELECT j.lane FROM jobs j
+                WHERE j.owner IS NULL AND j.state IN ('queued', 'waiting') AND j.provider = $1 AND j.lane > lanes.lane
+                ORDER BY j.lane LIMIT 1)
             FROM lanes WHERE lanes.lane IS NOT NULL)
-        SELECT MIN((SELECT MIN(j.due_ms) FROM jobs j
-            WHERE j.owner IS NULL AND j.state IN ('queued', 'waiting') AND j.provider = $1 AND j.lane = lanes.lane))
+        SELECT MIN((SELECT j.due_ms FROM jobs j
+            WHERE j.owner IS NULL AND j.state IN ('queued', 'waiting') AND j.provider = $1 AND j.lane = lanes.lane
+            ORDER BY j.due_ms LIMIT 1))
         FROM lanes WHERE lanes.lane IS NOT NULL";
     let row: (Option<WallMs>,) = on_db!(read db, |c| sqlx::query_as(sql).bind(provider).fetch_one(c).await)?;
     Ok(row.0)
