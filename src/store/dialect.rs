@@ -157,7 +157,8 @@ enum Cells<'a> {
 /// Many rows for one statement, which finds them as the table `v`.
 ///
 /// PostgreSQL gets an array a column (`UNNEST`), SQLite a list of `VALUES` with anonymous
-/// parameters: named ones are looked up one by one there, which is quadratic.
+/// parameters (named ones are looked up one by one there, which is quadratic), or one JSON list
+/// where there is only one column of numbers.
 pub(super) struct Rows<'a> {
     columns: Vec<(&'static str, Cells<'a>)>,
     len: usize,
@@ -224,6 +225,10 @@ impl<'a> Rows<'a> {
                 Ok(query.fetch_all(&mut **tx).await?)
             }
             Tx::Sqlite(tx) => {
+                if let [(_, Cells::Int(keys))] = &self.columns[..] {
+                    let sql = AssertSqlSafe(self.json_each(body));
+                    return Ok(sqlx::query_as::<_, T>(sql).bind(json_list(keys)).fetch_all(&mut **tx).await?);
+                }
                 let mut found = Vec::new();
                 for (from, to) in chunks(self.len) {
                     let mut query = sqlx::query_as::<_, T>(AssertSqlSafe(self.values(to - from, body)));
@@ -263,6 +268,10 @@ impl<'a> Rows<'a> {
                 Ok(query.execute(&mut **tx).await?.rows_affected())
             }
             Tx::Sqlite(tx) => {
+                if let [(_, Cells::Int(keys))] = &self.columns[..] {
+                    let sql = AssertSqlSafe(self.json_each(body));
+                    return Ok(sqlx::query(sql).bind(json_list(keys)).execute(&mut **tx).await?.rows_affected());
+                }
                 let mut changed = 0;
                 for (from, to) in chunks(self.len) {
                     let mut query = sqlx::query(AssertSqlSafe(self.values(to - from, body)));
@@ -302,6 +311,14 @@ impl<'a> Rows<'a> {
         sql
     }
 
+    fn json_each(&self, body: &str) -> String {
+        let mut sql = String::with_capacity(body.len() + 64);
+        self.head(&mut sql);
+        sql.push_str("SELECT value FROM json_each(?)) ");
+        sql.push_str(body);
+        sql
+    }
+
     fn values(&self, rows: usize, body: &str) -> String {
         let mut row = ",(".to_owned();
         for _ in &self.columns {
@@ -331,6 +348,11 @@ impl<'a> Rows<'a> {
         }
         sql.push_str(") AS (");
     }
+}
+
+fn json_list(keys: &[Option<i64>]) -> String {
+    let keys = keys.iter().map(|key| key.map_or_else(|| "null".to_owned(), |key| key.to_string()));
+    format!("[{}]", keys.collect::<Vec<_>>().join(","))
 }
 
 /// Cuts `len` rows into the fewest chunks that are powers of two and at most [`SQLITE_ROWS_MAX`].
