@@ -80,6 +80,8 @@ contract! {
     deadlines_expire_unclaimed_jobs
     retention_removes_all_that_belongs_to_a_job
     a_poisonous_item_fails_alone
+    a_nul_in_a_text_keeps_nothing_from_being_written
+    one_row_that_cannot_be_read_does_not_spoil_a_list
     lists_are_paged_and_filtered
     dead_letters_are_listed_filtered_and_purged
     depth_counts_what_is_open
@@ -905,12 +907,30 @@ async fn a_poisonous_item_fails_alone(f: Fixture) {
     assert_eq!(state(&f.store, "bad").await, JobState::Queued, "nothing of it is half-written");
     let not_an_end = Next::Finish { state: JobState::Queued, reason: None, error: None, response: None };
     assert!(f.store.record(record(&bad, not_an_end)).await.is_err());
-    // PostgreSQL has no NUL in texts.
-    let odd = Record { attempt: Some(Attempt { outcome: "a\0b".to_owned(), ..attempt(1, "") }), ..record(&bad, Next::Keep) };
-    let fine = held(&f.store, json!({ "id": "fine" })).await;
-    let (odd, fine) = tokio::join!(f.store.record(odd), f.store.record(record(&fine, success())));
-    assert_eq!(odd.is_ok(), f.is_sqlite());
-    assert_eq!(fine.expect("recorded"), Recorded::Done);
+}
+
+async fn a_nul_in_a_text_keeps_nothing_from_being_written(f: Fixture) {
+    let claimed = held(&f.store, json!({ "id": "a" })).await;
+    let odd = Some(Attempt { error: Some("a\0b".to_owned()), ..attempt(1, "permanent") });
+    let end = Next::Finish { state: JobState::Dead, reason: Some(DeadReason::Permanent), error: Some("\0".to_owned()), response: None };
+    assert_eq!(write(&f.store, Record { attempt: odd, ..record(&claimed, end) }).await, Recorded::Done);
+    let letter = f.store.dead_letter(None, "a").await.expect("read").expect("there is one");
+    assert_eq!((letter.error.as_deref(), letter.attempts[0].1.error.as_deref()), (Some("\u{FFFD}"), Some("a\u{FFFD}b")));
+    let odd = Buried { error: "x\0".to_owned(), provider: Some("\0".to_owned()), ..message("t\0") };
+    let id = f.store.bury(odd, NOW).await.expect("buried");
+    assert_eq!(f.store.dead_letter(None, &id).await.expect("read").expect("kept").error.as_deref(), Some("x\u{FFFD}"));
+}
+
+async fn one_row_that_cannot_be_read_does_not_spoil_a_list(f: Fixture) {
+    for id in ["a", "bad", "c"] {
+        insert(&f.store, new(json!({ "id": id }))).await;
+    }
+    f.execute("UPDATE jobs SET envelope = '?' WHERE id = 'bad'").await;
+    let first = f.store.jobs(&JobFilter::default(), None, 2).await.expect("listed");
+    assert_eq!(first.items.iter().map(|v| v.job.id.as_str()).collect::<Vec<_>>(), ["c"]);
+    let second = f.store.jobs(&JobFilter::default(), first.next, 2).await.expect("listed");
+    assert_eq!(second.items.iter().map(|v| v.job.id.as_str()).collect::<Vec<_>>(), ["a"]);
+    assert!(matches!(f.store.job(None, "bad").await, Err(StoreError::Corrupt(_))));
 }
 
 async fn lists_are_paged_and_filtered(f: Fixture) {

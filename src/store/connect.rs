@@ -25,8 +25,8 @@ const SQLITE_READERS: u32 = 4;
 const STATEMENTS: usize = 300;
 /// Every statement here finds its rows by an index. A plan that was made while the tables were
 /// empty must not scan them later: those plans are priced out of the question.
-const PLANS: &str = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET enable_hashjoin = off; \
-    SET enable_mergejoin = off; SET jit = off";
+const PLANS: &str = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET enable_bitmapscan = off; \
+    SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off";
 
 /// What a URL opens.
 pub(super) struct Opened {

@@ -101,7 +101,7 @@ async fn views(db: &Db, rows: Vec<Row>) -> Result<Vec<DeadView>, StoreError> {
 pub(super) async fn letter(db: &Db, tenant: Option<&str>, id: &str) -> Result<Option<DeadView>, StoreError> {
     let sql = format!("{VIEW} WHERE d.id = $1 AND ($2 IS NULL OR d.tenant = $2) ORDER BY d.tenant LIMIT 1");
     let sql = sqlx::AssertSqlSafe(sql);
-    let rows: Vec<Row> = on_db!(read db, |c| sqlx::query_as(sql).bind(id).bind(tenant).fetch_all(c).await)?;
+    let rows: Vec<Row> = on_db!(read db, |c| sqlx::query_as(sql).persistent(false).bind(id).bind(tenant).fetch_all(c).await)?;
     Ok(views(db, rows).await?.pop())
 }
 
@@ -125,7 +125,8 @@ pub(super) async fn list(
     let (a, b) = (values.len() + 1, values.len() + 2);
     let sql = sqlx::AssertSqlSafe(format!("{VIEW} WHERE TRUE{text} AND d.pk < ${a} ORDER BY d.pk DESC LIMIT ${b}"));
     let rows: Vec<Row> = on_db!(read db, |c| {
-        let mut query = sqlx::query_as(sql);
+        // Planned anew each time: a plan for tables that were empty would go through all jobs.
+        let mut query = sqlx::query_as(sql).persistent(false);
         for value in values {
             query = query.bind(value);
         }

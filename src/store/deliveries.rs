@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use super::dialect::{Db, Rows, Tx, on_db};
-use super::events::{Ended, ResponseRow, kind_of, response_of};
+use super::events::{Ended, kind_of, response_of};
 use super::{DeliveryJob, DeliveryNext, DeliveryRecord, Endpoint, Event, OwnerId, StoreError, endpoints};
 use crate::clock::WallMs;
 use crate::job::JobState;
@@ -102,32 +102,47 @@ pub(super) async fn claim(tx: &mut Tx, claim: &Claim) -> Result<Vec<DeliveryJob>
     Ok(Vec::new())
 }
 
-type EventRow = (i64, String, String, WallMs, i64, Option<String>, Option<String>, String, String, String, Option<String>);
-/// An event and what belongs to a [`ResponseRow`].
-type AnsweredRow = (i64, Option<i64>, Option<String>, Option<String>, bool, Option<Vec<u8>>);
+/// An event, its job, and the answer: pk, id, state, at, attempts, reason, error, job, provider,
+/// tenant, metadata, and what was answered.
+type EventRow = (
+    i64,
+    String,
+    String,
+    WallMs,
+    i64,
+    Option<String>,
+    Option<String>,
+    String,
+    String,
+    String,
+    Option<String>,
+    Option<i64>,
+    Option<String>,
+    Option<String>,
+    bool,
+    Option<Vec<u8>>,
+);
 type EndpointRow = (i64, String, String, String, bool);
+
+fn event_of(row: EventRow) -> Result<(i64, Event), StoreError> {
+    let (pk, id, state, at_ms, attempts, reason, error, job_id, provider, tenant, metadata, a, b, c, d, e) = row;
+    let kind = JobState::from_name(&state).and_then(kind_of);
+    let kind = kind.ok_or_else(|| StoreError::Corrupt(format!("event {id} is of state {state:?}")))?;
+    let response = response_of((a, b, c, d, e));
+    let attempts = super::number(attempts);
+    Ok((pk, Event { id, kind, at_ms, attempts, reason, error, response, job_id, provider, tenant, metadata }))
+}
 
 /// Reads the events and endpoints of what was claimed.
 async fn load(tx: &mut Tx, mut rows: Vec<ClaimedRow>) -> Result<Vec<DeliveryJob>, StoreError> {
     rows.sort_unstable_by_key(|row| row.0);
     let event_pks: HashSet<i64> = rows.iter().map(|row| row.3).collect();
     let keys = Rows::new().int("pk", event_pks.into_iter().map(Some));
-    let select = "SELECT e.pk, e.id, e.state, e.at_ms, e.attempts, e.reason, e.error, j.id, j.provider, j.tenant, j.metadata
+    let select = "SELECT e.pk, e.id, e.state, e.at_ms, e.attempts, e.reason, e.error, j.id, j.provider, j.tenant, j.metadata,
+            e.status, e.headers, e.content_type, e.truncated, e.body
         FROM v JOIN events e ON e.pk = v.pk JOIN jobs j ON j.pk = e.job_pk";
     let events: Vec<EventRow> = keys.fetch(tx, select).await?;
-    let select = "SELECT e.pk, e.status, e.headers, e.content_type, e.truncated, e.body
-        FROM v JOIN events e ON e.pk = v.pk WHERE e.status IS NOT NULL";
-    let responses: Vec<AnsweredRow> = keys.fetch(tx, select).await?;
-    let mut responses: HashMap<i64, ResponseRow> =
-        responses.into_iter().map(|(pk, a, b, c, d, e)| (pk, (a, b, c, d, e))).collect();
-    let mut known = HashMap::new();
-    for (pk, id, state, at_ms, attempts, reason, error, job_id, provider, tenant, metadata) in events {
-        let kind = JobState::from_name(&state).and_then(kind_of);
-        let kind = kind.ok_or_else(|| StoreError::Corrupt(format!("event {id} is of state {state:?}")))?;
-        let response = responses.remove(&pk).and_then(response_of);
-        let attempts = super::number(attempts);
-        known.insert(pk, Event { id, kind, at_ms, attempts, reason, error, response, job_id, provider, tenant, metadata });
-    }
+    let known: HashMap<i64, Event> = events.into_iter().map(event_of).collect::<Result<_, _>>()?;
     let endpoint_pks: HashSet<i64> = rows.iter().filter_map(|row| row.4).collect();
     let keys = Rows::new().int("pk", endpoint_pks.into_iter().map(Some));
     let select = "SELECT n.pk, n.id, n.tenant, n.url, n.implicit FROM v JOIN endpoints n ON n.pk = v.pk";

@@ -4,6 +4,7 @@
 //! how rows are locked, how many rows go into one statement, the database's clock, and what its
 //! errors mean.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use sqlx::postgres::{PgDatabaseError, PgPool, PgRow, PgSeverity};
@@ -149,14 +150,15 @@ const SQLITE_ROWS_MAX: usize = 256;
 enum Cells<'a> {
     Int(Vec<Option<i64>>),
     Flag(Vec<bool>),
-    Text(Vec<Option<&'a str>>),
+    Text(Vec<Option<Cow<'a, str>>>),
     Blob(Vec<Option<&'a [u8]>>),
 }
 
 /// Many rows for one statement, which finds them as the table `v`.
 ///
 /// PostgreSQL gets an array a column (`UNNEST`), SQLite a list of `VALUES` with anonymous
-/// parameters: named ones are looked up one by one there, which is quadratic.
+/// parameters (named ones are looked up one by one there, which is quadratic), or one JSON list
+/// where there is only one column of numbers.
 pub(super) struct Rows<'a> {
     columns: Vec<(&'static str, Cells<'a>)>,
     len: usize,
@@ -179,8 +181,14 @@ impl<'a> Rows<'a> {
         self.with(name, Cells::Flag(cells), len)
     }
 
+    /// A NUL, which PostgreSQL cannot keep in a text, becomes U+FFFD: what providers and producers
+    /// say must not keep an outcome from being written.
     pub fn text(self, name: &'static str, cells: impl IntoIterator<Item = Option<&'a str>>) -> Self {
-        let cells: Vec<_> = cells.into_iter().collect();
+        let keepable = |text: &'a str| match text.contains('\0') {
+            true => Cow::Owned(text.replace('\0', "\u{FFFD}")),
+            false => Cow::Borrowed(text),
+        };
+        let cells: Vec<_> = cells.into_iter().map(|cell| cell.map(keepable)).collect();
         let len = cells.len();
         self.with(name, Cells::Text(cells), len)
     }
@@ -217,6 +225,10 @@ impl<'a> Rows<'a> {
                 Ok(query.fetch_all(&mut **tx).await?)
             }
             Tx::Sqlite(tx) => {
+                if let [(_, Cells::Int(keys))] = &self.columns[..] {
+                    let sql = AssertSqlSafe(self.json_each(body));
+                    return Ok(sqlx::query_as::<_, T>(sql).bind(json_list(keys)).fetch_all(&mut **tx).await?);
+                }
                 let mut found = Vec::new();
                 for (from, to) in chunks(self.len) {
                     let mut query = sqlx::query_as::<_, T>(AssertSqlSafe(self.values(to - from, body)));
@@ -225,7 +237,7 @@ impl<'a> Rows<'a> {
                             query = match cells {
                                 Cells::Int(cells) => query.bind(cells[row]),
                                 Cells::Flag(cells) => query.bind(cells[row]),
-                                Cells::Text(cells) => query.bind(cells[row]),
+                                Cells::Text(cells) => query.bind(cells[row].as_deref()),
                                 Cells::Blob(cells) => query.bind(cells[row]),
                             };
                         }
@@ -256,6 +268,10 @@ impl<'a> Rows<'a> {
                 Ok(query.execute(&mut **tx).await?.rows_affected())
             }
             Tx::Sqlite(tx) => {
+                if let [(_, Cells::Int(keys))] = &self.columns[..] {
+                    let sql = AssertSqlSafe(self.json_each(body));
+                    return Ok(sqlx::query(sql).bind(json_list(keys)).execute(&mut **tx).await?.rows_affected());
+                }
                 let mut changed = 0;
                 for (from, to) in chunks(self.len) {
                     let mut query = sqlx::query(AssertSqlSafe(self.values(to - from, body)));
@@ -264,7 +280,7 @@ impl<'a> Rows<'a> {
                             query = match cells {
                                 Cells::Int(cells) => query.bind(cells[row]),
                                 Cells::Flag(cells) => query.bind(cells[row]),
-                                Cells::Text(cells) => query.bind(cells[row]),
+                                Cells::Text(cells) => query.bind(cells[row].as_deref()),
                                 Cells::Blob(cells) => query.bind(cells[row]),
                             };
                         }
@@ -291,6 +307,14 @@ impl<'a> Rows<'a> {
             sql.push_str(&format!("{comma}${}::{of}[]", i + 1));
         }
         sql.push_str(")) ");
+        sql.push_str(body);
+        sql
+    }
+
+    fn json_each(&self, body: &str) -> String {
+        let mut sql = String::with_capacity(body.len() + 64);
+        self.head(&mut sql);
+        sql.push_str("SELECT value FROM json_each(?)) ");
         sql.push_str(body);
         sql
     }
@@ -324,6 +348,11 @@ impl<'a> Rows<'a> {
         }
         sql.push_str(") AS (");
     }
+}
+
+fn json_list(keys: &[Option<i64>]) -> String {
+    let keys = keys.iter().map(|key| key.map_or_else(|| "null".to_owned(), |key| key.to_string()));
+    format!("[{}]", keys.collect::<Vec<_>>().join(","))
 }
 
 /// Cuts `len` rows into the fewest chunks that are powers of two and at most [`SQLITE_ROWS_MAX`].

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::dialect::{Db, Rows, Tx, on_db};
 use super::wakes::Pending;
 use super::{
-    Cancelled, Claimed, DeadReason, Inserted, JobFilter, JobPk, JobView, NewJob, Next, Origin, OwnerId, Page, Record,
+    Attempt, Cancelled, Claimed, DeadReason, Inserted, JobFilter, JobPk, JobView, NewJob, Next, Origin, OwnerId, Page, Record,
     StoreError, attempts, number, outcomes,
 };
 use crate::clock::WallMs;
@@ -283,13 +283,17 @@ pub(super) async fn claim(tx: &mut Tx, claim: &Claim, wakes: &mut Pending) -> Re
 pub(super) async fn next_due(db: &Db, provider: &str) -> Result<Option<WallMs>, StoreError> {
     // One step down the index a lane, however many jobs wait in it.
     let sql = "WITH RECURSIVE lanes(lane) AS (
-            SELECT MIN(lane) FROM jobs WHERE owner IS NULL AND state IN ('queued', 'waiting') AND provider = $1
+            SELECT (SELECT j.lane FROM jobs j
+                WHERE j.owner IS NULL AND j.state IN ('queued', 'waiting') AND j.provider = $1
+                ORDER BY j.lane LIMIT 1)
             UNION ALL
-            SELECT (SELECT MIN(j.lane) FROM jobs j
-                WHERE j.owner IS NULL AND j.state IN ('queued', 'waiting') AND j.provider = $1 AND j.lane > lanes.lane)
+            SELECT (SELECT j.lane FROM jobs j
+                WHERE j.owner IS NULL AND j.state IN ('queued', 'waiting') AND j.provider = $1 AND j.lane > lanes.lane
+                ORDER BY j.lane LIMIT 1)
             FROM lanes WHERE lanes.lane IS NOT NULL)
-        SELECT MIN((SELECT MIN(j.due_ms) FROM jobs j
-            WHERE j.owner IS NULL AND j.state IN ('queued', 'waiting') AND j.provider = $1 AND j.lane = lanes.lane))
+        SELECT MIN((SELECT j.due_ms FROM jobs j
+            WHERE j.owner IS NULL AND j.state IN ('queued', 'waiting') AND j.provider = $1 AND j.lane = lanes.lane
+            ORDER BY j.due_ms LIMIT 1))
         FROM lanes WHERE lanes.lane IS NOT NULL";
     let row: (Option<WallMs>,) = on_db!(read db, |c| sqlx::query_as(sql).bind(provider).fetch_one(c).await)?;
     Ok(row.0)
@@ -301,36 +305,22 @@ type ViewRow =
 
 const VIEW: &str = "SELECT pk, state, run, created_ms, finished_ms, due_ms, waiting_reason, reason, error, envelope FROM jobs";
 
-async fn views(db: &Db, rows: Vec<ViewRow>) -> Result<Vec<JobView>, StoreError> {
-    let pks: Vec<JobPk> = rows.iter().map(|row| row.0).collect();
-    let mut made = attempts::of_jobs(db, &pks).await?;
-    let mut views = Vec::with_capacity(rows.len());
-    for (pk, state, run, created_ms, finished_ms, due_ms, waiting_reason, reason, error, envelope) in rows {
-        let state = state_of(&state)?;
-        let job = Job::from_stored(&envelope).map_err(|e| StoreError::Corrupt(format!("job {pk}: {e}")))?;
-        views.push(JobView {
-            pk,
-            job,
-            state,
-            run: number(run),
-            created_ms,
-            finished_ms,
-            due_ms: (state == JobState::Waiting).then_some(due_ms),
-            waiting_reason,
-            reason,
-            error,
-            attempts: made.remove(&pk).unwrap_or_default(),
-        });
-    }
-    Ok(views)
+fn view(row: ViewRow, attempts: Vec<(u32, Attempt)>) -> Result<JobView, StoreError> {
+    let (pk, state, run, created_ms, finished_ms, due_ms, waiting_reason, reason, error, envelope) = row;
+    let state = state_of(&state)?;
+    let job = Job::from_stored(&envelope).map_err(|e| StoreError::Corrupt(format!("job {pk}: {e}")))?;
+    let due_ms = (state == JobState::Waiting).then_some(due_ms);
+    Ok(JobView { pk, job, state, run: number(run), created_ms, finished_ms, due_ms, waiting_reason, reason, error, attempts })
 }
 
 /// The job of that id; without a tenant the first one that has it.
 pub(super) async fn job(db: &Db, tenant: Option<&str>, id: &str) -> Result<Option<JobView>, StoreError> {
     let sql = format!("{VIEW} WHERE id = $1 AND ($2 IS NULL OR tenant = $2) ORDER BY tenant LIMIT 1");
     let sql = sqlx::AssertSqlSafe(sql);
-    let rows: Vec<ViewRow> = on_db!(read db, |c| sqlx::query_as(sql).bind(id).bind(tenant).fetch_all(c).await)?;
-    Ok(views(db, rows).await?.pop())
+    let row: Option<ViewRow> = on_db!(read db, |c| sqlx::query_as(sql).bind(id).bind(tenant).fetch_optional(c).await)?;
+    let Some(row) = row else { return Ok(None) };
+    let attempts = attempts::of_jobs(db, &[row.0]).await?.remove(&row.0).unwrap_or_default();
+    view(row, attempts).map(Some)
 }
 
 /// The conditions of a list: columns of our own, values as parameters.
@@ -383,9 +373,19 @@ pub(super) async fn list(db: &Db, filter: &JobFilter, cursor: Option<i64>, limit
         }
         query.bind(cursor.unwrap_or(i64::MAX)).bind(i64::from(limit)).fetch_all(c).await
     })?;
-    let items = views(db, rows).await?;
-    let full = u32::try_from(items.len()).is_ok_and(|n| n == limit);
-    Ok(Page { next: items.last().filter(|_| full).map(|view| view.pk), items })
+    let pks: Vec<JobPk> = rows.iter().map(|row| row.0).collect();
+    let full = u32::try_from(rows.len()).is_ok_and(|n| n == limit);
+    let mut made = attempts::of_jobs(db, &pks).await?;
+    let mut items = Vec::with_capacity(rows.len());
+    for row in rows {
+        let attempts = made.remove(&row.0).unwrap_or_default();
+        match view(row, attempts) {
+            Ok(view) => items.push(view),
+            // One that cannot be read must not hide the others.
+            Err(error) => tracing::error!(%error, "left out of a list"),
+        }
+    }
+    Ok(Page { next: pks.last().filter(|_| full).copied(), items })
 }
 
 /// Withdraws a job that nobody holds; asks its owner where somebody does.
