@@ -45,9 +45,10 @@ impl Invalid {
 /// Longest id of a job, in bytes.
 pub const ID_BYTES_MAX: usize = 128;
 
-/// `1 to 128 of [A-Za-z0-9._:-]`.
+/// `1 to 128 of [A-Za-z0-9._:-]`, but not `.` and `..`, which no URL can carry.
 pub fn is_job_id(text: &str) -> bool {
     (1..=ID_BYTES_MAX).contains(&text.len())
+        && !matches!(text, "." | "..")
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'-'))
 }
 

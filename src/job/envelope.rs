@@ -243,6 +243,10 @@ impl Envelope {
     /// # Errors
     /// [`Invalid`] names the field.
     pub fn parse(bytes: &[u8]) -> Result<Self, Invalid> {
+        // Else a list would be read as the fields in their order.
+        if bytes.trim_ascii_start().first() == Some(&b'[') {
+            return Err(Invalid::at("", "expected an object, found a list"));
+        }
         let mut json = serde_json::Deserializer::from_slice(bytes);
         let envelope = serde_path_to_error::deserialize(&mut json).map_err(|e| {
             let path = e.path().to_string();
@@ -267,7 +271,7 @@ impl Envelope {
         let id_was_given = chosen_id.is_some();
         let id = chosen_id.unwrap_or_else(fresh_id);
         if !is_job_id(&id) {
-            return Err(Invalid::at("id", "expected 1 to 128 of A-Z a-z 0-9 . _ : -"));
+            return Err(Invalid::at("id", "expected 1 to 128 of A-Z a-z 0-9 . _ : - (and neither . nor ..)"));
         }
         let provider = agree("provider", self.provider, given.provider, "the routing key")?
             .ok_or_else(|| Invalid::at("provider", "expected the name of a configured provider, found nothing"))?;
