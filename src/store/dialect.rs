@@ -410,7 +410,9 @@ fn is_passing_sqlite(code: &str) -> bool {
 /// Whether the same work may go through when it is done again at once: others were in the way.
 pub(super) fn is_collision(error: &StoreError) -> bool {
     match error {
-        StoreError::Unavailable(sqlx::Error::Database(told)) => matches!(told.code().as_deref(), Some("40001" | "40P01")),
+        StoreError::Unavailable(sqlx::Error::Database(told)) => {
+            matches!(told.code().as_deref(), Some("40001" | "40P01"))
+        }
         // What a statement counted on was removed before it.
         StoreError::Unavailable(sqlx::Error::RowNotFound) => true,
         _ => false,
