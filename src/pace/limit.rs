@@ -88,13 +88,13 @@ impl Limit {
                     Safety::Strict => smooth::lowered(cap),
                     Safety::Balanced | Safety::Headroom(_) => cap as f64,
                 };
-                Meter::Smooth(Smooth::new(
-                    cap,
-                    drifted(self.per),
-                    rate,
-                    spec.burst,
-                    correctable,
-                ))
+                let smooth = Smooth::new(cap, self.per, rate, spec.burst, correctable);
+                let strict = safety == Safety::Strict;
+                Meter::Smooth(if strict {
+                    smooth.counted(cap, self.per)
+                } else {
+                    smooth
+                })
             }
             Algorithm::SlidingWindow | Algorithm::FixedWindow | Algorithm::Quota(_) => {
                 Meter::Window(Window::new(cap, self.per))

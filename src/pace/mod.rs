@@ -12,7 +12,7 @@
 //! | `line` | the waiting jobs: lanes, reservations |
 //! | `choice`, `shelf` | which key, among many |
 //! | `bank`, `limit`, `slot` | the books: every limit, and when it has room |
-//! | `window`, `bucket`, `smooth`, `gate` | one algorithm each, on `calls` (in flight) and `gcra` |
+//! | `window`, `bucket`, `smooth`, `gate` | one algorithm each, on `calls` (in flight), `gcra`, `counter` |
 //! | `signal`, `learn` | what responses say, and what it does |
 //! | `snapshot` | the state for metrics and people |
 //!
@@ -24,6 +24,7 @@ mod bank;
 mod bucket;
 mod calls;
 mod choice;
+mod counter;
 mod gate;
 mod gcra;
 mod learn;

@@ -6,6 +6,8 @@
 
 use super::Time;
 use super::calls::Calls;
+use super::counter;
+use super::gcra::Gcra;
 use super::slot::Slot;
 use std::collections::VecDeque;
 
@@ -31,6 +33,10 @@ pub(super) struct Window {
     logged: u64,
     foreign: Vec<(Time, u64)>,
     freed: u64,
+    /// Calls of the window before, where somebody asks for them.
+    before: VecDeque<(Time, u64)>,
+    /// For windows that remember: the answered calls as takings from a bucket, see `evenly`.
+    bucket: Option<(u64, Gcra)>,
 }
 
 impl Window {
@@ -50,6 +56,24 @@ impl Window {
             logged: 0,
             foreign: Vec::new(),
             freed: 0,
+            before: VecDeque::new(),
+            bucket: None,
+        }
+    }
+
+    /// A window that remembers the one before as well, and rounds to `grain` nanoseconds. It knows at a glance that
+    /// calls at a slightly lower rate are harmless, see `evenly`.
+    pub fn remembering(cap: u64, span: u64, grain: u64) -> Window {
+        let plain = Window::new(cap, span);
+        let grain = grain.max(plain.grain);
+        let depth = (cap / 4).clamp(1, 2).max(cap / 50);
+        let bucket =
+            (depth < cap).then(|| (depth, Gcra::new(cap - depth, span + plain.guard, false)));
+        Window {
+            grain,
+            calls: Calls::new(grain),
+            bucket,
+            ..plain
         }
     }
 
@@ -120,6 +144,17 @@ impl Window {
             self.log.pop_front();
             self.logged -= amount;
             self.freed += amount;
+            if self.bucket.is_some() || self.cap == 1 {
+                self.before.push_back((anchor, amount));
+            }
+        }
+        let two = self.span * 2 + self.guard;
+        while self
+            .before
+            .front()
+            .is_some_and(|entry| entry.0.plus(two) <= now)
+        {
+            self.before.pop_front();
         }
         if !self.foreign.is_empty() {
             self.foreign.retain(|entry| entry.0 > now);
@@ -131,6 +166,9 @@ impl Window {
             return;
         }
         let anchor = anchor.rounded_up(self.grain);
+        if let Some((_, bucket)) = &mut self.bucket {
+            bucket.take(amount, anchor);
+        }
         self.logged += amount;
         let mut place = self.log.len();
         while place > 0 && self.log[place - 1].0 > anchor && self.log.len() - place < SORT_DEPTH {
@@ -201,6 +239,33 @@ impl Window {
         }
     }
 
+    /// Whether the calls so far and one of this amount fit into a bucket of depth b and rate (N − b) ÷ W. Then at most
+    /// b + s·(N − b) ÷ W of them are younger than any age s, and a sliding counter sees at most
+    /// b + (x·x + (1 − x)(1 + x))·(N − b) = N of them. Seldom false while calls are even and answers quick.
+    pub fn evenly(&self, amount: u64, now: Time) -> bool {
+        let Some((depth, bucket)) = &self.bucket else {
+            return false;
+        };
+        let flying = bucket.span(self.calls.total() + amount);
+        bucket.full_at().max(now).plus(flying) <= now.plus(bucket.span(*depth))
+    }
+
+    /// What a sliding counter could make of the answered calls at `now`, at worst; those in flight come on top.
+    pub fn heaviest(&self, now: Time) -> f64 {
+        let newest_first = self
+            .log
+            .iter()
+            .rev()
+            .chain(self.before.iter().rev())
+            .copied();
+        counter::heaviest(newest_first, now, self.span, self.guard)
+    }
+
+    /// Calls that may not have been counted yet.
+    pub fn flying(&self) -> u64 {
+        self.calls.total()
+    }
+
     /// What others are believed to have used.
     pub fn foreign_used(&self) -> u64 {
         self.foreign.iter().map(|entry| entry.1).sum()
@@ -225,9 +290,20 @@ impl Window {
         self.cap
     }
 
+    pub fn span(&self) -> u64 {
+        self.span
+    }
+
+    pub fn guard(&self) -> u64 {
+        self.guard
+    }
+
     /// Keeps each slot longer than the window by this much more.
     pub fn widen(&mut self, extra: u64) {
         self.guard = CLOCK_GRAIN_NANOS + self.span / CLOCK_DRIFT + extra;
+        if let Some((_, bucket)) = &mut self.bucket {
+            bucket.widen(extra);
+        }
     }
 
     /// Upper bound on what can be granted from `now` until `within_nanos` later.
