@@ -4,7 +4,8 @@ use super::Time;
 use super::ask::{Ask, BudgetId, COMPARED, KeyId, Routes, Why};
 use super::limit::{Counts, Limit};
 use super::slot::Slot;
-use super::spec::{KeySpec, PoolSpec};
+use super::spec::{KeySpec, PoolSpec, Safety};
+use super::spread::Spread;
 use super::time::nanos;
 
 /// Whether a key may be used.
@@ -56,6 +57,8 @@ pub(super) struct Bank {
     pub counted_within: u64,
     /// The same as the windows see it: shorter under `balanced`.
     pub within: u64,
+    /// Delays seen, where the windows may use them: of answers, and of the network alone.
+    pub spread: Option<(Spread, Spread)>,
     pub limits: Vec<Limit>,
     pub routes: Vec<Vec<Limit>>,
     /// Routes with limits of each key, in the order of `Key::narrow`.
@@ -83,6 +86,7 @@ impl Bank {
         let mut bank = Bank {
             counted_within,
             within: counted_within,
+            spread: (spec.safety != Safety::Strict).then(|| (Spread::new(), Spread::new())),
             limits: make(&spec.limits),
             routes: spec
                 .routes
@@ -236,6 +240,20 @@ impl Bank {
             }
         }
         slot
+    }
+
+    /// One more delay: between departure and first byte, or of the network alone, which counts more if it is known.
+    pub fn saw_delay(&mut self, delay: u64, network: bool) {
+        let Some((answers, networks)) = &mut self.spread else {
+            return;
+        };
+        if network {
+            networks.add(delay)
+        } else {
+            answers.add(delay)
+        };
+        let longest = networks.longest().or(answers.longest());
+        self.within = longest.map_or(self.counted_within, |l| l.min(self.counted_within));
     }
 
     /// What puts this key out of use at `now`, and until when.

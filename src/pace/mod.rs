@@ -12,8 +12,10 @@
 //! | `line` | the waiting jobs: lanes, reservations |
 //! | `choice`, `shelf` | which key, among many |
 //! | `bank`, `limit`, `slot` | the books: every limit, and when it has room |
-//! | `window`, `bucket`, `smooth`, `gate` | one algorithm each, on `calls` (in flight), `gcra`, `counter` |
+//! | `window`, `bucket`, `smooth`, `gate` | one algorithm each, on `calls` (in flight), `gcra`, `counter`, `edge` |
+//! | `period` | calendar quotas: the caller's calendar |
 //! | `signal`, `learn` | what responses say, and what it does |
+//! | `spread` | delays seen, for `balanced` |
 //! | `snapshot` | the state for metrics and people |
 //!
 //! A call's way: [`Line::next`] (or [`Pool::acquire`]) → [`Permit`] → [`Pool::depart`] → [`Flight`] →
@@ -25,11 +27,14 @@ mod bucket;
 mod calls;
 mod choice;
 mod counter;
+mod edge;
+
 mod gate;
 mod gcra;
 mod learn;
 mod limit;
 mod line;
+mod period;
 mod pool;
 mod shelf;
 mod signal;
@@ -37,12 +42,14 @@ mod slot;
 mod smooth;
 mod snapshot;
 mod spec;
+mod spread;
 mod states;
 mod time;
 mod window;
 
 pub use ask::{Acquire, Ask, BudgetId, Flight, KeyId, Permit, Pin, Routes, Why};
 pub use line::{Line, Next, Ticket, Wait};
+pub use period::Place;
 pub use pool::{Impossible, Pool};
 pub use signal::{Family, Reading, Signal, Unit};
 pub use snapshot::{BudgetSnapshot, BudgetState, KeySnapshot, KeyState, LimitUse, PoolSnapshot};

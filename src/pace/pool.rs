@@ -374,6 +374,8 @@ impl Pool {
         }
         let at = at.max(flight.sent);
         flight.answered = Some(at);
+        let delay = at.as_nanos() - flight.sent.as_nanos();
+        self.bank.saw_delay(delay, false);
         let (sent, cost, within) = (flight.sent, flight.cost, self.bank.within);
         self.bank.each(flight.key, flight.routes, |limit| {
             limit.answered(cost, sent, at, within)
@@ -419,6 +421,12 @@ impl Pool {
         }
         self.loosened += 1;
         self.answer_of(flight.key);
+    }
+
+    /// A round trip of the network alone was measured, such as the time to connect. Under `balanced` and `headroom`
+    /// slots are freed after the longest that is likely; without any, the delays of answers stand in for it.
+    pub fn network_round_trip(&mut self, took: Duration) {
+        self.bank.saw_delay(nanos(took), true);
     }
 
     /// Upper bound on the calls that could be let go within the next `within`; `u64::MAX` if only answers limit them.

@@ -7,6 +7,7 @@
 use super::Time;
 use super::calls::Calls;
 use super::counter;
+use super::edge::Edge;
 use super::gcra::Gcra;
 use super::slot::Slot;
 use std::collections::VecDeque;
@@ -37,6 +38,8 @@ pub(super) struct Window {
     before: VecDeque<(Time, u64)>,
     /// For windows that remember: the answered calls as takings from a bucket, see `evenly`.
     bucket: Option<(u64, Gcra)>,
+    /// Fixed windows: the edge that is known.
+    edge: Option<Edge>,
 }
 
 impl Window {
@@ -58,6 +61,7 @@ impl Window {
             freed: 0,
             before: VecDeque::new(),
             bucket: None,
+            edge: None,
         }
     }
 
@@ -129,7 +133,30 @@ impl Window {
     }
 
     fn free_at(&self, anchor: Time) -> Time {
-        anchor.plus(self.span).plus(self.guard)
+        let free = match self.edge {
+            Some(edge) => edge.forgets(anchor, self.span),
+            None => anchor.plus(self.span),
+        };
+        free.plus(self.guard)
+    }
+
+    /// The provider says that it forgets everything at an edge within these bounds.
+    pub fn learn_edge(&mut self, stated: Edge, now: Time) {
+        self.edge = Edge::with(self.edge, stated, self.span, now);
+    }
+
+    /// The caller knows the edge.
+    pub fn set_edge(&mut self, at: Time) {
+        self.edge = Some(Edge { low: at, high: at });
+    }
+
+    /// Anchors are rounded up to the grain, but not over an edge.
+    fn filed(&self, anchor: Time) -> Time {
+        let rounded = anchor.rounded_up(self.grain);
+        match self.edge {
+            Some(edge) if anchor < edge.low => rounded.min(edge.low.minus(1)),
+            Some(_) | None => rounded,
+        }
     }
 
     /// Calls that were not answered in time count from then on; slots whose window is over are freed.
@@ -165,7 +192,7 @@ impl Window {
         if amount == 0 {
             return;
         }
-        let anchor = anchor.rounded_up(self.grain);
+        let anchor = self.filed(anchor);
         if let Some((_, bucket)) = &mut self.bucket {
             bucket.take(amount, anchor);
         }
@@ -217,7 +244,7 @@ impl Window {
             return;
         }
         // Where the very entry is gone, taking from an earlier one is safe: that one is forgotten sooner.
-        let anchor = anchor.rounded_up(self.grain);
+        let anchor = self.filed(anchor);
         let place = self.log.partition_point(|entry| entry.0 <= anchor);
         if let Some(entry) = place
             .checked_sub(1)
@@ -230,12 +257,35 @@ impl Window {
         }
     }
 
+    /// The provider refused a call anchored at `anchor`: it was somebody else's use that filled the window. The slot
+    /// stays taken as long, but is no longer compared with what the provider says it counted.
+    pub fn disown(&mut self, amount: u64, anchor: Time) {
+        let filed = self.filed(anchor);
+        let place = self.log.partition_point(|entry| entry.0 <= filed);
+        if let Some(entry) = place.checked_sub(1).and_then(|n| self.log.get_mut(n)) {
+            let moved = entry.1.min(amount);
+            entry.1 -= moved;
+            self.logged -= moved;
+            let free = self.free_at(filed);
+            self.foreign_until(moved, free);
+        }
+    }
+
     /// Somebody else used so much; it is free again at `until`, or after one window.
     pub fn foreign(&mut self, amount: u64, until: Option<Time>, now: Time) {
-        if amount > 0 {
-            let free = self.free_at(now);
-            self.foreign
-                .push((until.map_or(free, |until| until.min(free)), amount));
+        let free = self.free_at(now);
+        let until = match until {
+            Some(until) => until.plus(self.guard).min(free),
+            None => free,
+        };
+        self.foreign_until(amount, until);
+    }
+
+    fn foreign_until(&mut self, amount: u64, until: Time) {
+        match self.foreign.last_mut() {
+            _ if amount == 0 => {}
+            Some(last) if last.0 == until => last.1 += amount,
+            Some(_) | None => self.foreign.push((until, amount)),
         }
     }
 
@@ -319,6 +369,9 @@ impl Window {
             .sum();
         let foreign: u64 = self.foreign.iter().filter(|e| e.0 > end).map(|e| e.1).sum();
         let first = self.cap.saturating_sub(kept).saturating_sub(foreign);
-        first.saturating_add((horizon / self.span).saturating_mul(self.cap))
+        let edge = self
+            .edge
+            .is_some_and(|edge| edge.high > now && edge.low <= end);
+        first.saturating_add((horizon / self.span + u64::from(edge)).saturating_mul(self.cap))
     }
 }

@@ -257,10 +257,10 @@ pub fn run(
         {
             Some(Event::Arrives(_)) => {
                 let server = &mut servers[call.server];
+                call.accepted = server.arrive(now, call.job.ask.cost);
                 if world.foreign > 0.0 && dice.unit() < world.foreign {
                     server.arrive(now, 1);
                 }
-                call.accepted = server.arrive(now, call.job.ask.cost);
                 call.said = world.tells.then(|| server.says(now)).flatten();
                 let flight = call.flight.as_ref().unwrap();
                 let (key, sent) = (flight.key(), flight.sent().as_nanos());

@@ -15,8 +15,8 @@ pub(super) fn read(heads: &Heads<'_>, readings: &mut Vec<Reading>) {
                 .map_or(left, |remaining| remaining.min(left)),
         );
     }
-    reading.resets_in = heads
-        .longest(&["x-ratelimit-reset-after"])
-        .or_else(|| heads.longest(&["x-ratelimit-reset", "x-rate-limit-reset"]));
+    let after = heads.longest(&["x-ratelimit-reset-after"]);
+    reading
+        .set_reset(after.or_else(|| heads.longest(&["x-ratelimit-reset", "x-rate-limit-reset"])));
     readings.push(reading);
 }
