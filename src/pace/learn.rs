@@ -9,7 +9,8 @@
 
 use super::Time;
 use super::ask::{BudgetId, COMPARED, Flight, KeyId};
-use super::limit::{Counts, Limit};
+use super::edge::Edge;
+use super::limit::{Counts, Limit, Trace};
 use super::pool::Pool;
 use super::signal::{Reading, Signal, Unit};
 use super::time::nanos;
@@ -20,6 +21,8 @@ const PAUSE_NANOS: u64 = 1_000_000_000;
 const LONGEST_PAUSE_NANOS: u64 = 64_000_000_000;
 /// At most so much jitter is added to a pause.
 const JITTER_NANOS: u64 = 1_000_000_000;
+/// The grain of `Date`.
+const SECOND_NANOS: u64 = 1_000_000_000;
 /// A refusal widens the guard by so many thousandths of the period, doubled each time …
 const WIDEN_BY: u64 = 5;
 /// … up to this.
@@ -59,7 +62,10 @@ impl Pool {
             if remaining == 0
                 && let Some(wait) = reading.resets_in
             {
-                self.pause_budget(BudgetId(self.bank.keys[flight.key.0 as usize].budget as u32), at + wait);
+                self.pause_budget(
+                    BudgetId(self.bank.keys[flight.key.0 as usize].budget as u32),
+                    at + wait,
+                );
             }
             return;
         };
@@ -67,15 +73,17 @@ impl Pool {
         let Some(limit) = self.bank.reported(flight.key).nth(place) else {
             return;
         };
-        let counted = reading.limit.unwrap_or(limit.declared).saturating_sub(remaining);
-        let Some(own) = seen.and_then(|freed| limit.own_since(freed)) else {
-            return;
-        };
-        let excess = counted.saturating_sub(own).saturating_sub(limit.foreign_used());
-        if excess > 0 {
-            limit.foreign(excess, reading.resets_in.map(|wait| at + wait), at);
-            self.choice.touch(flight.key, &self.bank);
+        if let Some(edge) = stated_edge(reading, limit.per, flight.sent, at) {
+            limit.learn_edge(edge, at);
         }
+        let all = reading.limit.unwrap_or(limit.declared);
+        let counted = all.saturating_sub(remaining);
+        if let Some(own) = seen.and_then(|freed| limit.own_since(freed)) {
+            let excess = counted.saturating_sub(own);
+            let news = excess.saturating_sub(limit.foreign_used());
+            limit.foreign(news, reading.resets_in.map(|wait| at + wait), at);
+        }
+        self.choice.touch(flight.key, &self.bank);
     }
 
     /// The declared limit of the budget or key that a reading is about: the one of that amount (and window), or the
@@ -88,10 +96,18 @@ impl Pool {
         };
         let fits = |limit: &Limit| {
             let amount = reading.limit.is_none_or(|amount| amount == limit.declared);
-            let window = reading.window.is_none_or(|window| nanos(window) == limit.per);
+            let window = reading
+                .window
+                .is_none_or(|window| nanos(window) == limit.per);
             limit.counts == counts && amount && window
         };
-        let found: Vec<usize> = self.bank.reported(key).enumerate().filter(|(_, l)| fits(l)).map(|(n, _)| n).collect();
+        let found: Vec<usize> = self
+            .bank
+            .reported(key)
+            .enumerate()
+            .filter(|(_, l)| fits(l))
+            .map(|(n, _)| n)
+            .collect();
         match found.as_slice() {
             [only] => Some(*only).filter(|place| *place < COMPARED),
             _ => None,
@@ -103,6 +119,16 @@ impl Pool {
         let number = self.bank.keys[flight.key.0 as usize].budget;
         let budget = &mut self.bank.budgets[number];
         budget.pacing_errors += 1;
+        let trace = Trace {
+            cost: flight.cost,
+            sent: flight.sent,
+            answered: flight.answered,
+        };
+        let within = self.bank.within;
+        self.bank
+            .reported(flight.key)
+            .for_each(|limit| limit.disown(trace, within));
+        let budget = &mut self.bank.budgets[number];
         // Calls that were on their way together are refused together: that is one lesson, not many.
         if budget.refused_at.is_none_or(|last| flight.sent > last) {
             budget.refused_at = Some(at);
@@ -111,7 +137,12 @@ impl Pool {
             self.widen(number);
         }
         let exhausted = |reading: &&Reading| reading.remaining.is_none_or(|left| left == 0);
-        let reset = signal.readings.iter().filter(exhausted).filter_map(|reading| reading.resets_in).max();
+        let reset = signal
+            .readings
+            .iter()
+            .filter(exhausted)
+            .filter_map(|reading| reading.resets_in)
+            .max();
         let refusals = self.bank.budgets[number].refusals.max(1);
         let backoff = (PAUSE_NANOS << (refusals - 1).min(6)).min(LONGEST_PAUSE_NANOS);
         let wait = signal.retry_after.or(reset).map_or(backoff, nanos);
@@ -122,7 +153,11 @@ impl Pool {
     /// and the time only, so that many processes do not come back at once and a replay of events gives the same times.
     fn pause_with_jitter(&mut self, key: KeyId, at: Time, wait: u64) {
         let most = (wait / 16).min(JITTER_NANOS);
-        let jitter = if most == 0 { 0 } else { scrambled(at.as_nanos() ^ u64::from(key.0) << 48) % most };
+        let jitter = if most == 0 {
+            0
+        } else {
+            scrambled(at.as_nanos() ^ u64::from(key.0) << 48) % most
+        };
         let budget = BudgetId(self.bank.keys[key.0 as usize].budget as u32);
         self.pause_budget(budget, at.plus(wait).plus(jitter));
     }
@@ -153,6 +188,24 @@ impl Pool {
         budget.refused_at = (budget.widened > 0).then_some(at);
         self.widen(number);
     }
+}
+
+/// Between which times the reset lies. The provider meant a wait that began between departure and first byte. A coarse
+/// one may have been rounded up or down, and so may the `Date` it is read against; a time that is a whole number of
+/// periods since 1970 is taken to be exact, since that is where windows on the clock end.
+fn stated_edge(reading: &Reading, per: u64, sent: Time, at: Time) -> Option<Edge> {
+    let wait = nanos(reading.resets_in?);
+    let grain = nanos(reading.reset_grain);
+    let on_the_clock = reading.reset_at.is_some_and(|at| nanos(at) % per == 0);
+    let (under, over) = match (reading.reset_at, on_the_clock) {
+        (Some(_), true) => (SECOND_NANOS, 0),
+        (Some(_), false) => (SECOND_NANOS + grain, grain),
+        (None, _) => (grain, if grain < SECOND_NANOS { 0 } else { grain }),
+    };
+    Some(Edge {
+        low: sent.plus(wait).minus(under),
+        high: at.plus(wait).plus(over),
+    })
 }
 
 /// A number that looks random (splitmix64).

@@ -10,10 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::dialect::{Db, is_collision};
 use super::jobs::{Arrival, Insertion};
 use super::wakes::{Pending, Wakes};
-use super::{
-    Buried, COLLISIONS_MAX, Claimed, DeliveryJob, DeliveryRecord, Inserted, Record, Recorded, StoreError, dead,
-    deliveries, jobs, outcomes,
-};
+use super::{Buried, COLLISIONS_MAX, Claimed, DeliveryJob, DeliveryRecord, Inserted, Record, Recorded, StoreError, dead, deliveries, jobs, outcomes};
 use crate::clock::WallMs;
 
 /// Requests that wait to be written; senders wait beyond that.
@@ -233,10 +230,7 @@ impl Task {
             }
         }
         self.wakes.commit(tx, pending).await?;
-        outcomes
-            .into_iter()
-            .map(|o| o.ok_or_else(|| StoreError::Corrupt("a request was left out".to_owned())))
-            .collect()
+        outcomes.into_iter().map(|o| o.ok_or_else(|| StoreError::Corrupt("a request was left out".to_owned()))).collect()
     }
 }
 
