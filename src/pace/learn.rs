@@ -62,10 +62,7 @@ impl Pool {
             if remaining == 0
                 && let Some(wait) = reading.resets_in
             {
-                self.pause_budget(
-                    BudgetId(self.bank.keys[flight.key.0 as usize].budget as u32),
-                    at + wait,
-                );
+                self.pause_budget(BudgetId(self.bank.keys[flight.key.0 as usize].budget as u32), at + wait);
             }
             return;
         };
@@ -96,18 +93,10 @@ impl Pool {
         };
         let fits = |limit: &Limit| {
             let amount = reading.limit.is_none_or(|amount| amount == limit.declared);
-            let window = reading
-                .window
-                .is_none_or(|window| nanos(window) == limit.per);
+            let window = reading.window.is_none_or(|window| nanos(window) == limit.per);
             limit.counts == counts && amount && window
         };
-        let found: Vec<usize> = self
-            .bank
-            .reported(key)
-            .enumerate()
-            .filter(|(_, l)| fits(l))
-            .map(|(n, _)| n)
-            .collect();
+        let found: Vec<usize> = self.bank.reported(key).enumerate().filter(|(_, l)| fits(l)).map(|(n, _)| n).collect();
         match found.as_slice() {
             [only] => Some(*only).filter(|place| *place < COMPARED),
             _ => None,
@@ -119,15 +108,9 @@ impl Pool {
         let number = self.bank.keys[flight.key.0 as usize].budget;
         let budget = &mut self.bank.budgets[number];
         budget.pacing_errors += 1;
-        let trace = Trace {
-            cost: flight.cost,
-            sent: flight.sent,
-            answered: flight.answered,
-        };
+        let trace = Trace { cost: flight.cost, sent: flight.sent, answered: flight.answered };
         let within = self.bank.within;
-        self.bank
-            .reported(flight.key)
-            .for_each(|limit| limit.disown(trace, within));
+        self.bank.reported(flight.key).for_each(|limit| limit.disown(trace, within));
         let budget = &mut self.bank.budgets[number];
         // Calls that were on their way together are refused together: that is one lesson, not many.
         if budget.refused_at.is_none_or(|last| flight.sent > last) {
@@ -137,12 +120,7 @@ impl Pool {
             self.widen(number);
         }
         let exhausted = |reading: &&Reading| reading.remaining.is_none_or(|left| left == 0);
-        let reset = signal
-            .readings
-            .iter()
-            .filter(exhausted)
-            .filter_map(|reading| reading.resets_in)
-            .max();
+        let reset = signal.readings.iter().filter(exhausted).filter_map(|reading| reading.resets_in).max();
         let refusals = self.bank.budgets[number].refusals.max(1);
         let backoff = (PAUSE_NANOS << (refusals - 1).min(6)).min(LONGEST_PAUSE_NANOS);
         let wait = signal.retry_after.or(reset).map_or(backoff, nanos);
@@ -153,11 +131,7 @@ impl Pool {
     /// and the time only, so that many processes do not come back at once and a replay of events gives the same times.
     fn pause_with_jitter(&mut self, key: KeyId, at: Time, wait: u64) {
         let most = (wait / 16).min(JITTER_NANOS);
-        let jitter = if most == 0 {
-            0
-        } else {
-            scrambled(at.as_nanos() ^ u64::from(key.0) << 48) % most
-        };
+        let jitter = if most == 0 { 0 } else { scrambled(at.as_nanos() ^ u64::from(key.0) << 48) % most };
         let budget = BudgetId(self.bank.keys[key.0 as usize].budget as u32);
         self.pause_budget(budget, at.plus(wait).plus(jitter));
     }
@@ -202,10 +176,7 @@ fn stated_edge(reading: &Reading, per: u64, sent: Time, at: Time) -> Option<Edge
         (Some(_), false) => (SECOND_NANOS + grain, grain),
         (None, _) => (grain, if grain < SECOND_NANOS { 0 } else { grain }),
     };
-    Some(Edge {
-        low: sent.plus(wait).minus(under),
-        high: at.plus(wait).plus(over),
-    })
+    Some(Edge { low: sent.plus(wait).minus(under), high: at.plus(wait).plus(over) })
 }
 
 /// A number that looks random (splitmix64).

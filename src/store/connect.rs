@@ -88,7 +88,8 @@ async fn open_sqlite(options: &StoreOptions) -> Result<Opened, StoreError> {
         // Rows of a batch are handed over without waiting for each other.
         .row_buffer_size(1024);
     let write = connect_writer(writing).await?;
-    let reading = connect.create_if_missing(false).pragma("query_only", "ON").thread_name(|n| format!("sqlite-read-{n}"));
+    let reading =
+        connect.create_if_missing(false).pragma("query_only", "ON").thread_name(|n| format!("sqlite-read-{n}"));
     let read = SqlitePoolOptions::new()
         .max_connections(SQLITE_READERS.min(options.connections_max.max(1)))
         .acquire_timeout(ACQUIRE)
@@ -111,7 +112,9 @@ async fn connect_writer(options: SqliteConnectOptions) -> Result<SqlitePool, Sto
             .test_before_acquire(false);
         match pool.connect_with(options.clone()).await {
             Ok(pool) => return Ok(pool),
-            Err(error) if is_busy(&error) && begun.elapsed() < BUSY => tokio::time::sleep(Duration::from_millis(20)).await,
+            Err(error) if is_busy(&error) && begun.elapsed() < BUSY => {
+                tokio::time::sleep(Duration::from_millis(20)).await
+            }
             Err(error) => return Err(StoreError::Unavailable(error)),
         }
     }

@@ -67,7 +67,8 @@ type Row = (
     Option<String>,
 );
 
-const VIEW: &str = "SELECT d.pk, d.job_pk, d.id, d.tenant, d.provider, d.lane, d.reason, d.error, d.raw, d.headers, d.dead_ms,
+const VIEW: &str =
+    "SELECT d.pk, d.job_pk, d.id, d.tenant, d.provider, d.lane, d.reason, d.error, d.raw, d.headers, d.dead_ms,
     d.replayed_ms, j.envelope FROM dead_letters d LEFT JOIN jobs j ON j.pk = d.job_pk";
 
 async fn views(db: &Db, rows: Vec<Row>) -> Result<Vec<DeadView>, StoreError> {
@@ -78,7 +79,21 @@ async fn views(db: &Db, rows: Vec<Row>) -> Result<Vec<DeadView>, StoreError> {
         .map(|(pk, job_pk, id, tenant, provider, lane, reason, error, raw, headers, dead_ms, replayed_ms, envelope)| {
             let attempts = job_pk.and_then(|pk| made.remove(&pk)).unwrap_or_default();
             let raw = raw.map(Into::into);
-            DeadView { pk, id, tenant, provider, lane, reason, error, attempts, envelope, raw, headers, dead_ms, replayed_ms }
+            DeadView {
+                pk,
+                id,
+                tenant,
+                provider,
+                lane,
+                reason,
+                error,
+                attempts,
+                envelope,
+                raw,
+                headers,
+                dead_ms,
+                replayed_ms,
+            }
         })
         .collect())
 }
@@ -86,7 +101,8 @@ async fn views(db: &Db, rows: Vec<Row>) -> Result<Vec<DeadView>, StoreError> {
 pub(super) async fn letter(db: &Db, tenant: Option<&str>, id: &str) -> Result<Option<DeadView>, StoreError> {
     let sql = format!("{VIEW} WHERE d.id = $1 AND ($2 IS NULL OR d.tenant = $2) ORDER BY d.tenant LIMIT 1");
     let sql = sqlx::AssertSqlSafe(sql);
-    let rows: Vec<Row> = on_db!(read db, |c| sqlx::query_as(sql).persistent(false).bind(id).bind(tenant).fetch_all(c).await)?;
+    let rows: Vec<Row> =
+        on_db!(read db, |c| sqlx::query_as(sql).persistent(false).bind(id).bind(tenant).fetch_all(c).await)?;
     Ok(views(db, rows).await?.pop())
 }
 
@@ -100,7 +116,12 @@ fn conditions(filter: &DeadFilter) -> (String, Vec<&str>) {
         .parts()
 }
 
-pub(super) async fn list(db: &Db, filter: &DeadFilter, cursor: Option<i64>, limit: u32) -> Result<Page<DeadView>, StoreError> {
+pub(super) async fn list(
+    db: &Db,
+    filter: &DeadFilter,
+    cursor: Option<i64>,
+    limit: u32,
+) -> Result<Page<DeadView>, StoreError> {
     let (text, values) = conditions(filter);
     let (a, b) = (values.len() + 1, values.len() + 2);
     let sql = sqlx::AssertSqlSafe(format!("{VIEW} WHERE TRUE{text} AND d.pk < ${a} ORDER BY d.pk DESC LIMIT ${b}"));
@@ -147,7 +168,8 @@ pub(super) async fn replay(
     now_ms: WallMs,
     wakes: &mut Pending,
 ) -> Result<Replayed, StoreError> {
-    let sql = "SELECT pk, job_pk FROM dead_letters WHERE id = $1 AND ($2 IS NULL OR tenant = $2) ORDER BY tenant LIMIT 1";
+    let sql =
+        "SELECT pk, job_pk FROM dead_letters WHERE id = $1 AND ($2 IS NULL OR tenant = $2) ORDER BY tenant LIMIT 1";
     let letter: Option<(i64, Option<JobPk>)> =
         on_db!(tx, |c| sqlx::query_as(sql).bind(id).bind(tenant).fetch_optional(c).await)?;
     let Some((letter_pk, job_pk)) = letter else { return Ok(Replayed::NotFound) };

@@ -383,9 +383,13 @@ impl From<sqlx::Error> for StoreError {
                 };
                 if passing { Self::Unavailable(error) } else { Self::Database(error) }
             }
-            E::Io(_) | E::Tls(_) | E::Protocol(_) | E::PoolTimedOut | E::PoolClosed | E::WorkerCrashed | E::BeginFailed => {
-                Self::Unavailable(error)
-            }
+            E::Io(_)
+            | E::Tls(_)
+            | E::Protocol(_)
+            | E::PoolTimedOut
+            | E::PoolClosed
+            | E::WorkerCrashed
+            | E::BeginFailed => Self::Unavailable(error),
             E::ColumnDecode { .. } | E::Decode(_) => Self::Corrupt(error.to_string()),
             _ => Self::Database(error),
         }
@@ -412,7 +416,9 @@ pub(super) fn is_busy(error: &sqlx::Error) -> bool {
 /// Whether the same work may go through when it is done again at once: others were in the way.
 pub(super) fn is_collision(error: &StoreError) -> bool {
     match error {
-        StoreError::Unavailable(sqlx::Error::Database(told)) => matches!(told.code().as_deref(), Some("40001" | "40P01")),
+        StoreError::Unavailable(sqlx::Error::Database(told)) => {
+            matches!(told.code().as_deref(), Some("40001" | "40P01"))
+        }
         // What a statement counted on was removed before it.
         StoreError::Unavailable(sqlx::Error::RowNotFound) => true,
         _ => false,
@@ -440,7 +446,10 @@ mod tests {
     #[test]
     fn a_statement_differs_only_in_where_its_rows_come_from() {
         let rows = Rows::new().int("pk", [Some(1), Some(2)]).text("state", [Some("a"), None]);
-        assert_eq!(rows.unnest("SELECT * FROM v"), "WITH v(pk,state) AS (SELECT * FROM UNNEST($1::bigint[],$2::text[])) SELECT * FROM v");
+        assert_eq!(
+            rows.unnest("SELECT * FROM v"),
+            "WITH v(pk,state) AS (SELECT * FROM UNNEST($1::bigint[],$2::text[])) SELECT * FROM v"
+        );
         assert_eq!(rows.values(2, "SELECT * FROM v"), "WITH v(pk,state) AS (VALUES (?,?),(?,?)) SELECT * FROM v");
     }
 
@@ -448,7 +457,9 @@ mod tests {
     fn passing_errors_are_told_from_lasting_ones() {
         assert!(is_passing_postgres("57P01") && is_passing_postgres("53300") && is_passing_postgres("25006"));
         assert!(!is_passing_postgres("23505") && !is_passing_postgres("42P01"));
-        assert!(is_passing_sqlite("5") && is_passing_sqlite("261") && is_passing_sqlite("13") && is_passing_sqlite("778"));
+        assert!(
+            is_passing_sqlite("5") && is_passing_sqlite("261") && is_passing_sqlite("13") && is_passing_sqlite("778")
+        );
         assert!(!is_passing_sqlite("2067") && !is_passing_sqlite("1"));
     }
 }

@@ -37,9 +37,8 @@ async fn find_implicit<'a>(
     tx: &mut Tx,
     wanted: &BTreeSet<(&'a str, &'a str)>,
 ) -> Result<HashMap<(&'a str, &'a str), Target>, StoreError> {
-    let rows = Rows::new()
-        .text("tenant", wanted.iter().map(|w| Some(w.0)))
-        .text("url", wanted.iter().map(|w| Some(w.1)));
+    let rows =
+        Rows::new().text("tenant", wanted.iter().map(|w| Some(w.0))).text("url", wanted.iter().map(|w| Some(w.1)));
     let select = "SELECT n.tenant, n.url, n.pk, n.enabled FROM v
         JOIN endpoints n ON n.tenant = v.tenant AND n.url = v.url AND n.implicit";
     let found: Vec<(String, String, i64, bool)> = rows.fetch(tx, select).await?;
@@ -53,9 +52,8 @@ pub(super) async fn registered<'a>(
     tx: &mut Tx,
     wanted: &BTreeSet<(&'a str, &'a str)>,
 ) -> Result<HashMap<(&'a str, &'a str), Target>, StoreError> {
-    let rows = Rows::new()
-        .text("tenant", wanted.iter().map(|w| Some(w.0)))
-        .text("id", wanted.iter().map(|w| Some(w.1)));
+    let rows =
+        Rows::new().text("tenant", wanted.iter().map(|w| Some(w.0))).text("id", wanted.iter().map(|w| Some(w.1)));
     let select = "SELECT n.tenant, n.id, n.pk, n.enabled FROM v
         JOIN endpoints n ON n.id = v.id AND n.tenant = v.tenant";
     let found: Vec<(String, String, i64, bool)> = rows.fetch(tx, select).await?;

@@ -55,7 +55,11 @@ pub(super) async fn rescue(
     Ok(released)
 }
 
-async fn dead_owners(db: &Db, living: Option<&Mutex<BTreeSet<OwnerId>>>, silent_for: Duration) -> Result<Vec<OwnerId>, StoreError> {
+async fn dead_owners(
+    db: &Db,
+    living: Option<&Mutex<BTreeSet<OwnerId>>>,
+    silent_for: Duration,
+) -> Result<Vec<OwnerId>, StoreError> {
     let mut tx = db.begin().await?;
     let sql = format!(
         "SELECT held.id, CASE WHEN o.seen_ms >= {now} - $1 THEN TRUE ELSE FALSE END AS lives
@@ -149,7 +153,8 @@ async fn mark_orphaned(tx: &mut Tx, held: &[Held]) -> Result<(), StoreError> {
 
 async fn free_deliveries(tx: &mut Tx, owner: &str, now_ms: WallMs, wakes: &mut Pending) -> Result<(), StoreError> {
     let sql = "UPDATE deliveries SET owner = NULL, due_ms = $2 WHERE owner = $1 AND state = 'pending'";
-    let freed = on_db!(tx, |c| sqlx::query(sql).bind(owner).bind(now_ms).execute(c).await.map(|done| done.rows_affected()))?;
+    let freed =
+        on_db!(tx, |c| sqlx::query(sql).bind(owner).bind(now_ms).execute(c).await.map(|done| done.rows_affected()))?;
     if freed > 0 {
         wakes.deliveries();
     }

@@ -41,10 +41,20 @@ pub(super) async fn expire(tx: &mut Tx, limit: u32, now_ms: WallMs, wakes: &mut 
 
 /// Removes jobs that ended before the given times, with all that belongs to them, and dead
 /// letters that old; at most `limit` of each. A job stays while a delivery of it is pending.
-pub(super) async fn remove(tx: &mut Tx, succeeded_before_ms: WallMs, dead_before_ms: WallMs, limit: u32) -> Result<Removed, StoreError> {
+pub(super) async fn remove(
+    tx: &mut Tx,
+    succeeded_before_ms: WallMs,
+    dead_before_ms: WallMs,
+    limit: u32,
+) -> Result<Removed, StoreError> {
     let mut removed = Removed::default();
     let mut left = i64::from(limit);
-    let ages = [("succeeded", succeeded_before_ms), ("expired", succeeded_before_ms), ("cancelled", succeeded_before_ms), ("dead", dead_before_ms)];
+    let ages = [
+        ("succeeded", succeeded_before_ms),
+        ("expired", succeeded_before_ms),
+        ("cancelled", succeeded_before_ms),
+        ("dead", dead_before_ms),
+    ];
     for (state, before_ms) in ages {
         let sql = format!(
             "SELECT pk FROM jobs WHERE state = $1 AND finished_ms IS NOT NULL AND finished_ms < $2
