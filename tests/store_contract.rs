@@ -1091,7 +1091,7 @@ async fn migrating_at_once_is_safe(f: Fixture) {
         (Some(name), url)
     };
     let options = StoreOptions { url, exclusive: false, connections_max: 4 };
-    let starts = (0..4).map(|_| {
+    let starts = (0..8).map(|_| {
         let options = options.clone();
         tokio::spawn(async move {
             let store = Store::open(&options).await.expect("opened");

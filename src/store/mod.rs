@@ -341,9 +341,9 @@ impl Store {
     /// [`StoreError::Unavailable`].
     pub async fn depth(&self) -> Result<Depth, StoreError> {
         Ok(Depth {
-            jobs: jobs::depth(self.db()).await?,
-            deliveries_pending: deliveries::depth(self.db()).await?,
-            dead_letters: dead::depth(self.db()).await?,
+            jobs: self.db().in_time(jobs::depth(self.db())).await?,
+            deliveries_pending: self.db().in_time(deliveries::depth(self.db())).await?,
+            dead_letters: self.db().in_time(dead::depth(self.db())).await?,
         })
     }
 
