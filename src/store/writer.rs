@@ -182,19 +182,19 @@ impl Task {
     }
 
     /// The database is away: everybody who waits is told so now, not one time-out after the other.
-    fn refuse(&mut self, batch: Vec<Request>, error: &sqlx::Error) {
-        let refuse = |request: Request| request.fail(StoreError::Unavailable(copy(error)));
-        batch.into_iter().for_each(refuse);
-        for _ in 0..QUEUE {
-            match self.receiver.try_recv() {
-                Ok(Request::Close(reply)) => {
-                    self.closing = Some(reply);
-                    break;
-                }
-                Ok(request) => refuse(request),
-                Err(_) => break,
+    /// Who waits is settled before the first is told: what comes in afterwards is a new attempt.
+    fn refuse(&mut self, mut batch: Vec<Request>, error: &sqlx::Error) {
+        while let Ok(request) = self.receiver.try_recv() {
+            if let Request::Close(reply) = request {
+                self.closing = Some(reply);
+                break;
+            }
+            batch.push(request);
+            if batch.len() > QUEUE {
+                break;
             }
         }
+        batch.into_iter().for_each(|request| request.fail(StoreError::Unavailable(copy(error))));
     }
 
     /// One transaction, again where others were in the way.
