@@ -23,7 +23,10 @@ impl Edge {
         let Some(old) = known else {
             return Some(stated);
         };
-        let both = Edge { low: old.low.max(stated.low), high: old.high.min(stated.high) };
+        let both = Edge {
+            low: old.low.max(stated.low),
+            high: old.high.min(stated.high),
+        };
         if both.low <= both.high {
             return Some(both);
         }
@@ -31,12 +34,19 @@ impl Edge {
         if stated.high < old.low.plus(span) {
             return known;
         }
-        Some(Edge { low: stated.low.max(old.low.plus(span)), high: stated.high })
+        Some(Edge {
+            low: stated.low.max(old.low.plus(span)),
+            high: stated.high,
+        })
     }
 
     /// When a call counted at `anchor` at the latest is forgotten, not counting guards.
     pub fn forgets(self, anchor: Time, span: u64) -> Time {
         let slid = anchor.plus(span);
-        if anchor < self.low { slid.min(self.high) } else { slid }
+        if anchor < self.low {
+            slid.min(self.high)
+        } else {
+            slid
+        }
     }
 }

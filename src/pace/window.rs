@@ -44,7 +44,11 @@ pub(super) struct Window {
 
 impl Window {
     pub fn new(cap: u64, span: u64) -> Window {
-        let grain = if cap > EXACT_SLOTS { span / EXACT_SLOTS } else { 0 };
+        let grain = if cap > EXACT_SLOTS {
+            span / EXACT_SLOTS
+        } else {
+            0
+        };
         Window {
             cap,
             span,
@@ -67,8 +71,14 @@ impl Window {
         let plain = Window::new(cap, span);
         let grain = grain.max(plain.grain);
         let depth = (cap / 4).clamp(1, 2).max(cap / 50);
-        let bucket = (depth < cap).then(|| (depth, Gcra::new(cap - depth, span + plain.guard, false)));
-        Window { grain, calls: Calls::new(grain), bucket, ..plain }
+        let bucket =
+            (depth < cap).then(|| (depth, Gcra::new(cap - depth, span + plain.guard, false)));
+        Window {
+            grain,
+            calls: Calls::new(grain),
+            bucket,
+            ..plain
+        }
     }
 
     /// Earliest room for `amount`; what is larger than the window goes when the window is empty.
@@ -97,7 +107,11 @@ impl Window {
     }
 
     fn freed_by_any(&self, need: u64, within: u64) -> Slot {
-        let mut certain: Vec<(Time, u64)> = self.log.iter().map(|&(anchor, n)| (self.free_at(anchor), n)).collect();
+        let mut certain: Vec<(Time, u64)> = self
+            .log
+            .iter()
+            .map(|&(anchor, n)| (self.free_at(anchor), n))
+            .collect();
         certain.extend(self.foreign.iter().copied());
         certain.sort_unstable();
         let mut sum = 0;
@@ -147,7 +161,7 @@ impl Window {
 
     /// Calls that were not answered in time count from then on; slots whose window is over are freed.
     fn advance(&mut self, now: Time, within: u64) {
-        while let Some((sent, amount)) = self.calls.pop_departed_by(now.minus(within)) {
+        while let Some((sent, amount)) = self.calls.pop_overdue(now, within) {
             self.record(amount, sent.plus(within));
         }
         while let Some(&(anchor, amount)) = self.log.front() {
@@ -162,7 +176,11 @@ impl Window {
             }
         }
         let two = self.span * 2 + self.guard;
-        while self.before.front().is_some_and(|entry| entry.0.plus(two) <= now) {
+        while self
+            .before
+            .front()
+            .is_some_and(|entry| entry.0.plus(two) <= now)
+        {
             self.before.pop_front();
         }
         if !self.foreign.is_empty() {
@@ -228,7 +246,10 @@ impl Window {
         // Where the very entry is gone, taking from an earlier one is safe: that one is forgotten sooner.
         let anchor = self.filed(anchor);
         let place = self.log.partition_point(|entry| entry.0 <= anchor);
-        if let Some(entry) = place.checked_sub(1).and_then(|place| self.log.get_mut(place)) {
+        if let Some(entry) = place
+            .checked_sub(1)
+            .and_then(|place| self.log.get_mut(place))
+        {
             let back = (estimate - actual).min(entry.1);
             entry.1 -= back;
             self.logged -= back;
@@ -281,7 +302,12 @@ impl Window {
 
     /// What a sliding counter could make of the answered calls at `now`, at worst; those in flight come on top.
     pub fn heaviest(&self, now: Time) -> f64 {
-        let newest_first = self.log.iter().rev().chain(self.before.iter().rev()).copied();
+        let newest_first = self
+            .log
+            .iter()
+            .rev()
+            .chain(self.before.iter().rev())
+            .copied();
         counter::heaviest(newest_first, now, self.span, self.guard)
     }
 
@@ -334,10 +360,18 @@ impl Window {
     pub fn allowance(&mut self, horizon: u64, now: Time, within: u64) -> u64 {
         self.advance(now, within);
         let end = now.plus(horizon);
-        let kept: u64 = self.log.iter().rev().take_while(|e| self.free_at(e.0) > end).map(|e| e.1).sum();
+        let kept: u64 = self
+            .log
+            .iter()
+            .rev()
+            .take_while(|e| self.free_at(e.0) > end)
+            .map(|e| e.1)
+            .sum();
         let foreign: u64 = self.foreign.iter().filter(|e| e.0 > end).map(|e| e.1).sum();
         let first = self.cap.saturating_sub(kept).saturating_sub(foreign);
-        let edge = self.edge.is_some_and(|edge| edge.high > now && edge.low <= end);
+        let edge = self
+            .edge
+            .is_some_and(|edge| edge.high > now && edge.low <= end);
         first.saturating_add((horizon / self.span + u64::from(edge)).saturating_mul(self.cap))
     }
 }
