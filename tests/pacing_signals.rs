@@ -16,6 +16,8 @@ fn parse(status: u16, heads: &[(&'static str, &'static str)]) -> Signal {
     Signal::parse(heads.iter().copied().chain([("Date", DATE)]), status, None)
 }
 
+type Heads<'a> = &'a [(&'a str, &'a str)];
+
 /// Unit, limit, remaining, reset in milliseconds, window in seconds, family.
 type Row = (
     Unit,
@@ -45,7 +47,7 @@ fn rows(signal: &Signal) -> Vec<Row> {
 fn every_family_is_read() {
     use Family::*;
     use Unit::*;
-    let table: &[(&[(&str, &str)], &[Row])] = &[
+    let table: &[(Heads<'_>, &[Row])] = &[
         (
             &[
                 (

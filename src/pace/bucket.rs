@@ -67,7 +67,7 @@ impl Bucket {
     }
 
     fn advance(&mut self, now: Time, within: u64) {
-        while let Some((sent, amount)) = self.calls.pop_departed_by(now.minus(within)) {
+        while let Some((sent, amount)) = self.calls.pop_overdue(now, within) {
             self.gcra.take(amount, sent.plus(within));
         }
     }

@@ -78,10 +78,10 @@ impl Calls {
         taken
     }
 
-    /// The next call that departed at `before` or earlier, taken out.
-    pub fn pop_departed_by(&mut self, before: Time) -> Option<(Time, u64)> {
+    /// The next call that departed `within` nanoseconds ago or earlier, taken out.
+    pub fn pop_overdue(&mut self, now: Time, within: u64) -> Option<(Time, u64)> {
         let &(sent, amount) = self.open.front()?;
-        if sent > before {
+        if sent.plus(within) > now {
             return None;
         }
         self.open.pop_front();

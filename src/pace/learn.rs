@@ -196,7 +196,9 @@ impl Pool {
 fn stated_edge(reading: &Reading, per: u64, sent: Time, at: Time) -> Option<Edge> {
     let wait = nanos(reading.resets_in?);
     let grain = nanos(reading.reset_grain);
-    let on_the_clock = reading.reset_at.is_some_and(|at| nanos(at) % per == 0);
+    let on_the_clock = reading
+        .reset_at
+        .is_some_and(|at| nanos(at).is_multiple_of(per));
     let (under, over) = match (reading.reset_at, on_the_clock) {
         (Some(_), true) => (SECOND_NANOS, 0),
         (Some(_), false) => (SECOND_NANOS + grain, grain),

@@ -161,7 +161,7 @@ impl Window {
 
     /// Calls that were not answered in time count from then on; slots whose window is over are freed.
     fn advance(&mut self, now: Time, within: u64) {
-        while let Some((sent, amount)) = self.calls.pop_departed_by(now.minus(within)) {
+        while let Some((sent, amount)) = self.calls.pop_overdue(now, within) {
             self.record(amount, sent.plus(within));
         }
         while let Some(&(anchor, amount)) = self.log.front() {
