@@ -182,6 +182,26 @@ proptest! {
 }
 
 #[test]
+fn costs_of_nothing_and_absurd_corrections_do_no_harm() {
+    for algorithm in [
+        Algorithm::SlidingWindow,
+        Algorithm::TokenBucket,
+        Algorithm::Smooth,
+    ] {
+        let spec = one_key(vec![LimitSpec::cost(10, seconds(1.0), algorithm)]);
+        let mut pool = Pool::new(&spec, Time::ZERO).unwrap();
+        for n in 0..5 {
+            send(&mut pool, &costing(0), t(n));
+        }
+        assert_eq!(used(&mut pool, t(5)), [0]);
+        let mut flight = depart(&mut pool, &costing(0), t(6));
+        pool.first_byte(&mut flight, t(6), None);
+        pool.finish(flight, t(6), Some(u64::MAX));
+        assert!(slot(&mut pool, &costing(1), t(7)) > t(900));
+    }
+}
+
+#[test]
 fn a_window_corrects_costs() {
     let mut pool = Pool::new(
         &one_key(vec![LimitSpec::cost(

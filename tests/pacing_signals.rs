@@ -502,12 +502,14 @@ const CALL: Job = Job {
 #[test]
 fn remaining_zero_at_full_use_costs_nothing() {
     for (n, window) in [(100, 10 * SECOND), (10, SECOND)] {
-        for seed in 0..3 {
-            let spec = one_key(LimitSpec::requests(
-                n,
-                Duration::from_nanos(window),
-                Algorithm::SlidingWindow,
-            ));
+        for seed in 0..4 {
+            let limit =
+                LimitSpec::requests(n, Duration::from_nanos(window), Algorithm::SlidingWindow);
+            let mut spec = one_key(limit);
+            if seed % 2 == 1 {
+                // The same limit, declared of the provider as a whole.
+                std::mem::swap(&mut spec.limits, &mut spec.key_limits);
+            }
             let used = |tells| {
                 let (mut pool, mut line) = (
                     Pool::new(&spec, Time::ZERO).unwrap(),

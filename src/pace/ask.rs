@@ -93,8 +93,8 @@ impl Default for Ask {
     }
 }
 
-/// So many limits of a budget and its key can compare what the server counted with what was sent from here.
-pub(super) const COMPARED: usize = 4;
+/// So many of the limits of a call can compare what the server counted with what was sent from here.
+pub(super) const COMPARED: usize = 6;
 
 /// The right to send one call with one key now, taken from every limit that applies. Give it to
 /// [`super::Pool::depart`] or [`super::Pool::abandon`]; one that is dropped keeps its place for ever.

@@ -184,20 +184,15 @@ impl Bank {
         }
     }
 
-    /// Limits of a budget and of one of its keys: those whose use the provider reports.
-    pub fn reported(&mut self, key: KeyId) -> impl Iterator<Item = &mut Limit> {
-        let key = &mut self.keys[key.0 as usize];
-        self.budgets[key.budget]
-            .limits
-            .iter_mut()
-            .chain(key.limits.iter_mut())
-    }
-
-    pub fn freed_now(&mut self, key: KeyId) -> [u64; COMPARED] {
+    /// Readings of `Limit::freed`, in the order of `each`.
+    pub fn freed_now(&mut self, key: KeyId, routes: Routes) -> [u64; COMPARED] {
         let mut freed = [0; COMPARED];
-        for (place, limit) in freed.iter_mut().zip(self.reported(key)) {
-            *place = limit.freed();
-        }
+        let mut places = freed.iter_mut();
+        self.each(key, routes, |limit| {
+            if let Some(place) = places.next() {
+                *place = limit.freed();
+            }
+        });
         freed
     }
 

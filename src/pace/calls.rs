@@ -50,6 +50,9 @@ impl Calls {
 
     pub fn depart(&mut self, amount: u64, at: Time) {
         self.unbook(amount);
+        if amount == 0 {
+            return;
+        }
         self.insert(amount, at.rounded_up(self.grain));
     }
 

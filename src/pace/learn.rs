@@ -8,7 +8,7 @@
 //! * Refused in spite of a permit: the budget pauses, the error is counted, and its guard widens.
 
 use super::Time;
-use super::ask::{BudgetId, COMPARED, Flight, KeyId};
+use super::ask::{BudgetId, Flight, KeyId};
 use super::edge::Edge;
 use super::limit::{Counts, Limit, Trace};
 use super::pool::Pool;
@@ -57,61 +57,74 @@ impl Pool {
         let Some(remaining) = reading.remaining else {
             return;
         };
-        let matching = self.matching(flight.key, reading);
-        let Some(place) = matching else {
-            if remaining == 0
-                && let Some(wait) = reading.resets_in
-            {
-                self.pause_budget(
-                    BudgetId(self.bank.keys[flight.key.0 as usize].budget as u32),
-                    at + wait,
-                );
+        match self.declared(flight, reading, at) {
+            Declared::Once(place) => self.compare(flight, at, reading, remaining, place),
+            Declared::Never if remaining == 0 => {
+                let budget = BudgetId(self.bank.keys[flight.key.0 as usize].budget as u32);
+                let until = reading.resets_in.map(|wait| at + wait);
+                until
+                    .into_iter()
+                    .for_each(|until| self.pause_budget(budget, until));
             }
-            return;
-        };
+            Declared::Never | Declared::Often => {}
+        }
+    }
+
+    fn compare(
+        &mut self,
+        flight: &Flight,
+        at: Time,
+        reading: &Reading,
+        remaining: u64,
+        place: usize,
+    ) {
         let seen = flight.freed.get(place).copied();
-        let Some(limit) = self.bank.reported(flight.key).nth(place) else {
-            return;
-        };
-        if let Some(edge) = stated_edge(reading, limit.per, flight.sent, at) {
-            limit.learn_edge(edge, at);
-        }
-        let all = reading.limit.unwrap_or(limit.declared);
-        let counted = all.saturating_sub(remaining);
-        if let Some(own) = seen.and_then(|freed| limit.own_since(freed)) {
-            let excess = counted.saturating_sub(own);
-            let news = excess.saturating_sub(limit.foreign_used());
-            limit.foreign(news, reading.resets_in.map(|wait| at + wait), at);
-        }
+        let mut n = 0;
+        self.bank.each(flight.key, flight.routes, |limit| {
+            if n == place {
+                if let Some(edge) = stated_edge(reading, limit.per, flight.sent, at) {
+                    limit.learn_edge(edge, at);
+                }
+                let all = reading.limit.unwrap_or(limit.declared);
+                let counted = all.saturating_sub(remaining);
+                if let Some(own) = seen.and_then(|freed| limit.own_since(freed)) {
+                    let excess = counted.saturating_sub(own);
+                    let news = excess.saturating_sub(limit.foreign_used());
+                    limit.foreign(news, reading.resets_in.map(|wait| at + wait), at);
+                }
+            }
+            n += 1;
+        });
         self.choice.touch(flight.key, &self.bank);
     }
 
-    /// The declared limit of the budget or key that a reading is about: the one of that amount (and window), or the
-    /// only one where the reading does not name an amount.
-    fn matching(&mut self, key: KeyId, reading: &Reading) -> Option<usize> {
+    /// Which declared limit a reading is about: the one of that amount (and window), or the only one where the reading
+    /// does not name an amount.
+    fn declared(&mut self, flight: &Flight, reading: &Reading, at: Time) -> Declared {
         let counts = match reading.unit {
             Unit::Requests => Counts::Requests,
             Unit::Cost => Counts::Cost,
             Unit::Concurrency => Counts::Open,
         };
         let fits = |limit: &Limit| {
-            let amount = reading.limit.is_none_or(|amount| amount == limit.declared);
-            let window = reading
-                .window
-                .is_none_or(|window| nanos(window) == limit.per);
-            limit.counts == counts && amount && window
+            // A bucket may be told by its depth.
+            let is = |amount| amount == limit.declared || amount == limit.usage(at).1;
+            let window = |window| nanos(window) == limit.per;
+            limit.counts == counts
+                && reading.limit.is_none_or(is)
+                && reading.window.is_none_or(window)
         };
-        let found: Vec<usize> = self
-            .bank
-            .reported(key)
-            .enumerate()
-            .filter(|(_, l)| fits(l))
-            .map(|(n, _)| n)
-            .collect();
-        match found.as_slice() {
-            [only] => Some(*only).filter(|place| *place < COMPARED),
-            _ => None,
-        }
+        let (mut n, mut found) = (0, Declared::Never);
+        self.bank.each(flight.key, flight.routes, |limit| {
+            if fits(limit) {
+                found = match found {
+                    Declared::Never => Declared::Once(n),
+                    Declared::Once(_) | Declared::Often => Declared::Often,
+                };
+            }
+            n += 1;
+        });
+        found
     }
 
     /// 429 in spite of a permit.
@@ -125,9 +138,9 @@ impl Pool {
             answered: flight.answered,
         };
         let within = self.bank.within;
-        self.bank
-            .reported(flight.key)
-            .for_each(|limit| limit.disown(trace, within));
+        self.bank.each(flight.key, flight.routes, |limit| {
+            limit.disown(trace, within)
+        });
         let budget = &mut self.bank.budgets[number];
         // Calls that were on their way together are refused together: that is one lesson, not many.
         if budget.refused_at.is_none_or(|last| flight.sent > last) {
@@ -208,6 +221,16 @@ fn stated_edge(reading: &Reading, per: u64, sent: Time, at: Time) -> Option<Edge
         low: sent.plus(wait).minus(under),
         high: at.plus(wait).plus(over),
     })
+}
+
+/// How often a limit that a reading may be about was declared.
+#[derive(Clone, Copy)]
+enum Declared {
+    Never,
+    /// By its place in the order of `Bank::each`.
+    Once(usize),
+    /// Nobody knows which one is meant: nothing is learnt.
+    Often,
 }
 
 /// A number that looks random (splitmix64).

@@ -231,7 +231,11 @@ impl Limit {
                 _ => gate.release(),
             };
         }
-        let Some(actual) = actual else { return };
+        let Some(actual) = actual else {
+            return;
+        };
+        // An absurd answer costs a whole period, not eternity.
+        let actual = actual.min(self.declared.max(call.cost));
         let lower_unanswered = call.answered.is_none() && actual < call.cost;
         if self.counts != Counts::Cost || actual == call.cost || lower_unanswered {
             return;

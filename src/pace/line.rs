@@ -432,8 +432,15 @@ impl<T> Line<T> {
             }
             let ask = self.ask(other, 0);
             let after = pool.earliest(&ask, now);
-            if after > until.max(now) && after > pool.earliest_without(permit, &ask, now) {
-                return Some(until);
+            if after <= until.max(now) {
+                continue;
+            }
+            let before = pool.earliest_without(permit, &ask, now);
+            if after > before {
+                if before <= now {
+                    self.rouse(other);
+                }
+                return Some(before.max(now.plus(1)));
             }
         }
         None

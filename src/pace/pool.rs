@@ -155,23 +155,23 @@ impl Pool {
         last
     }
 
-    fn candidates(&self, pin: Option<Pin>) -> Vec<usize> {
-        match pin {
-            Some(Pin::Key(key)) => self
-                .bank
-                .keys
-                .get(key.0 as usize)
-                .map(|_| key.0 as usize)
-                .into_iter()
-                .collect(),
-            Some(Pin::Budget(b)) => self
-                .bank
-                .budgets
-                .get(b.0 as usize)
-                .map(|b| b.keys.clone())
-                .unwrap_or_default(),
-            None => (0..self.bank.keys.len()).collect(),
-        }
+    fn candidates(&self, pin: Option<Pin>) -> impl Iterator<Item = usize> {
+        let all = 0..self.bank.keys.len();
+        let (range, of_budget) = match pin {
+            None => (all, &[][..]),
+            Some(Pin::Key(key)) if all.contains(&(key.0 as usize)) => {
+                (key.0 as usize..key.0 as usize + 1, &[][..])
+            }
+            Some(Pin::Key(_)) => (0..0, &[][..]),
+            Some(Pin::Budget(b)) => (
+                0..0,
+                self.bank
+                    .budgets
+                    .get(b.0 as usize)
+                    .map_or(&[][..], |b| &b.keys),
+            ),
+        };
+        range.chain(of_budget.iter().copied())
     }
 
     /// Takes a permit from every limit that applies, all or nothing; or says what to wait for.
@@ -279,7 +279,7 @@ impl Pool {
     }
 
     fn grant(&mut self, key: KeyId, ask: &Ask, now: Time) -> Permit {
-        let freed = self.bank.freed_now(key);
+        let freed = self.bank.freed_now(key, ask.routes);
         self.bank
             .each(key, ask.routes, |limit| limit.book(ask.cost));
         let state = &mut self.bank.keys[key.0 as usize];
