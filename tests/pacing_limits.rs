@@ -197,7 +197,9 @@ fn costs_of_nothing_and_absurd_corrections_do_no_harm() {
         let mut flight = depart(&mut pool, &costing(0), t(6));
         pool.first_byte(&mut flight, t(6), None);
         pool.finish(flight, t(6), Some(u64::MAX));
-        assert!(slot(&mut pool, &costing(1), t(7)) > t(900));
+        // It costs a whole period and not eternity.
+        let next = slot(&mut pool, &costing(10), t(7));
+        assert!(next > t(1_000) && next < t(2_020), "{next:?}");
     }
 }
 
@@ -342,6 +344,11 @@ fn a_quota_ends_with_its_period() {
     pool.quota_period(place, 0, later, 0, next);
     let after = slot(&mut pool, &Ask::default(), next);
     assert!(after >= later && after <= later + seconds(9.0), "{after:?}");
+    // A new end told at the very end does not carry the old period's calls over.
+    let mut pool = Pool::new(&spec, Time::ZERO).unwrap();
+    (0..3).for_each(|n| send(&mut pool, &Ask::default(), t(n)));
+    pool.quota_period(place, 0, later, 0, ends);
+    assert!(slot(&mut pool, &Ask::default(), ends) <= ends + seconds(9.0));
     // A persisted counter after a restart.
     let mut pool = Pool::new(&spec, Time::ZERO).unwrap();
     pool.quota_period(place, 0, ends, 2, t(0));
@@ -385,6 +392,36 @@ fn huge_windows_are_rounded_to_the_safe_side() {
         let share = report.share(n, window, (2 * SECOND, 32 * SECOND), |_| 1);
         println!("{n} per 10 s, {algorithm:?}: {share:.4}");
         assert!(share >= 0.97, "{share}");
+    }
+}
+
+#[test]
+fn a_rounded_slot_is_never_early() {
+    // A grain of 10 ms, longer than the guard of 5.1 ms.
+    let window = Duration::from_millis(40_960);
+    let spec = one_key(vec![LimitSpec::requests(
+        8_192,
+        window,
+        Algorithm::SlidingWindow,
+    )]);
+    for sent in [9, 10, 11, 15, 19] {
+        let mut pool = Pool::new(&spec, Time::ZERO).unwrap();
+        (0..8_192).for_each(|_| send(&mut pool, &Ask::default(), t(sent)));
+        let next = slot(&mut pool, &Ask::default(), t(sent));
+        assert!(next >= t(sent) + window && next <= t(sent + 16) + window);
+        // In flight, too: departures are rounded as answers are.
+        let mut pool = Pool::new(&spec, Time::ZERO).unwrap();
+        let flights: Vec<_> = (0..8_192)
+            .map(|_| depart(&mut pool, &Ask::default(), t(sent)))
+            .collect();
+        let next = slot(&mut pool, &Ask::default(), t(sent));
+        assert!(next >= t(sent + 30_000) + window);
+        for mut flight in flights {
+            pool.first_byte(&mut flight, t(sent + 1), None);
+            pool.finish(flight, t(sent + 1), None);
+        }
+        let next = slot(&mut pool, &Ask::default(), t(sent + 1));
+        assert!(next >= t(sent + 1) + window && next <= t(sent + 17) + window);
     }
 }
 

@@ -184,6 +184,15 @@ impl Pool {
             self.bank.keys[key].limits.iter_mut().for_each(widen);
             self.choice.touch(KeyId(key as u32), &self.bank);
         }
+        // Limits that several budgets share are as wide as the widest of these.
+        let most = self.bank.budgets.iter().map(|budget| budget.widened).max();
+        let most = most.unwrap_or(0);
+        let shared = self
+            .bank
+            .limits
+            .iter_mut()
+            .chain(self.bank.routes.iter_mut().flatten());
+        shared.for_each(|limit| limit.widen(limit.per / 1000 * most));
     }
 
     /// An accepted call, long after the last refusal: the guard shrinks again.

@@ -7,7 +7,7 @@
 use super::Time;
 use super::calls::Calls;
 use super::counter;
-use super::edge::Edge;
+use super::edge::{Edge, Edges};
 use super::gcra::Gcra;
 use super::slot::Slot;
 use std::collections::VecDeque;
@@ -38,8 +38,8 @@ pub(super) struct Window {
     before: VecDeque<(Time, u64)>,
     /// For windows that remember: the answered calls as takings from a bucket, see `evenly`.
     bucket: Option<(u64, Gcra)>,
-    /// Fixed windows: the edge that is known.
-    edge: Option<Edge>,
+    /// Fixed windows: the edges that are known.
+    edges: Edges,
 }
 
 impl Window {
@@ -61,7 +61,7 @@ impl Window {
             freed: 0,
             before: VecDeque::new(),
             bucket: None,
-            edge: None,
+            edges: Edges::default(),
         }
     }
 
@@ -133,30 +133,24 @@ impl Window {
     }
 
     fn free_at(&self, anchor: Time) -> Time {
-        let free = match self.edge {
-            Some(edge) => edge.forgets(anchor, self.span),
-            None => anchor.plus(self.span),
-        };
-        free.plus(self.guard)
+        self.edges.forgets(anchor, self.span).plus(self.guard)
     }
 
     /// The provider says that it forgets everything at an edge within these bounds.
     pub fn learn_edge(&mut self, stated: Edge, now: Time) {
-        self.edge = Edge::with(self.edge, stated, self.span, now);
+        self.edges.learn(stated, self.span, now);
     }
 
     /// The caller knows the edge.
     pub fn set_edge(&mut self, at: Time) {
-        self.edge = Some(Edge { low: at, high: at });
+        self.edges.set(at);
     }
 
     /// Anchors are rounded up to the grain, but not over an edge.
     fn filed(&self, anchor: Time) -> Time {
         let rounded = anchor.rounded_up(self.grain);
-        match self.edge {
-            Some(edge) if anchor < edge.low => rounded.min(edge.low.minus(1)),
-            Some(_) | None => rounded,
-        }
+        let edge = self.edges.next_after(anchor);
+        edge.map_or(rounded, |edge| rounded.min(edge.low.minus(1)))
     }
 
     /// Calls that were not answered in time count from then on; slots whose window is over are freed.
@@ -369,9 +363,7 @@ impl Window {
             .sum();
         let foreign: u64 = self.foreign.iter().filter(|e| e.0 > end).map(|e| e.1).sum();
         let first = self.cap.saturating_sub(kept).saturating_sub(foreign);
-        let edge = self
-            .edge
-            .is_some_and(|edge| edge.high > now && edge.low <= end);
+        let edge = self.edges.any_within(now, end);
         first.saturating_add((horizon / self.span + u64::from(edge)).saturating_mul(self.cap))
     }
 }
