@@ -27,7 +27,8 @@ class Receiver(BaseHTTPRequestHandler):
         good = verified(self.headers, body)
         entry = {"at": time.time(), "id": self.headers.get("webhook-id"), "verified": good}
         entry["event"] = json.loads(body) if good else None
-        print(json.dumps(entry), file=ledger or sys.stdout, flush=True)  # keep it first, then say so: the same id may come twice
+        # Keep it first, then say so: the same id may come twice. One write a line: several threads write here.
+        print(json.dumps(entry) + "\n", end="", file=ledger or sys.stdout, flush=True)
         self.send_response(204 if good else 401)
         self.send_header("content-length", "0")
         self.end_headers()

@@ -14,7 +14,7 @@ pub async fn bind(address: SocketAddr, tokens: &Tokens) -> anyhow::Result<TcpLis
     check_listen(address, tokens)?;
     TcpListener::bind(address)
         .await
-        .with_context(|| format!("cannot listen on {address} (api.listen): is another paceline running?"))
+        .with_context(|| format!("cannot listen on {address} (api.listen or PACELINE__API__LISTEN names another)"))
 }
 
 /// Answers health checks on the same socket until the store is there.

@@ -52,7 +52,13 @@ impl Backend {
         if let Some(url) = &globals.url {
             return HttpApi::new(url, token).map(Self::Http);
         }
-        let config = globals.load()?;
+        let config = globals.load().map_err(|failure| Failure {
+            message: format!(
+                "{}\n(with --url or PACELINE_URL a server is asked, and needs none here)",
+                failure.message
+            ),
+            ..failure
+        })?;
         let api = HttpApi::new(&format!("http://{}", reachable(config.api.listen)), token)?;
         if api.is_there().await {
             tracing::info!(api = api.place(), "using the API of a running server");

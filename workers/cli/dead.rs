@@ -31,9 +31,11 @@ const REPLAY_EXAMPLES: &str = r#"Examples:
   As it was:
     paceline dead replay 0193c1f0-…
   With another request:
-    paceline dead replay 0193c1f0-… --edit-request '{"method":"POST","path":"/v2/search","body":{"q":"Berlin"}}'
+    paceline dead replay 0193c1f0-… \
+      --edit-request '{"method":"POST","path":"/v2/search","body":{"q":"Berlin"}}'
   All that were given up after too many attempts:
-    paceline --json dead list --all --reason attempts_exhausted --replayed false | jq -r .id | xargs paceline dead replay"#;
+    paceline --json dead list --all --reason attempts_exhausted --replayed false \
+      | jq -r .id | xargs paceline dead replay"#;
 
 /// Which dead letters.
 #[derive(Debug, Args)]

@@ -36,11 +36,13 @@ const EXAMPLES: &str = r#"Examples:
   One call:
     paceline enqueue --provider geocoder --path /v1/geocode --query q=Berlin
   With a body, in the lane `high`, not before five minutes from now:
-    paceline enqueue --provider geocoder --path /v1/search --data '{"q":"Berlin"}' --lane high --not-before 5m
+    paceline enqueue --provider geocoder --path /v1/search \
+      --data '{"q":"Berlin"}' --lane high --not-before 5m
   Many, from a file; lines that name no provider are for geocoder:
     paceline enqueue jobs.jsonl --provider geocoder
   From a pipe:
-    jq -c '{provider:"geocoder",request:{path:"/v1/geocode",query:{q:.city}}}' cities.json | paceline enqueue -"#;
+    jq -c '{provider:"geocoder",request:{path:"/v1/geocode",query:{q:.city}}}' \
+      cities.json | paceline enqueue -"#;
 
 /// Enqueues.
 pub async fn run(args: Args, globals: &Globals, out: &Out) -> Result<Exit, Failure> {

@@ -71,8 +71,7 @@ impl Globals {
     }
 }
 
-/// Paceline calls APIs for you: at exactly the rate they allow, once each, with retries, dead
-/// letters and webhooks.
+/// Paceline calls APIs for you: at the rate they allow, with retries, dead letters and webhooks.
 #[derive(Debug, Parser)]
 #[command(name = "paceline", version, propagate_version = true, disable_help_subcommand = true, after_help = AFTER_HELP)]
 struct Cli {

@@ -1,10 +1,12 @@
 //! `paceline serve`: run the system.
 
 use clap::Args as ClapArgs;
+use paceline::config::{Config, QueueConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::Globals;
+use super::backend::without_password;
 use super::failure::{Exit, Failure};
 use super::output::Out;
 use crate::system::{Role, System};
@@ -13,7 +15,10 @@ use crate::system::{Role, System};
 ///
 /// Without any configuration of store and queue everything is kept in one SQLite file,
 /// ./paceline.db, and nothing else is needed. With AMQP_URL and DATABASE_URL (or the
-/// configuration) it works on RabbitMQ and PostgreSQL, and any number of processes share the work.
+/// configuration) it works on RabbitMQ and PostgreSQL, and several processes can share the work.
+///
+/// Each process counts limits on its own: run the role dispatcher in one process, the other roles
+/// in as many as you like.
 ///
 /// SIGTERM or Ctrl-C drains: nothing new is taken, calls in flight finish, outcomes are committed.
 /// A second signal ends the process at once, which is as safe as a crash.
@@ -22,8 +27,8 @@ use crate::system::{Role, System};
 Examples:
   paceline serve
   paceline serve --config paceline.toml
-  AMQP_URL=amqp://guest:guest@127.0.0.1/%2f DATABASE_URL=postgres://paceline@127.0.0.1/paceline paceline serve
-  paceline serve --role dispatcher,notifier")]
+  AMQP_URL=amqp://… DATABASE_URL=postgres://… paceline serve
+  paceline serve --role api,notifier")]
 pub struct Args {
     /// What this process does
     #[arg(long, value_delimiter = ',', default_value = "api,dispatcher,notifier,scheduler", value_name = "ROLES")]
@@ -44,6 +49,7 @@ impl Args {
 /// Serves until a signal.
 pub async fn run(args: Args, globals: &Globals, _out: &Out) -> Result<Exit, Failure> {
     let config = globals.load()?;
+    tell(&config);
     let shutdown = CancellationToken::new();
     stop_on_signals(shutdown.clone())?;
     let failed = |error: anyhow::Error| Failure::new(Exit::Failed, format!("{error:#}"));
@@ -51,6 +57,17 @@ pub async fn run(args: Args, globals: &Globals, _out: &Out) -> Result<Exit, Fail
     system.finish().await.map_err(failed)?;
     tracing::info!("stopped");
     Ok(Exit::Done)
+}
+
+/// What this process works on, said once in the log.
+fn tell(config: &Config) {
+    let file = config.path.as_ref().map_or("none".to_owned(), |path| path.display().to_string());
+    let store = without_password(config.store.url.expose());
+    let queue = match &config.queue {
+        QueueConfig::Embedded => "embedded".to_owned(),
+        QueueConfig::Amqp(url) => without_password(url.expose()),
+    };
+    tracing::info!(configuration = file, store, queue, providers = config.providers.len(), "starting");
 }
 
 /// The first signal drains, the second ends.
