@@ -77,11 +77,21 @@ async fn primary_keys(fixture: &Fixture) -> BTreeSet<String> {
 async fn both_schemas_are_the_same() {
     let mut seen = Vec::new();
     common::on_sqlite(false, async |fixture| {
-        seen.push((columns(&fixture).await, defaults(&fixture).await, indexes(&fixture).await, primary_keys(&fixture).await));
+        seen.push((
+            columns(&fixture).await,
+            defaults(&fixture).await,
+            indexes(&fixture).await,
+            primary_keys(&fixture).await,
+        ));
     })
     .await;
     common::on_postgres(async |fixture| {
-        seen.push((columns(&fixture).await, defaults(&fixture).await, indexes(&fixture).await, primary_keys(&fixture).await));
+        seen.push((
+            columns(&fixture).await,
+            defaults(&fixture).await,
+            indexes(&fixture).await,
+            primary_keys(&fixture).await,
+        ));
     })
     .await;
     let (postgres, sqlite) = (seen.pop().expect("two"), seen.pop().expect("two"));
@@ -96,7 +106,8 @@ async fn both_schemas_are_the_same() {
 #[test]
 fn both_have_the_same_migrations() {
     let names = |folder: &str| {
-        let entries = std::fs::read_dir(format!("{}/migrations/{folder}", env!("CARGO_MANIFEST_DIR"))).expect("a folder");
+        let entries =
+            std::fs::read_dir(format!("{}/migrations/{folder}", env!("CARGO_MANIFEST_DIR"))).expect("a folder");
         entries.map(|e| e.expect("an entry").file_name()).collect::<BTreeSet<_>>()
     };
     assert_eq!(names("sqlite"), names("postgres"));

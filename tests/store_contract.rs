@@ -11,8 +11,9 @@ use bytes::Bytes;
 use common::Fixture;
 use paceline::job::{Catalog, EventKind, Given, Job, JobState, ProviderRules};
 use paceline::store::{
-    Attempt, Buried, Cancelled, Claimed, DeadFilter, DeadReason, DeliveryJob, DeliveryNext, DeliveryRecord, Inserted, JobFilter,
-    NewJob, Next, Origin, Record, Recorded, Replay, Replayed, Store, StoreError, StoreOptions, StoredResponse, WaitReason, Wake,
+    Attempt, Buried, Cancelled, Claimed, DeadFilter, DeadReason, DeliveryJob, DeliveryNext, DeliveryRecord, Inserted,
+    JobFilter, NewJob, Next, Origin, Record, Recorded, Replay, Replayed, Store, StoreError, StoreOptions,
+    StoredResponse, WaitReason, Wake,
 };
 use serde_json::{Value, json};
 
@@ -135,11 +136,27 @@ async fn claim(store: &Store, now_ms: i64) -> Vec<Claimed> {
 
 fn attempt(n: u32, outcome: &str) -> Attempt {
     let error = (outcome != "success").then(|| format!("it was {outcome}"));
-    Attempt { n, at_ms: NOW + i64::from(n), key: "a1".to_owned(), status: Some(200), outcome: outcome.to_owned(), latency_ms: 12, error }
+    Attempt {
+        n,
+        at_ms: NOW + i64::from(n),
+        key: "a1".to_owned(),
+        status: Some(200),
+        outcome: outcome.to_owned(),
+        latency_ms: 12,
+        error,
+    }
 }
 
 fn record(claimed: &Claimed, next: Next) -> Record {
-    Record { pk: claimed.pk, epoch: claimed.epoch, run: claimed.run, attempt: None, failures: claimed.failures, at_ms: NOW + 10, next }
+    Record {
+        pk: claimed.pk,
+        epoch: claimed.epoch,
+        run: claimed.run,
+        attempt: None,
+        failures: claimed.failures,
+        at_ms: NOW + 10,
+        next,
+    }
 }
 
 fn response() -> StoredResponse {
@@ -177,13 +194,26 @@ async fn deliveries(store: &Store, now_ms: i64) -> Vec<DeliveryJob> {
 }
 
 fn delivered(job: &DeliveryJob, next: DeliveryNext) -> DeliveryRecord {
-    DeliveryRecord { pk: job.pk, epoch: job.epoch, n: job.attempts + 1, at_ms: NOW + 20, status: Some(204), latency_ms: 3, error: None, next }
+    DeliveryRecord {
+        pk: job.pk,
+        epoch: job.epoch,
+        n: job.attempts + 1,
+        at_ms: NOW + 20,
+        status: Some(204),
+        latency_ms: 3,
+        error: None,
+        next,
+    }
 }
 
 /// A dead job.
 async fn dead(store: &Store, envelope: Value) -> Claimed {
     let claimed = held(store, envelope).await;
-    let end = Record { attempt: Some(attempt(1, "permanent")), failures: 1, ..record(&claimed, death(DeadReason::Permanent)) };
+    let end = Record {
+        attempt: Some(attempt(1, "permanent")),
+        failures: 1,
+        ..record(&claimed, death(DeadReason::Permanent))
+    };
     assert_eq!(write(store, end).await, Recorded::Done);
     claimed
 }
@@ -206,7 +236,11 @@ async fn a_job_comes_back_as_it_went_in(f: Fixture) {
     assert_eq!(view.job.hash(), sent.hash());
     let claimed = f.store.claim_due(&"me".to_owned(), "geo", "low", 1, NOW).await.expect("claimed").pop().expect("one");
     assert_eq!(claimed.job.hash(), sent.hash());
-    assert_eq!(claimed.job.request.body.as_ref().map(|b| b.get()), sent.request.body.as_ref().map(|b| b.get()), "to the byte");
+    assert_eq!(
+        claimed.job.request.body.as_ref().map(|b| b.get()),
+        sent.request.body.as_ref().map(|b| b.get()),
+        "to the byte"
+    );
     assert_eq!((claimed.epoch, claimed.run, claimed.attempts, claimed.failures), (1, 1, 0, 0));
     assert_eq!(claimed.job.idempotency_key, "k-1");
     assert!(f.store.job(None, "b").await.expect("read").is_none());
@@ -218,7 +252,10 @@ async fn the_same_job_exists_and_another_one_conflicts(f: Fixture) {
     assert!(matches!(insert(&f.store, new(json!({ "id": "a", "cost": 3 }))).await, Inserted::Conflict));
     let claimed = claim(&f.store, NOW).await.pop().expect("one");
     write(&f.store, record(&claimed, success())).await;
-    assert!(matches!(insert(&f.store, owned(json!({ "id": "a", "cost": 2 }), "me")).await, Inserted::Exists(JobState::Succeeded)));
+    assert!(matches!(
+        insert(&f.store, owned(json!({ "id": "a", "cost": 2 }), "me")).await,
+        Inserted::Exists(JobState::Succeeded)
+    ));
     assert_eq!(f.number("SELECT COUNT(*) FROM jobs").await, 1);
 }
 
@@ -234,7 +271,13 @@ async fn identities_hold_within_one_batch(f: Fixture) {
     assert!(
         matches!(
             answers[..],
-            [Inserted::Created(None), Inserted::Exists(JobState::Queued), Inserted::Conflict, Inserted::Created(None), Inserted::Created(None)]
+            [
+                Inserted::Created(None),
+                Inserted::Exists(JobState::Queued),
+                Inserted::Conflict,
+                Inserted::Created(None),
+                Inserted::Created(None)
+            ]
         ),
         "{answers:?}"
     );
@@ -308,7 +351,10 @@ async fn claims_take_what_is_due_oldest_first(f: Fixture) {
     let me = "me".to_owned();
     let ids = |claimed: Vec<Claimed>| claimed.into_iter().map(|c| c.job.id).collect::<Vec<_>>();
     assert_eq!(ids(f.store.claim_due(&me, "geo", "default", 2, NOW + 9).await.expect("claimed")), ["a", "b"]);
-    assert!(ids(f.store.claim_due(&me, "geo", "default", 2, NOW + 2).await.expect("claimed")).is_empty(), "c is not due");
+    assert!(
+        ids(f.store.claim_due(&me, "geo", "default", 2, NOW + 2).await.expect("claimed")).is_empty(),
+        "c is not due"
+    );
     assert_eq!(ids(f.store.claim_due(&me, "geo", "default", 2, NOW + 3).await.expect("claimed")), ["c"]);
     assert_eq!(ids(f.store.claim_due(&me, "geo", "low", 2, NOW).await.expect("claimed")), ["low"]);
 }
@@ -388,7 +434,10 @@ async fn waiting_goes_back_with_its_counters(f: Fixture) {
     let first = Record { attempt: Some(attempt(1, "transient")), failures: 1, ..record(&claimed, wait(NOW + 500)) };
     assert_eq!(write(&f.store, first).await, Recorded::Done);
     let view = f.store.job(None, "a").await.expect("read").expect("there is one");
-    assert_eq!((view.state, view.due_ms, view.waiting_reason.as_deref()), (JobState::Waiting, Some(NOW + 500), Some("backoff")));
+    assert_eq!(
+        (view.state, view.due_ms, view.waiting_reason.as_deref()),
+        (JobState::Waiting, Some(NOW + 500), Some("backoff"))
+    );
     assert!(claim(&f.store, NOW + 499).await.is_empty());
     let again = claim(&f.store, NOW + 500).await.pop().expect("due");
     assert_eq!((again.pk, again.epoch, again.run), (claimed.pk, 2, 1));
@@ -431,7 +480,10 @@ async fn success_writes_state_event_and_delivery_once(f: Fixture) {
     let due = deliveries(&f.store, NOW + 10).await;
     let [delivery] = &due[..] else { panic!("one delivery, got {due:?}") };
     assert_eq!((delivery.epoch, delivery.attempts), (1, 0));
-    assert_eq!((delivery.endpoint.url.as_str(), delivery.endpoint.tenant.as_str(), delivery.endpoint.implicit), ("http://a.example/hook", "acme", true));
+    assert_eq!(
+        (delivery.endpoint.url.as_str(), delivery.endpoint.tenant.as_str(), delivery.endpoint.implicit),
+        ("http://a.example/hook", "acme", true)
+    );
     assert!(delivery.endpoint.id.starts_with("ep_"));
     let event = &delivery.event;
     assert_eq!((event.kind, event.at_ms, event.attempts), (EventKind::Succeeded, NOW + 10, 1));
@@ -446,12 +498,20 @@ async fn success_writes_state_event_and_delivery_once(f: Fixture) {
 
 async fn death_writes_a_dead_letter(f: Fixture) {
     let claimed = held(&f.store, json!({ "id": "a", "lane": "low" })).await;
-    write(&f.store, Record { attempt: Some(attempt(1, "transient")), failures: 1, ..record(&claimed, Next::Keep) }).await;
-    let end = Record { attempt: Some(attempt(2, "transient")), failures: 2, ..record(&claimed, death(DeadReason::AttemptsExhausted)) };
+    write(&f.store, Record { attempt: Some(attempt(1, "transient")), failures: 1, ..record(&claimed, Next::Keep) })
+        .await;
+    let end = Record {
+        attempt: Some(attempt(2, "transient")),
+        failures: 2,
+        ..record(&claimed, death(DeadReason::AttemptsExhausted))
+    };
     assert_eq!(write(&f.store, end).await, Recorded::Done);
     let letter = f.store.dead_letter(None, "a").await.expect("read").expect("there is one");
     assert_eq!((letter.reason.as_str(), letter.error.as_deref()), ("attempts_exhausted", Some("it failed")));
-    assert_eq!((letter.provider.as_deref(), letter.lane.as_deref(), letter.dead_ms), (Some("geo"), Some("low"), NOW + 10));
+    assert_eq!(
+        (letter.provider.as_deref(), letter.lane.as_deref(), letter.dead_ms),
+        (Some("geo"), Some("low"), NOW + 10)
+    );
     assert_eq!(letter.attempts.iter().map(|(run, a)| (*run, a.n)).collect::<Vec<_>>(), [(1, 1), (1, 2)]);
     let stored = Job::from_stored(&letter.envelope.expect("the whole envelope")).expect("readable");
     assert_eq!(stored.hash(), claimed.job.hash());
@@ -539,7 +599,10 @@ async fn a_registered_endpoint_is_found_by_its_id(f: Fixture) {
     assert_eq!(write(&f.store, record(&mine, success())).await, Recorded::Done);
     assert_eq!(write(&f.store, record(&stranger, success())).await, Recorded::Done);
     let due = deliveries(&f.store, NOW + 10).await;
-    assert_eq!(due.iter().map(|d| (d.endpoint.id.as_str(), d.event.job_id.as_str())).collect::<Vec<_>>(), [("ep_1", "a")]);
+    assert_eq!(
+        due.iter().map(|d| (d.endpoint.id.as_str(), d.event.job_id.as_str())).collect::<Vec<_>>(),
+        [("ep_1", "a")]
+    );
 }
 
 async fn ended_with_callback(store: &Store, id: &str, url: &str) {
@@ -592,7 +655,11 @@ async fn a_disabled_endpoint_blocks_nobody(f: Fixture) {
     assert_eq!(f.number("SELECT COUNT(*) FROM deliveries WHERE state = 'disabled'").await, 30);
     ended_with_callback(&f.store, "later", "http://gone.example/").await;
     assert!(deliveries(&f.store, NOW + 10).await.is_empty());
-    assert_eq!(f.number("SELECT COUNT(*) FROM deliveries WHERE state = 'disabled'").await, 31, "kept for the day it is back");
+    assert_eq!(
+        f.number("SELECT COUNT(*) FROM deliveries WHERE state = 'disabled'").await,
+        31,
+        "kept for the day it is back"
+    );
 }
 
 // Cancelling.
@@ -653,16 +720,24 @@ async fn cancel_and_claim_race_to_one_end(f: Fixture) {
 // Replays.
 
 async fn a_replay_is_a_new_run_with_its_history(f: Fixture) {
-    let old = dead(&f.store, json!({ "id": "a", "deadline": "2027-01-16T00:00:00Z", "callback": { "url": "http://a.example/" } })).await;
+    let old = dead(
+        &f.store,
+        json!({ "id": "a", "deadline": "2027-01-16T00:00:00Z", "callback": { "url": "http://a.example/" } }),
+    )
+    .await;
     let deadline = old.job.deadline_ms.expect("it has one");
     let later = deadline + 1000;
     let mut wakes = f.store.wakes();
-    assert_eq!(f.store.replay(None, "a", &Replay::default(), later).await.expect("replayed"), Replayed::Queued { run: 2 });
+    assert_eq!(
+        f.store.replay(None, "a", &Replay::default(), later).await.expect("replayed"),
+        Replayed::Queued { run: 2 }
+    );
     assert_eq!(wakes.recv().await.expect("a wake"), Wake::Jobs("geo".to_owned()));
     let letter = f.store.dead_letter(None, "a").await.expect("read").expect("kept");
     assert_eq!(letter.replayed_ms, Some(later));
     assert!(claim(&f.store, later).await.is_empty(), "it is in the lane of replays");
-    let again = f.store.claim_due(&"me".to_owned(), "geo", "replay", 9, later).await.expect("claimed").pop().expect("due");
+    let again =
+        f.store.claim_due(&"me".to_owned(), "geo", "replay", 9, later).await.expect("claimed").pop().expect("due");
     assert_eq!((again.pk, again.run, again.attempts, again.failures, again.first_attempt_ms), (old.pk, 2, 0, 0, None));
     assert_eq!((again.job.lane.as_str(), again.job.deadline_ms), ("replay", None), "a deadline that passed is dropped");
     assert!(again.epoch > old.epoch);
@@ -674,15 +749,34 @@ async fn a_replay_is_a_new_run_with_its_history(f: Fixture) {
     assert_eq!(view.attempts.iter().map(|(run, a)| (*run, a.n)).collect::<Vec<_>>(), [(1, 1), (2, 1)]);
     let events: BTreeSet<_> = deliveries(&f.store, later).await.into_iter().map(|d| d.event.id).collect();
     assert_eq!(events.len(), 2, "each run has its own event");
-    assert!(matches!(insert(&f.store, new(json!({ "id": "a", "deadline": "2027-01-16T00:00:00Z", "callback": { "url": "http://a.example/" } }))).await, Inserted::Exists(JobState::Succeeded)), "it is the same job still");
+    assert!(
+        matches!(
+            insert(
+                &f.store,
+                new(
+                    json!({ "id": "a", "deadline": "2027-01-16T00:00:00Z", "callback": { "url": "http://a.example/" } })
+                )
+            )
+            .await,
+            Inserted::Exists(JobState::Succeeded)
+        ),
+        "it is the same job still"
+    );
 }
 
 async fn replays_choose_their_idempotency_key(f: Fixture) {
     let key_after = async |id: &str, outcome: &str, how: Replay| {
         let claimed = held(&f.store, json!({ "id": id })).await;
-        write(&f.store, Record { attempt: Some(attempt(1, outcome)), ..record(&claimed, death(DeadReason::GaveUp)) }).await;
+        write(&f.store, Record { attempt: Some(attempt(1, outcome)), ..record(&claimed, death(DeadReason::GaveUp)) })
+            .await;
         f.store.replay(None, id, &how, NOW + 20).await.expect("replayed");
-        let again = f.store.claim_due(&"me".to_owned(), "geo", "replay", 1, NOW + 20).await.expect("claimed").pop().expect("due");
+        let again = f
+            .store
+            .claim_due(&"me".to_owned(), "geo", "replay", 1, NOW + 20)
+            .await
+            .expect("claimed")
+            .pop()
+            .expect("due");
         write(&f.store, record(&again, success())).await;
         again.job.idempotency_key
     };
@@ -700,22 +794,32 @@ async fn replays_choose_their_idempotency_key(f: Fixture) {
     assert_eq!(again.pk, claimed.pk);
     write(&f.store, record(&again, death(DeadReason::Permanent))).await;
     f.store.replay(None, "f", &Replay::default(), NOW + 20).await.expect("replayed");
-    let again = f.store.claim_due(&"me".to_owned(), "geo", "replay", 1, NOW + 20).await.expect("claimed").pop().expect("due");
+    let again =
+        f.store.claim_due(&"me".to_owned(), "geo", "replay", 1, NOW + 20).await.expect("claimed").pop().expect("due");
     assert_eq!(again.job.idempotency_key, "f");
     // A key that was kept is kept on: the next run builds on it no more than the producer's own.
     write(&f.store, record(&again, death(DeadReason::Permanent))).await;
     f.store.replay(None, "f", &Replay::default(), NOW + 20).await.expect("replayed");
-    let third = f.store.claim_due(&"me".to_owned(), "geo", "replay", 1, NOW + 20).await.expect("claimed").pop().expect("due");
+    let third =
+        f.store.claim_due(&"me".to_owned(), "geo", "replay", 1, NOW + 20).await.expect("claimed").pop().expect("due");
     assert_eq!(third.job.idempotency_key, "f.r3");
 }
 
 async fn a_replay_can_be_edited_and_delayed(f: Fixture) {
     dead(&f.store, json!({ "id": "a" })).await;
     let request = job_of(json!({ "request": { "path": "/edited" } })).request;
-    let how = Replay { request: Some(request), lane: Some("low".to_owned()), not_before_ms: Some(NOW + 5000), keep_key: None };
+    let how = Replay {
+        request: Some(request),
+        lane: Some("low".to_owned()),
+        not_before_ms: Some(NOW + 5000),
+        keep_key: None,
+    };
     assert_eq!(f.store.replay(None, "a", &how, NOW + 20).await.expect("replayed"), Replayed::Queued { run: 2 });
     let view = f.store.job(None, "a").await.expect("read").expect("one");
-    assert_eq!((view.state, view.due_ms, view.waiting_reason.as_deref()), (JobState::Waiting, Some(NOW + 5000), Some("not_before")));
+    assert_eq!(
+        (view.state, view.due_ms, view.waiting_reason.as_deref()),
+        (JobState::Waiting, Some(NOW + 5000), Some("not_before"))
+    );
     assert_eq!((view.job.request.path.as_str(), view.job.lane.as_str()), ("/edited", "low"));
     let me = "me".to_owned();
     assert!(f.store.claim_due(&me, "geo", "low", 9, NOW + 4999).await.expect("claimed").is_empty());
@@ -725,12 +829,16 @@ async fn a_replay_can_be_edited_and_delayed(f: Fixture) {
 async fn a_replay_that_dies_again_has_one_letter(f: Fixture) {
     dead(&f.store, json!({ "id": "a" })).await;
     f.store.replay(None, "a", &Replay::default(), NOW + 20).await.expect("replayed");
-    let again = f.store.claim_due(&"me".to_owned(), "geo", "replay", 1, NOW + 20).await.expect("claimed").pop().expect("due");
+    let again =
+        f.store.claim_due(&"me".to_owned(), "geo", "replay", 1, NOW + 20).await.expect("claimed").pop().expect("due");
     write(&f.store, Record { at_ms: NOW + 30, ..record(&again, death(DeadReason::GaveUp)) }).await;
     let page = f.store.dead_letters(&DeadFilter::default(), None, 10).await.expect("listed");
     let [letter] = &page.items[..] else { panic!("one letter, got {:?}", page.items) };
     assert_eq!((letter.reason.as_str(), letter.dead_ms, letter.replayed_ms), ("gave_up", NOW + 30, None));
-    assert_eq!(f.store.replay(None, "a", &Replay::default(), NOW + 40).await.expect("replayed"), Replayed::Queued { run: 3 });
+    assert_eq!(
+        f.store.replay(None, "a", &Replay::default(), NOW + 40).await.expect("replayed"),
+        Replayed::Queued { run: 3 }
+    );
 }
 
 fn message(tenant: &str) -> Buried {
@@ -782,7 +890,11 @@ async fn retiring_lets_go_of_everything(f: Fixture) {
     let queued = held(&f.store, json!({ "id": "queued" })).await;
     let running = held(&f.store, json!({ "id": "running" })).await;
     write(&f.store, record(&running, Next::Running)).await;
-    let started = held(&f.store, json!({ "id": "started", "delivery": "at_most_once", "callback": { "url": "http://a.example/" } })).await;
+    let started = held(
+        &f.store,
+        json!({ "id": "started", "delivery": "at_most_once", "callback": { "url": "http://a.example/" } }),
+    )
+    .await;
     write(&f.store, record(&started, Next::Running)).await;
     let idle = held(&f.store, json!({ "id": "idle", "delivery": "at_most_once" })).await;
     let asked = held(&f.store, json!({ "id": "asked" })).await;
@@ -805,13 +917,15 @@ async fn rescue_takes_from_the_silent_and_the_unknown(f: Fixture) {
     held(&f.store, json!({ "id": "mine", "callback": { "url": "http://a.example/" } })).await;
     insert(&f.store, owned(json!({ "id": "silent" }), "silent")).await;
     insert(&f.store, owned(json!({ "id": "unknown" }), "unknown")).await;
-    let started = match insert(&f.store, owned(json!({ "id": "started", "delivery": "at_most_once" }), "silent")).await {
+    let started = match insert(&f.store, owned(json!({ "id": "started", "delivery": "at_most_once" }), "silent")).await
+    {
         Inserted::Created(Some(claimed)) => claimed,
         other => panic!("{other:?}"),
     };
     write(&f.store, record(&started, Next::Running)).await;
     ended_with_callback(&f.store, "ended", "http://a.example/").await;
-    let delivery = f.store.claim_deliveries(&"silent".to_owned(), 1, NOW + 10, LEASE).await.expect("claimed").pop().expect("due");
+    let delivery =
+        f.store.claim_deliveries(&"silent".to_owned(), 1, NOW + 10, LEASE).await.expect("claimed").pop().expect("due");
     assert_eq!(f.store.rescue(Duration::from_secs(60), NOW).await.expect("rescued"), 0, "all have said that they live");
     f.execute("UPDATE owners SET seen_ms = seen_ms - 61000 WHERE id = 'silent'").await;
     f.execute("DELETE FROM owners WHERE id = 'unknown'").await;
@@ -836,7 +950,8 @@ async fn two_rescuers_release_each_job_once(f: Fixture) {
     f.store.insert(jobs, NOW).await.expect("inserted");
     f.execute("DELETE FROM owners").await;
     let second = f.another().await;
-    let (a, b) = tokio::join!(f.store.rescue(Duration::from_secs(60), NOW), second.rescue(Duration::from_secs(60), NOW));
+    let (a, b) =
+        tokio::join!(f.store.rescue(Duration::from_secs(60), NOW), second.rescue(Duration::from_secs(60), NOW));
     assert_eq!(a.expect("rescued") + b.expect("rescued"), 600);
     assert_eq!(f.number("SELECT COUNT(*) FROM jobs WHERE owner IS NULL AND state = 'queued'").await, 600);
     second.close().await;
@@ -881,7 +996,10 @@ async fn retention_removes_all_that_belongs_to_a_job(f: Fixture) {
     for (table, rows) in left {
         assert_eq!(f.number(&format!("SELECT COUNT(*) FROM {table}")).await, rows, "{table}");
     }
-    assert!(matches!(insert(&f.store, new(json!({ "id": "old" }))).await, Inserted::Created(_)), "the id is free again");
+    assert!(
+        matches!(insert(&f.store, new(json!({ "id": "old" }))).await, Inserted::Created(_)),
+        "the id is free again"
+    );
     for i in 0..5 {
         dead(&f.store, json!({ "id": format!("d{i}") })).await;
     }
@@ -900,7 +1018,11 @@ async fn a_poisonous_item_fails_alone(f: Fixture) {
     ))
     .await;
     let more: Vec<NewJob> = (0..20).map(|i| new(json!({ "id": format!("n{i}") }))).collect();
-    let (a, b, c) = tokio::join!(f.store.record(record(&bad, success())), f.store.record(record(&good, success())), f.store.insert(more, NOW));
+    let (a, b, c) = tokio::join!(
+        f.store.record(record(&bad, success())),
+        f.store.record(record(&good, success())),
+        f.store.insert(more, NOW)
+    );
     assert!(matches!(a, Err(StoreError::Database(_))), "{a:?}");
     assert_eq!(b.expect("recorded"), Recorded::Done);
     assert!(c.expect("inserted").iter().all(|i| matches!(i, Inserted::Created(None))));
@@ -912,10 +1034,18 @@ async fn a_poisonous_item_fails_alone(f: Fixture) {
 async fn a_nul_in_a_text_keeps_nothing_from_being_written(f: Fixture) {
     let claimed = held(&f.store, json!({ "id": "a" })).await;
     let odd = Some(Attempt { error: Some("a\0b".to_owned()), ..attempt(1, "permanent") });
-    let end = Next::Finish { state: JobState::Dead, reason: Some(DeadReason::Permanent), error: Some("\0".to_owned()), response: None };
+    let end = Next::Finish {
+        state: JobState::Dead,
+        reason: Some(DeadReason::Permanent),
+        error: Some("\0".to_owned()),
+        response: None,
+    };
     assert_eq!(write(&f.store, Record { attempt: odd, ..record(&claimed, end) }).await, Recorded::Done);
     let letter = f.store.dead_letter(None, "a").await.expect("read").expect("there is one");
-    assert_eq!((letter.error.as_deref(), letter.attempts[0].1.error.as_deref()), (Some("\u{FFFD}"), Some("a\u{FFFD}b")));
+    assert_eq!(
+        (letter.error.as_deref(), letter.attempts[0].1.error.as_deref()),
+        (Some("\u{FFFD}"), Some("a\u{FFFD}b"))
+    );
     let odd = Buried { error: "x\0".to_owned(), provider: Some("\0".to_owned()), ..message("t\0") };
     let id = f.store.bury(odd, NOW).await.expect("buried");
     assert_eq!(f.store.dead_letter(None, &id).await.expect("read").expect("kept").error.as_deref(), Some("x\u{FFFD}"));
@@ -935,7 +1065,11 @@ async fn one_row_that_cannot_be_read_does_not_spoil_a_list(f: Fixture) {
 
 async fn lists_are_paged_and_filtered(f: Fixture) {
     for i in 0..7 {
-        insert(&f.store, new(json!({ "id": format!("j{i}"), "lane": if i % 2 == 0 { "low" } else { "default" }, "tenant": "t" }))).await;
+        insert(
+            &f.store,
+            new(json!({ "id": format!("j{i}"), "lane": if i % 2 == 0 { "low" } else { "default" }, "tenant": "t" })),
+        )
+        .await;
     }
     insert(&f.store, new(json!({ "id": "x", "provider": "other" }))).await;
     let done = held(&f.store, json!({ "id": "done" })).await;
@@ -958,7 +1092,12 @@ async fn lists_are_paged_and_filtered(f: Fixture) {
     };
     assert_eq!(ids(JobFilter { state: Some(JobState::Succeeded), ..JobFilter::default() }).await, ["done"]);
     assert_eq!(ids(JobFilter { provider: Some("other".to_owned()), ..JobFilter::default() }).await, ["x"]);
-    let low = JobFilter { lane: Some("low".to_owned()), state: Some(JobState::Queued), tenant: Some("t".to_owned()), ..JobFilter::default() };
+    let low = JobFilter {
+        lane: Some("low".to_owned()),
+        state: Some(JobState::Queued),
+        tenant: Some("t".to_owned()),
+        ..JobFilter::default()
+    };
     assert_eq!(ids(low).await, ["j6", "j4", "j2", "j0"]);
     assert_eq!(ids(JobFilter { tenant: Some(String::new()), ..JobFilter::default() }).await, ["done", "x"]);
     let page = f.store.jobs(&JobFilter::default(), None, 1).await.expect("listed");
@@ -973,9 +1112,16 @@ async fn dead_letters_are_listed_filtered_and_purged(f: Fixture) {
     let count = async |filter: DeadFilter| f.store.dead_letters(&filter, None, 10).await.expect("listed").items.len();
     assert_eq!(count(DeadFilter::default()).await, 3);
     assert_eq!(count(DeadFilter { reason: Some("malformed".to_owned()), ..DeadFilter::default() }).await, 1);
-    assert_eq!(count(DeadFilter { lane: Some("low".to_owned()), tenant: Some("acme".to_owned()), ..DeadFilter::default() }).await, 1);
+    assert_eq!(
+        count(DeadFilter { lane: Some("low".to_owned()), tenant: Some("acme".to_owned()), ..DeadFilter::default() })
+            .await,
+        1
+    );
     assert_eq!(count(DeadFilter { replayed: Some(true), ..DeadFilter::default() }).await, 1);
-    assert_eq!(count(DeadFilter { replayed: Some(false), provider: Some("geo".to_owned()), ..DeadFilter::default() }).await, 2);
+    assert_eq!(
+        count(DeadFilter { replayed: Some(false), provider: Some("geo".to_owned()), ..DeadFilter::default() }).await,
+        2
+    );
     let page = f.store.dead_letters(&DeadFilter::default(), None, 2).await.expect("listed");
     let rest = f.store.dead_letters(&DeadFilter::default(), page.next, 2).await.expect("listed");
     assert_eq!((page.items.len(), rest.items.len(), rest.next), (2, 1, None));
@@ -1038,14 +1184,19 @@ async fn next_due_sees_every_lane(f: Fixture) {
 }
 
 async fn every_state_has_exactly_one_event(f: Fixture) {
-    for (id, state) in [("a", JobState::Succeeded), ("b", JobState::Dead), ("c", JobState::Expired), ("d", JobState::Cancelled)] {
+    for (id, state) in
+        [("a", JobState::Succeeded), ("b", JobState::Dead), ("c", JobState::Expired), ("d", JobState::Cancelled)]
+    {
         let claimed = held(&f.store, json!({ "id": id })).await;
         let end = || Next::Finish { state, reason: None, error: None, response: None };
         let ends = futures_util::future::join_all((0..4).map(|_| f.store.record(record(&claimed, end())))).await;
         let ends: Vec<Recorded> = ends.into_iter().map(|e| e.expect("recorded")).collect();
         assert_eq!(ends.iter().filter(|e| **e == Recorded::Done).count(), 1, "{ends:?}");
     }
-    assert_eq!(f.texts("SELECT state FROM events ORDER BY job_pk").await, ["succeeded", "dead", "expired", "cancelled"]);
+    assert_eq!(
+        f.texts("SELECT state FROM events ORDER BY job_pk").await,
+        ["succeeded", "dead", "expired", "cancelled"]
+    );
 }
 
 async fn many_writers_at_once_lose_nothing(f: Fixture) {
@@ -1074,7 +1225,10 @@ async fn many_writers_at_once_lose_nothing(f: Fixture) {
         f.store.record_delivery(delivered(&due, DeliveryNext::Delivered)).await.expect("recorded");
     }
     let jobs = i64::try_from(16 * EACH).expect("small");
-    assert_eq!(f.number("SELECT COUNT(*) FROM jobs WHERE state = 'succeeded' AND attempts = 2 AND owner IS NULL").await, jobs);
+    assert_eq!(
+        f.number("SELECT COUNT(*) FROM jobs WHERE state = 'succeeded' AND attempts = 2 AND owner IS NULL").await,
+        jobs
+    );
     assert_eq!(f.number("SELECT COUNT(*) FROM attempts").await, 2 * jobs);
     assert_eq!(f.number("SELECT COUNT(*) FROM events").await, jobs);
     assert_eq!(f.number("SELECT COUNT(*) FROM deliveries WHERE state = 'delivered' AND attempts = 1").await, jobs);
@@ -1091,7 +1245,7 @@ async fn migrating_at_once_is_safe(f: Fixture) {
         (Some(name), url)
     };
     let options = StoreOptions { url, exclusive: false, connections_max: 4 };
-    let starts = (0..4).map(|_| {
+    let starts = (0..8).map(|_| {
         let options = options.clone();
         tokio::spawn(async move {
             let store = Store::open(&options).await.expect("opened");
@@ -1103,7 +1257,10 @@ async fn migrating_at_once_is_safe(f: Fixture) {
     });
     let done = futures_util::future::join_all(starts).await;
     let done: u32 = done.into_iter().map(|d| d.expect("no panic")).sum();
-    let there = u32::try_from(std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/migrations/sqlite")).expect("a folder").count()).expect("few");
+    let there = u32::try_from(
+        std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/migrations/sqlite")).expect("a folder").count(),
+    )
+    .expect("few");
     assert_eq!(done, there, "each ran once");
     if let Some(name) = name {
         common::drop_database(&name).await;
@@ -1127,9 +1284,20 @@ async fn every_call_can_be_sent_to_another_thread() {
         let options = StoreOptions { url: String::new(), exclusive: false, connections_max: 1 };
         sendable(&Store::open(&options));
         sendable(&(s.migrate(), s.ping(), s.close(), s.insert(Vec::new(), 0), s.bury(message(""), 0)));
-        sendable(&(s.claim_due(&me, "", "", 0, 0), s.next_due(""), s.claim_deliveries(&me, 0, 0, LEASE), s.next_delivery_due()));
+        sendable(&(
+            s.claim_due(&me, "", "", 0, 0),
+            s.next_due(""),
+            s.claim_deliveries(&me, 0, 0, LEASE),
+            s.next_delivery_due(),
+        ));
         let (jobs, dead, how) = (JobFilter::default(), DeadFilter::default(), Replay::default());
-        sendable(&(s.job(None, ""), s.jobs(&jobs, None, 0), s.result(None, ""), s.dead_letter(None, ""), s.dead_letters(&dead, None, 0)));
+        sendable(&(
+            s.job(None, ""),
+            s.jobs(&jobs, None, 0),
+            s.result(None, ""),
+            s.dead_letter(None, ""),
+            s.dead_letters(&dead, None, 0),
+        ));
         sendable(&(s.depth(), s.cancel(None, "", 0), s.replay(None, "", &how, 0), s.purge_dead(&dead, 0)));
         sendable(&(s.heartbeat(&me, ""), s.retire(&me, 0), s.rescue(LEASE, 0), s.expire_due(0, 0), s.retain(0, 0, 0)));
     })
@@ -1144,7 +1312,10 @@ async fn one_exclusive_store_holds_a_file_at_a_time() {
         let refused = Store::open(&f.options).await;
         assert!(matches!(&refused, Err(StoreError::Locked { path }) if path.ends_with("paceline.db")), "{refused:?}");
         let shared = f.another().await;
-        assert!(matches!(insert(&shared, new(json!({ "id": "a" }))).await, Inserted::Created(None)), "tools still come in");
+        assert!(
+            matches!(insert(&shared, new(json!({ "id": "a" }))).await, Inserted::Created(None)),
+            "tools still come in"
+        );
         shared.close().await;
     })
     .await;
@@ -1225,7 +1396,9 @@ async fn cut_connections_cost_nothing_that_was_answered() {
                 answer = f.store.insert(vec![job()], NOW).await;
             }
             match answer.expect("stored").pop().expect("one answer") {
-                Inserted::Created(Some(claimed)) => assert_eq!(write_until_known(&f.store, record(&claimed, Next::Release)).await, Recorded::Done),
+                Inserted::Created(Some(claimed)) => {
+                    assert_eq!(write_until_known(&f.store, record(&claimed, Next::Release)).await, Recorded::Done)
+                }
                 Inserted::Created(None) | Inserted::Exists(JobState::Queued) => {}
                 other => panic!("{other:?}"),
             }
@@ -1234,7 +1407,11 @@ async fn cut_connections_cost_nothing_that_was_answered() {
         let mut claimed = BTreeSet::new();
         let begun = std::time::Instant::now();
         while claimed != known {
-            assert!(begun.elapsed() < Duration::from_secs(20), "held by nobody who knows: {:?}", known.difference(&claimed));
+            assert!(
+                begun.elapsed() < Duration::from_secs(20),
+                "held by nobody who knows: {:?}",
+                known.difference(&claimed)
+            );
             match f.store.claim_due(&"me".to_owned(), "geo", "default", 7, NOW + 10).await {
                 Ok(more) => claimed.extend(more.into_iter().map(|c| c.job.id)),
                 Err(error) => assert!(matches!(error, StoreError::Unavailable(_)), "{error:?}"),
@@ -1419,7 +1596,8 @@ async fn speed(f: Fixture) {
     }
     stage.end(jobs);
     let stage = Stage::begin("record wait");
-    let done = futures_util::stream::iter(owned).map(|c| f.store.record(record(&c, wait(NOW + 500)))).buffer_unordered(500);
+    let done =
+        futures_util::stream::iter(owned).map(|c| f.store.record(record(&c, wait(NOW + 500)))).buffer_unordered(500);
     done.for_each(async |answer| assert_eq!(answer.expect("recorded"), Recorded::Done)).await;
     stage.end(jobs);
     let stage = Stage::begin("one at a time: insert");

@@ -93,7 +93,9 @@ pub async fn run(jobs: u64, mut say: impl FnMut(&str)) -> anyhow::Result<Report>
             say("RabbitMQ and PostgreSQL");
             modes.push(bench.scaled(&Secret::new(amqp), &database).await.context("RabbitMQ and PostgreSQL")?);
         }
-        _ => left_out.push("rabbitmq+postgres: AMQP_URL and DATABASE_URL are not set (make bench sets them)".to_owned()),
+        _ => {
+            left_out.push("rabbitmq+postgres: AMQP_URL and DATABASE_URL are not set (make bench sets them)".to_owned())
+        }
     }
     Ok(Report {
         jobs,

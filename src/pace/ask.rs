@@ -31,7 +31,11 @@ impl Routes {
     /// This set and one route more; an index that no route can have is left out.
     #[must_use]
     pub fn with(self, route: usize) -> Routes {
-        if route < MAX_ROUTES { Routes(self.0 | 1 << route) } else { self }
+        if route < MAX_ROUTES {
+            Routes(self.0 | 1 << route)
+        } else {
+            self
+        }
     }
 
     /// Whether the route is among them.
@@ -81,12 +85,16 @@ pub struct Ask {
 
 impl Default for Ask {
     fn default() -> Ask {
-        Ask { cost: 1, routes: Routes::NONE, pin: None }
+        Ask {
+            cost: 1,
+            routes: Routes::NONE,
+            pin: None,
+        }
     }
 }
 
-/// So many limits of a budget and its key can compare what the server counted with what was sent from here.
-pub(super) const COMPARED: usize = 4;
+/// So many of the limits of a call can compare what the server counted with what was sent from here.
+pub(super) const COMPARED: usize = 6;
 
 /// The right to send one call with one key now, taken from every limit that applies. Give it to
 /// [`super::Pool::depart`] or [`super::Pool::abandon`]; one that is dropped keeps its place for ever.

@@ -4,7 +4,8 @@ use super::Time;
 use super::ask::{Ask, BudgetId, COMPARED, KeyId, Routes, Why};
 use super::limit::{Counts, Limit};
 use super::slot::Slot;
-use super::spec::{KeySpec, PoolSpec};
+use super::spec::{KeySpec, PoolSpec, Safety};
+use super::spread::Spread;
 use super::time::nanos;
 
 /// Whether a key may be used.
@@ -56,6 +57,8 @@ pub(super) struct Bank {
     pub counted_within: u64,
     /// The same as the windows see it: shorter under `balanced`.
     pub within: u64,
+    /// Delays seen, where the windows may use them: of answers, and of the network alone.
+    pub spread: Option<(Spread, Spread)>,
     pub limits: Vec<Limit>,
     pub routes: Vec<Vec<Limit>>,
     /// Routes with limits of each key, in the order of `Key::narrow`.
@@ -70,17 +73,36 @@ pub(super) struct Bank {
 
 impl Bank {
     pub fn new(spec: &PoolSpec) -> Bank {
-        let make = |specs: &[_]| specs.iter().map(|limit| Limit::new(limit, spec.safety)).collect::<Vec<_>>();
-        let narrow: Vec<usize> = (0..spec.routes.len()).filter(|&r| !spec.routes[r].key_limits.is_empty()).collect();
+        let make = |specs: &[_]| {
+            specs
+                .iter()
+                .map(|limit| Limit::new(limit, spec.safety))
+                .collect::<Vec<_>>()
+        };
+        let narrow: Vec<usize> = (0..spec.routes.len())
+            .filter(|&r| !spec.routes[r].key_limits.is_empty())
+            .collect();
         let counted_within = nanos(spec.counted_within);
         let mut bank = Bank {
             counted_within,
             within: counted_within,
+            spread: (spec.safety != Safety::Strict).then(|| (Spread::new(), Spread::new())),
             limits: make(&spec.limits),
-            routes: spec.routes.iter().map(|route| make(&route.limits)).collect(),
-            narrow_template: narrow.iter().map(|&r| make(&spec.routes[r].key_limits)).collect(),
+            routes: spec
+                .routes
+                .iter()
+                .map(|route| make(&route.limits))
+                .collect(),
+            narrow_template: narrow
+                .iter()
+                .map(|&r| make(&spec.routes[r].key_limits))
+                .collect(),
             narrow,
-            budgets: spec.budgets.iter().map(|b| Budget::new(Some(b.name.clone()), make(&b.limits))).collect(),
+            budgets: spec
+                .budgets
+                .iter()
+                .map(|b| Budget::new(Some(b.name.clone()), make(&b.limits)))
+                .collect(),
             keys: Vec::new(),
             paused_until: Time::ZERO,
             counts_cost: false,
@@ -90,7 +112,10 @@ impl Bank {
             bank.add_key(key);
         }
         let counts_cost = bank.all_limits().any(|limit| limit.counts == Counts::Cost);
-        Bank { counts_cost, ..bank }
+        Bank {
+            counts_cost,
+            ..bank
+        }
     }
 
     /// Adds a key; its budget must exist.
@@ -117,7 +142,10 @@ impl Bank {
     fn all_limits(&self) -> impl Iterator<Item = &Limit> {
         let routes = self.routes.iter().flatten();
         let budgets = self.budgets.iter().flat_map(|budget| &budget.limits);
-        let keys = self.template.iter().chain(self.narrow_template.iter().flatten());
+        let keys = self
+            .template
+            .iter()
+            .chain(self.narrow_template.iter().flatten());
         self.limits.iter().chain(routes).chain(budgets).chain(keys)
     }
 
@@ -136,7 +164,10 @@ impl Bank {
         let Some(key) = self.keys.get_mut(key.0 as usize) else {
             return;
         };
-        self.budgets[key.budget].limits.iter_mut().for_each(&mut act);
+        self.budgets[key.budget]
+            .limits
+            .iter_mut()
+            .for_each(&mut act);
         key.limits.iter_mut().for_each(&mut act);
         if routes.is_empty() {
             return;
@@ -153,17 +184,15 @@ impl Bank {
         }
     }
 
-    /// Limits of a budget and of one of its keys: those whose use the provider reports.
-    pub fn reported(&mut self, key: KeyId) -> impl Iterator<Item = &mut Limit> {
-        let key = &mut self.keys[key.0 as usize];
-        self.budgets[key.budget].limits.iter_mut().chain(key.limits.iter_mut())
-    }
-
-    pub fn freed_now(&mut self, key: KeyId) -> [u64; COMPARED] {
+    /// Readings of `Limit::freed`, in the order of `each`.
+    pub fn freed_now(&mut self, key: KeyId, routes: Routes) -> [u64; COMPARED] {
         let mut freed = [0; COMPARED];
-        for (place, limit) in freed.iter_mut().zip(self.reported(key)) {
-            *place = limit.freed();
-        }
+        let mut places = freed.iter_mut();
+        self.each(key, routes, |limit| {
+            if let Some(place) = places.next() {
+                *place = limit.freed();
+            }
+        });
         freed
     }
 
@@ -191,7 +220,11 @@ impl Bank {
         let key = &mut self.keys[key];
         let mut slot = Slot::at(key.paused_until);
         if let Standing::Disabled { probe_at, probing } = key.standing {
-            slot = slot.and(if probing { Slot::answered_by(Time::MAX) } else { Slot::at(probe_at) });
+            slot = slot.and(if probing {
+                Slot::answered_by(Time::MAX)
+            } else {
+                Slot::at(probe_at)
+            });
         }
         slot = slot.and(all_of(&mut key.limits, cost, now, within));
         if !routes.is_empty() {
@@ -202,6 +235,20 @@ impl Bank {
             }
         }
         slot
+    }
+
+    /// One more delay: between departure and first byte, or of the network alone, which counts more if it is known.
+    pub fn saw_delay(&mut self, delay: u64, network: bool) {
+        let Some((answers, networks)) = &mut self.spread else {
+            return;
+        };
+        if network {
+            networks.add(delay)
+        } else {
+            answers.add(delay)
+        };
+        let longest = networks.longest().or(answers.longest());
+        self.within = longest.map_or(self.counted_within, |l| l.min(self.counted_within));
     }
 
     /// What puts this key out of use at `now`, and until when.
@@ -246,5 +293,7 @@ impl Budget {
 
 #[inline]
 fn all_of(limits: &mut [Limit], cost: u64, now: Time, within: u64) -> Slot {
-    limits.iter_mut().fold(Slot::OPEN, |slot, limit| slot.and(limit.slot(cost, now, within)))
+    limits.iter_mut().fold(Slot::OPEN, |slot, limit| {
+        slot.and(limit.slot(cost, now, within))
+    })
 }

@@ -21,7 +21,13 @@ pub(super) struct Calls {
 
 impl Calls {
     pub fn new(grain: u64) -> Calls {
-        Calls { pending: 0, open: VecDeque::new(), flying: 0, empty: 0, grain }
+        Calls {
+            pending: 0,
+            open: VecDeque::new(),
+            flying: 0,
+            empty: 0,
+            grain,
+        }
     }
 
     /// Everything that may still arrive at the provider.
@@ -44,6 +50,9 @@ impl Calls {
 
     pub fn depart(&mut self, amount: u64, at: Time) {
         self.unbook(amount);
+        if amount == 0 {
+            return;
+        }
         self.insert(amount, at.rounded_up(self.grain));
     }
 
@@ -72,10 +81,10 @@ impl Calls {
         taken
     }
 
-    /// The next call that departed at `before` or earlier, taken out.
-    pub fn pop_departed_by(&mut self, before: Time) -> Option<(Time, u64)> {
+    /// The next call that departed `within` nanoseconds ago or earlier, taken out.
+    pub fn pop_overdue(&mut self, now: Time, within: u64) -> Option<(Time, u64)> {
         let &(sent, amount) = self.open.front()?;
-        if sent > before {
+        if sent.plus(within) > now {
             return None;
         }
         self.open.pop_front();

@@ -8,8 +8,9 @@
 //! * Refused in spite of a permit: the budget pauses, the error is counted, and its guard widens.
 
 use super::Time;
-use super::ask::{BudgetId, COMPARED, Flight, KeyId};
-use super::limit::{Counts, Limit};
+use super::ask::{BudgetId, Flight, KeyId};
+use super::edge::Edge;
+use super::limit::{Counts, Limit, Trace};
 use super::pool::Pool;
 use super::signal::{Reading, Signal, Unit};
 use super::time::nanos;
@@ -20,6 +21,8 @@ const PAUSE_NANOS: u64 = 1_000_000_000;
 const LONGEST_PAUSE_NANOS: u64 = 64_000_000_000;
 /// At most so much jitter is added to a pause.
 const JITTER_NANOS: u64 = 1_000_000_000;
+/// The grain of `Date`.
+const SECOND_NANOS: u64 = 1_000_000_000;
 /// A refusal widens the guard by so many thousandths of the period, doubled each time …
 const WIDEN_BY: u64 = 5;
 /// … up to this.
@@ -54,48 +57,74 @@ impl Pool {
         let Some(remaining) = reading.remaining else {
             return;
         };
-        let matching = self.matching(flight.key, reading);
-        let Some(place) = matching else {
-            if remaining == 0
-                && let Some(wait) = reading.resets_in
-            {
-                self.pause_budget(BudgetId(self.bank.keys[flight.key.0 as usize].budget as u32), at + wait);
+        match self.declared(flight, reading, at) {
+            Declared::Once(place) => self.compare(flight, at, reading, remaining, place),
+            Declared::Never if remaining == 0 => {
+                let budget = BudgetId(self.bank.keys[flight.key.0 as usize].budget as u32);
+                let until = reading.resets_in.map(|wait| at + wait);
+                until
+                    .into_iter()
+                    .for_each(|until| self.pause_budget(budget, until));
             }
-            return;
-        };
-        let seen = flight.freed.get(place).copied();
-        let Some(limit) = self.bank.reported(flight.key).nth(place) else {
-            return;
-        };
-        let counted = reading.limit.unwrap_or(limit.declared).saturating_sub(remaining);
-        let Some(own) = seen.and_then(|freed| limit.own_since(freed)) else {
-            return;
-        };
-        let excess = counted.saturating_sub(own).saturating_sub(limit.foreign_used());
-        if excess > 0 {
-            limit.foreign(excess, reading.resets_in.map(|wait| at + wait), at);
-            self.choice.touch(flight.key, &self.bank);
+            Declared::Never | Declared::Often => {}
         }
     }
 
-    /// The declared limit of the budget or key that a reading is about: the one of that amount (and window), or the
-    /// only one where the reading does not name an amount.
-    fn matching(&mut self, key: KeyId, reading: &Reading) -> Option<usize> {
+    fn compare(
+        &mut self,
+        flight: &Flight,
+        at: Time,
+        reading: &Reading,
+        remaining: u64,
+        place: usize,
+    ) {
+        let seen = flight.freed.get(place).copied();
+        let mut n = 0;
+        self.bank.each(flight.key, flight.routes, |limit| {
+            if n == place {
+                if let Some(edge) = stated_edge(reading, limit.per, flight.sent, at) {
+                    limit.learn_edge(edge, at);
+                }
+                let all = reading.limit.unwrap_or(limit.declared);
+                let counted = all.saturating_sub(remaining);
+                if let Some(own) = seen.and_then(|freed| limit.own_since(freed)) {
+                    let excess = counted.saturating_sub(own);
+                    let news = excess.saturating_sub(limit.foreign_used());
+                    limit.foreign(news, reading.resets_in.map(|wait| at + wait), at);
+                }
+            }
+            n += 1;
+        });
+        self.choice.touch(flight.key, &self.bank);
+    }
+
+    /// Which declared limit a reading is about: the one of that amount (and window), or the only one where the reading
+    /// does not name an amount.
+    fn declared(&mut self, flight: &Flight, reading: &Reading, at: Time) -> Declared {
         let counts = match reading.unit {
             Unit::Requests => Counts::Requests,
             Unit::Cost => Counts::Cost,
             Unit::Concurrency => Counts::Open,
         };
         let fits = |limit: &Limit| {
-            let amount = reading.limit.is_none_or(|amount| amount == limit.declared);
-            let window = reading.window.is_none_or(|window| nanos(window) == limit.per);
-            limit.counts == counts && amount && window
+            // A bucket may be told by its depth.
+            let is = |amount| amount == limit.declared || amount == limit.usage(at).1;
+            let window = |window| nanos(window) == limit.per;
+            limit.counts == counts
+                && reading.limit.is_none_or(is)
+                && reading.window.is_none_or(window)
         };
-        let found: Vec<usize> = self.bank.reported(key).enumerate().filter(|(_, l)| fits(l)).map(|(n, _)| n).collect();
-        match found.as_slice() {
-            [only] => Some(*only).filter(|place| *place < COMPARED),
-            _ => None,
-        }
+        let (mut n, mut found) = (0, Declared::Never);
+        self.bank.each(flight.key, flight.routes, |limit| {
+            if fits(limit) {
+                found = match found {
+                    Declared::Never => Declared::Once(n),
+                    Declared::Once(_) | Declared::Often => Declared::Often,
+                };
+            }
+            n += 1;
+        });
+        found
     }
 
     /// 429 in spite of a permit.
@@ -103,6 +132,16 @@ impl Pool {
         let number = self.bank.keys[flight.key.0 as usize].budget;
         let budget = &mut self.bank.budgets[number];
         budget.pacing_errors += 1;
+        let trace = Trace {
+            cost: flight.cost,
+            sent: flight.sent,
+            answered: flight.answered,
+        };
+        let within = self.bank.within;
+        self.bank.each(flight.key, flight.routes, |limit| {
+            limit.disown(trace, within)
+        });
+        let budget = &mut self.bank.budgets[number];
         // Calls that were on their way together are refused together: that is one lesson, not many.
         if budget.refused_at.is_none_or(|last| flight.sent > last) {
             budget.refused_at = Some(at);
@@ -111,7 +150,12 @@ impl Pool {
             self.widen(number);
         }
         let exhausted = |reading: &&Reading| reading.remaining.is_none_or(|left| left == 0);
-        let reset = signal.readings.iter().filter(exhausted).filter_map(|reading| reading.resets_in).max();
+        let reset = signal
+            .readings
+            .iter()
+            .filter(exhausted)
+            .filter_map(|reading| reading.resets_in)
+            .max();
         let refusals = self.bank.budgets[number].refusals.max(1);
         let backoff = (PAUSE_NANOS << (refusals - 1).min(6)).min(LONGEST_PAUSE_NANOS);
         let wait = signal.retry_after.or(reset).map_or(backoff, nanos);
@@ -122,7 +166,11 @@ impl Pool {
     /// and the time only, so that many processes do not come back at once and a replay of events gives the same times.
     fn pause_with_jitter(&mut self, key: KeyId, at: Time, wait: u64) {
         let most = (wait / 16).min(JITTER_NANOS);
-        let jitter = if most == 0 { 0 } else { scrambled(at.as_nanos() ^ u64::from(key.0) << 48) % most };
+        let jitter = if most == 0 {
+            0
+        } else {
+            scrambled(at.as_nanos() ^ u64::from(key.0) << 48) % most
+        };
         let budget = BudgetId(self.bank.keys[key.0 as usize].budget as u32);
         self.pause_budget(budget, at.plus(wait).plus(jitter));
     }
@@ -153,6 +201,36 @@ impl Pool {
         budget.refused_at = (budget.widened > 0).then_some(at);
         self.widen(number);
     }
+}
+
+/// Between which times the reset lies. The provider meant a wait that began between departure and first byte. A coarse
+/// one may have been rounded up or down, and so may the `Date` it is read against; a time that is a whole number of
+/// periods since 1970 is taken to be exact, since that is where windows on the clock end.
+fn stated_edge(reading: &Reading, per: u64, sent: Time, at: Time) -> Option<Edge> {
+    let wait = nanos(reading.resets_in?);
+    let grain = nanos(reading.reset_grain);
+    let on_the_clock = reading
+        .reset_at
+        .is_some_and(|at| nanos(at).is_multiple_of(per));
+    let (under, over) = match (reading.reset_at, on_the_clock) {
+        (Some(_), true) => (SECOND_NANOS, 0),
+        (Some(_), false) => (SECOND_NANOS + grain, grain),
+        (None, _) => (grain, if grain < SECOND_NANOS { 0 } else { grain }),
+    };
+    Some(Edge {
+        low: sent.plus(wait).minus(under),
+        high: at.plus(wait).plus(over),
+    })
+}
+
+/// How often a limit that a reading may be about was declared.
+#[derive(Clone, Copy)]
+enum Declared {
+    Never,
+    /// By its place in the order of `Bank::each`.
+    Once(usize),
+    /// Nobody knows which one is meant: nothing is learnt.
+    Often,
 }
 
 /// A number that looks random (splitmix64).

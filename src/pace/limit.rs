@@ -2,6 +2,7 @@
 
 use super::Time;
 use super::bucket::Bucket;
+use super::edge::Edge;
 use super::gate::Gate;
 use super::slot::Slot;
 use super::smooth::{self, Smooth};
@@ -25,6 +26,17 @@ enum Meter {
     Gate(Gate),
 }
 
+/// Who knows at which edges the provider forgets everything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Edges {
+    /// There are none.
+    None,
+    /// The provider's answers.
+    Told,
+    /// The caller.
+    Given,
+}
+
 /// A departed call as one limit sees it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Trace {
@@ -43,6 +55,8 @@ pub(super) struct Limit {
     pub per: u64,
     /// The most that one call may take.
     pub largest: u64,
+    /// Who knows at which edge the provider forgets everything.
+    edges: Edges,
     meter: Meter,
 }
 
@@ -58,6 +72,7 @@ impl Limit {
             declared,
             per: nanos(spec.per),
             largest: declared,
+            edges: Edges::None,
             meter: Meter::Gate(Gate::new(declared)),
         };
         if counts != Counts::Open {
@@ -72,12 +87,16 @@ impl Limit {
             Safety::Headroom(share) => 1.0 - share,
             Safety::Strict | Safety::Balanced => 1.0,
         };
-        let cap = ((self.declared as f64 * headroom).floor() as u64).max(1);
+        // Headroom lengthens the period, since a share of a few calls would be a whole call; where the provider's own
+        // edges end the period, it lowers the amount.
+        let (cap, per) = (self.declared, (self.per as f64 / headroom).ceil() as u64);
+        let lowered = ((cap as f64 * headroom) as u64).max(1);
         match spec.algorithm {
             Algorithm::TokenBucket => {
-                let burst = spec.burst.unwrap_or(if correctable { self.declared } else { 1 });
+                let burst = spec
+                    .burst
+                    .unwrap_or(if correctable { self.declared } else { 1 });
                 self.largest = burst;
-                let per = (self.per as f64 / headroom).ceil() as u64;
                 Meter::Bucket(Bucket::new(self.declared, drifted(per), burst, correctable))
             }
             Algorithm::Smooth => {
@@ -86,10 +105,24 @@ impl Limit {
                     Safety::Strict => smooth::lowered(cap),
                     Safety::Balanced | Safety::Headroom(_) => cap as f64,
                 };
-                Meter::Smooth(Smooth::new(cap, drifted(self.per), rate, spec.burst, correctable))
+                let smooth = Smooth::new(cap, per, rate, spec.burst, correctable);
+                let strict = safety == Safety::Strict;
+                Meter::Smooth(if strict {
+                    smooth.counted(cap, per)
+                } else {
+                    smooth
+                })
             }
-            Algorithm::SlidingWindow | Algorithm::FixedWindow | Algorithm::Quota(_) => {
-                Meter::Window(Window::new(cap, self.per))
+            Algorithm::SlidingWindow => Meter::Window(Window::new(cap, per)),
+            Algorithm::FixedWindow => {
+                self.edges = Edges::Told;
+                Meter::Window(Window::new(lowered, self.per))
+            }
+            Algorithm::Quota(reset) => {
+                self.edges = Edges::Given;
+                let mut window = Window::new(lowered, self.per);
+                window.set_edge(reset.ends);
+                Meter::Window(window)
             }
         }
     }
@@ -184,14 +217,25 @@ impl Limit {
     }
 
     /// The call is over. `open_until` is when an unanswered one surely is over at the provider, too.
-    pub fn finished(&mut self, call: Trace, at: Time, actual: Option<u64>, within: u64, open_until: Time) {
+    pub fn finished(
+        &mut self,
+        call: Trace,
+        at: Time,
+        actual: Option<u64>,
+        within: u64,
+        open_until: Time,
+    ) {
         if let Meter::Gate(gate) = &mut self.meter {
             return match call.answered {
                 None if open_until > at => gate.release_at(open_until),
                 _ => gate.release(),
             };
         }
-        let Some(actual) = actual else { return };
+        let Some(actual) = actual else {
+            return;
+        };
+        // An absurd answer costs a whole period, not eternity.
+        let actual = actual.min(self.declared.max(call.cost));
         let lower_unanswered = call.answered.is_none() && actual < call.cost;
         if self.counts != Counts::Cost || actual == call.cost || lower_unanswered {
             return;
@@ -205,13 +249,44 @@ impl Limit {
         }
     }
 
-    /// Somebody else took so much of it, until then or for one period.
+    /// The provider refused the call, since others had used the limit up.
+    pub fn disown(&mut self, call: Trace, within: u64) {
+        let Some(answered) = call.answered else {
+            return;
+        };
+        let (amount, anchor) = (self.amount(call.cost), answered.min(call.sent.plus(within)));
+        match &mut self.meter {
+            Meter::Window(window) => window.disown(amount, anchor),
+            Meter::Smooth(smooth) => smooth.window_mut().disown(amount, anchor),
+            Meter::Bucket(_) | Meter::Gate(_) => {}
+        }
+    }
+
+    /// Somebody else took so much of it: until the edge, or for one period.
     pub fn foreign(&mut self, amount: u64, until: Option<Time>, now: Time) {
+        // Only at an edge everything is forgotten. Elsewhere the stated reset may be that of the oldest call alone.
+        let until = until.filter(|_| self.edges != Edges::None);
         match &mut self.meter {
             Meter::Window(window) => window.foreign(amount, until, now),
-            Meter::Smooth(smooth) => smooth.window_mut().foreign(amount, until, now),
+            Meter::Smooth(smooth) => smooth.window_mut().foreign(amount, None, now),
             Meter::Bucket(bucket) => bucket.foreign(amount, now),
             Meter::Gate(_) => {}
+        }
+    }
+
+    /// The provider says that it forgets everything at this edge; only fixed windows listen.
+    pub fn learn_edge(&mut self, stated: Edge, now: Time) {
+        if let (Edges::Told, Meter::Window(window)) = (self.edges, &mut self.meter) {
+            window.learn_edge(stated, now);
+        }
+    }
+
+    /// The caller knows when the period ends, and how much of it is used at least.
+    pub fn set_period(&mut self, ends: Time, used: u64, now: Time) {
+        if let (Edges::Given, Meter::Window(window)) = (self.edges, &mut self.meter) {
+            window.set_edge(ends);
+            let unknown = used.saturating_sub(window.used());
+            window.foreign(unknown, Some(ends), now);
         }
     }
 
@@ -231,7 +306,8 @@ impl Limit {
     /// The most that the provider may have counted for this process while a call was on its way that saw `freed`
     /// when it was booked: what is used now and what was freed meanwhile. `None` where it cannot be known.
     pub fn own_since(&self, freed: u64) -> Option<u64> {
-        self.window().map(|window| window.own_used() + window.freed().saturating_sub(freed))
+        self.window()
+            .map(|window| window.own_used() + window.freed().saturating_sub(freed))
     }
 
     /// What others are believed to have used of it.

@@ -12,8 +12,10 @@
 //! | `line` | the waiting jobs: lanes, reservations |
 //! | `choice`, `shelf` | which key, among many |
 //! | `bank`, `limit`, `slot` | the books: every limit, and when it has room |
-//! | `window`, `bucket`, `smooth`, `gate` | one algorithm each, on `calls` (in flight) and `gcra` |
+//! | `window`, `bucket`, `smooth`, `gate` | one algorithm each, on `calls` (in flight), `gcra`, `counter`, `edge` |
+//! | `period` | calendar quotas: the caller's calendar |
 //! | `signal`, `learn` | what responses say, and what it does |
+//! | `spread` | delays seen, for `balanced` |
 //! | `snapshot` | the state for metrics and people |
 //!
 //! A call's way: [`Line::next`] (or [`Pool::acquire`]) → [`Permit`] → [`Pool::depart`] → [`Flight`] →
@@ -24,11 +26,15 @@ mod bank;
 mod bucket;
 mod calls;
 mod choice;
+mod counter;
+mod edge;
+
 mod gate;
 mod gcra;
 mod learn;
 mod limit;
 mod line;
+mod period;
 mod pool;
 mod shelf;
 mod signal;
@@ -36,17 +42,19 @@ mod slot;
 mod smooth;
 mod snapshot;
 mod spec;
+mod spread;
 mod states;
 mod time;
 mod window;
 
 pub use ask::{Acquire, Ask, BudgetId, Flight, KeyId, Permit, Pin, Routes, Why};
 pub use line::{Line, Next, Ticket, Wait};
+pub use period::Place;
 pub use pool::{Impossible, Pool};
 pub use signal::{Family, Reading, Signal, Unit};
 pub use snapshot::{BudgetSnapshot, BudgetState, KeySnapshot, KeyState, LimitUse, PoolSnapshot};
 pub use spec::{
-    Algorithm, BadSpec, BudgetSpec, KeySpec, LaneSpec, LimitSpec, MAX_AMOUNT, MAX_PERIOD, MAX_ROUTES, Measure,
-    PoolSpec, Reset, RouteSpec, Safety,
+    Algorithm, BadSpec, BudgetSpec, KeySpec, LaneSpec, LimitSpec, MAX_AMOUNT, MAX_PERIOD,
+    MAX_ROUTES, Measure, PoolSpec, Reset, RouteSpec, Safety,
 };
 pub use time::Time;

@@ -6,6 +6,9 @@
 
 use super::Time;
 use super::calls::Calls;
+use super::counter;
+use super::edge::Edge;
+use super::gcra::Gcra;
 use super::slot::Slot;
 use std::collections::VecDeque;
 
@@ -31,11 +34,21 @@ pub(super) struct Window {
     logged: u64,
     foreign: Vec<(Time, u64)>,
     freed: u64,
+    /// Calls of the window before, where somebody asks for them.
+    before: VecDeque<(Time, u64)>,
+    /// For windows that remember: the answered calls as takings from a bucket, see `evenly`.
+    bucket: Option<(u64, Gcra)>,
+    /// Fixed windows: the edge that is known.
+    edge: Option<Edge>,
 }
 
 impl Window {
     pub fn new(cap: u64, span: u64) -> Window {
-        let grain = if cap > EXACT_SLOTS { span / EXACT_SLOTS } else { 0 };
+        let grain = if cap > EXACT_SLOTS {
+            span / EXACT_SLOTS
+        } else {
+            0
+        };
         Window {
             cap,
             span,
@@ -46,6 +59,25 @@ impl Window {
             logged: 0,
             foreign: Vec::new(),
             freed: 0,
+            before: VecDeque::new(),
+            bucket: None,
+            edge: None,
+        }
+    }
+
+    /// A window that remembers the one before as well, and rounds to `grain` nanoseconds. It knows at a glance that
+    /// calls at a slightly lower rate are harmless, see `evenly`.
+    pub fn remembering(cap: u64, span: u64, grain: u64) -> Window {
+        let plain = Window::new(cap, span);
+        let grain = grain.max(plain.grain);
+        let depth = (cap / 4).clamp(1, 2).max(cap / 50);
+        let bucket =
+            (depth < cap).then(|| (depth, Gcra::new(cap - depth, span + plain.guard, false)));
+        Window {
+            grain,
+            calls: Calls::new(grain),
+            bucket,
+            ..plain
         }
     }
 
@@ -75,7 +107,11 @@ impl Window {
     }
 
     fn freed_by_any(&self, need: u64, within: u64) -> Slot {
-        let mut certain: Vec<(Time, u64)> = self.log.iter().map(|&(anchor, n)| (self.free_at(anchor), n)).collect();
+        let mut certain: Vec<(Time, u64)> = self
+            .log
+            .iter()
+            .map(|&(anchor, n)| (self.free_at(anchor), n))
+            .collect();
         certain.extend(self.foreign.iter().copied());
         certain.sort_unstable();
         let mut sum = 0;
@@ -97,12 +133,35 @@ impl Window {
     }
 
     fn free_at(&self, anchor: Time) -> Time {
-        anchor.plus(self.span).plus(self.guard)
+        let free = match self.edge {
+            Some(edge) => edge.forgets(anchor, self.span),
+            None => anchor.plus(self.span),
+        };
+        free.plus(self.guard)
+    }
+
+    /// The provider says that it forgets everything at an edge within these bounds.
+    pub fn learn_edge(&mut self, stated: Edge, now: Time) {
+        self.edge = Edge::with(self.edge, stated, self.span, now);
+    }
+
+    /// The caller knows the edge.
+    pub fn set_edge(&mut self, at: Time) {
+        self.edge = Some(Edge { low: at, high: at });
+    }
+
+    /// Anchors are rounded up to the grain, but not over an edge.
+    fn filed(&self, anchor: Time) -> Time {
+        let rounded = anchor.rounded_up(self.grain);
+        match self.edge {
+            Some(edge) if anchor < edge.low => rounded.min(edge.low.minus(1)),
+            Some(_) | None => rounded,
+        }
     }
 
     /// Calls that were not answered in time count from then on; slots whose window is over are freed.
     fn advance(&mut self, now: Time, within: u64) {
-        while let Some((sent, amount)) = self.calls.pop_departed_by(now.minus(within)) {
+        while let Some((sent, amount)) = self.calls.pop_overdue(now, within) {
             self.record(amount, sent.plus(within));
         }
         while let Some(&(anchor, amount)) = self.log.front() {
@@ -112,6 +171,17 @@ impl Window {
             self.log.pop_front();
             self.logged -= amount;
             self.freed += amount;
+            if self.bucket.is_some() || self.cap == 1 {
+                self.before.push_back((anchor, amount));
+            }
+        }
+        let two = self.span * 2 + self.guard;
+        while self
+            .before
+            .front()
+            .is_some_and(|entry| entry.0.plus(two) <= now)
+        {
+            self.before.pop_front();
         }
         if !self.foreign.is_empty() {
             self.foreign.retain(|entry| entry.0 > now);
@@ -122,7 +192,10 @@ impl Window {
         if amount == 0 {
             return;
         }
-        let anchor = anchor.rounded_up(self.grain);
+        let anchor = self.filed(anchor);
+        if let Some((_, bucket)) = &mut self.bucket {
+            bucket.take(amount, anchor);
+        }
         self.logged += amount;
         let mut place = self.log.len();
         while place > 0 && self.log[place - 1].0 > anchor && self.log.len() - place < SORT_DEPTH {
@@ -171,9 +244,12 @@ impl Window {
             return;
         }
         // Where the very entry is gone, taking from an earlier one is safe: that one is forgotten sooner.
-        let anchor = anchor.rounded_up(self.grain);
+        let anchor = self.filed(anchor);
         let place = self.log.partition_point(|entry| entry.0 <= anchor);
-        if let Some(entry) = place.checked_sub(1).and_then(|place| self.log.get_mut(place)) {
+        if let Some(entry) = place
+            .checked_sub(1)
+            .and_then(|place| self.log.get_mut(place))
+        {
             let back = (estimate - actual).min(entry.1);
             entry.1 -= back;
             self.logged -= back;
@@ -181,12 +257,63 @@ impl Window {
         }
     }
 
+    /// The provider refused a call anchored at `anchor`: it was somebody else's use that filled the window. The slot
+    /// stays taken as long, but is no longer compared with what the provider says it counted.
+    pub fn disown(&mut self, amount: u64, anchor: Time) {
+        let filed = self.filed(anchor);
+        let place = self.log.partition_point(|entry| entry.0 <= filed);
+        if let Some(entry) = place.checked_sub(1).and_then(|n| self.log.get_mut(n)) {
+            let moved = entry.1.min(amount);
+            entry.1 -= moved;
+            self.logged -= moved;
+            let free = self.free_at(filed);
+            self.foreign_until(moved, free);
+        }
+    }
+
     /// Somebody else used so much; it is free again at `until`, or after one window.
     pub fn foreign(&mut self, amount: u64, until: Option<Time>, now: Time) {
-        if amount > 0 {
-            let free = self.free_at(now);
-            self.foreign.push((until.map_or(free, |until| until.min(free)), amount));
+        let free = self.free_at(now);
+        let until = match until {
+            Some(until) => until.plus(self.guard).min(free),
+            None => free,
+        };
+        self.foreign_until(amount, until);
+    }
+
+    fn foreign_until(&mut self, amount: u64, until: Time) {
+        match self.foreign.last_mut() {
+            _ if amount == 0 => {}
+            Some(last) if last.0 == until => last.1 += amount,
+            Some(_) | None => self.foreign.push((until, amount)),
         }
+    }
+
+    /// Whether the calls so far and one of this amount fit into a bucket of depth b and rate (N − b) ÷ W. Then at most
+    /// b + s·(N − b) ÷ W of them are younger than any age s, and a sliding counter sees at most
+    /// b + (x·x + (1 − x)(1 + x))·(N − b) = N of them. Seldom false while calls are even and answers quick.
+    pub fn evenly(&self, amount: u64, now: Time) -> bool {
+        let Some((depth, bucket)) = &self.bucket else {
+            return false;
+        };
+        let flying = bucket.span(self.calls.total() + amount);
+        bucket.full_at().max(now).plus(flying) <= now.plus(bucket.span(*depth))
+    }
+
+    /// What a sliding counter could make of the answered calls at `now`, at worst; those in flight come on top.
+    pub fn heaviest(&self, now: Time) -> f64 {
+        let newest_first = self
+            .log
+            .iter()
+            .rev()
+            .chain(self.before.iter().rev())
+            .copied();
+        counter::heaviest(newest_first, now, self.span, self.guard)
+    }
+
+    /// Calls that may not have been counted yet.
+    pub fn flying(&self) -> u64 {
+        self.calls.total()
     }
 
     /// What others are believed to have used.
@@ -213,18 +340,38 @@ impl Window {
         self.cap
     }
 
+    pub fn span(&self) -> u64 {
+        self.span
+    }
+
+    pub fn guard(&self) -> u64 {
+        self.guard
+    }
+
     /// Keeps each slot longer than the window by this much more.
     pub fn widen(&mut self, extra: u64) {
         self.guard = CLOCK_GRAIN_NANOS + self.span / CLOCK_DRIFT + extra;
+        if let Some((_, bucket)) = &mut self.bucket {
+            bucket.widen(extra);
+        }
     }
 
     /// Upper bound on what can be granted from `now` until `within_nanos` later.
     pub fn allowance(&mut self, horizon: u64, now: Time, within: u64) -> u64 {
         self.advance(now, within);
         let end = now.plus(horizon);
-        let kept: u64 = self.log.iter().rev().take_while(|e| self.free_at(e.0) > end).map(|e| e.1).sum();
+        let kept: u64 = self
+            .log
+            .iter()
+            .rev()
+            .take_while(|e| self.free_at(e.0) > end)
+            .map(|e| e.1)
+            .sum();
         let foreign: u64 = self.foreign.iter().filter(|e| e.0 > end).map(|e| e.1).sum();
         let first = self.cap.saturating_sub(kept).saturating_sub(foreign);
-        first.saturating_add((horizon / self.span).saturating_mul(self.cap))
+        let edge = self
+            .edge
+            .is_some_and(|edge| edge.high > now && edge.low <= end);
+        first.saturating_add((horizon / self.span + u64::from(edge)).saturating_mul(self.cap))
     }
 }

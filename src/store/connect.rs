@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use sqlx::migrate::{Migrate, MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 
-use super::dialect::Db;
+use super::dialect::{Db, is_busy};
 use super::{StoreError, StoreOptions};
 
 static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
@@ -87,16 +87,7 @@ async fn open_sqlite(options: &StoreOptions) -> Result<Opened, StoreError> {
         .pragma("wal_autocheckpoint", "4096")
         // Rows of a batch are handed over without waiting for each other.
         .row_buffer_size(1024);
-    let write = SqlitePoolOptions::new()
-        .max_connections(1)
-        .min_connections(1)
-        .acquire_timeout(ACQUIRE)
-        .idle_timeout(None)
-        .max_lifetime(None)
-        .test_before_acquire(false)
-        .connect_with(writing)
-        .await
-        .map_err(StoreError::Unavailable)?;
+    let write = connect_writer(writing).await?;
     let reading =
         connect.create_if_missing(false).pragma("query_only", "ON").thread_name(|n| format!("sqlite-read-{n}"));
     let read = SqlitePoolOptions::new()
@@ -105,6 +96,28 @@ async fn open_sqlite(options: &StoreOptions) -> Result<Opened, StoreError> {
         .test_before_acquire(false)
         .connect_lazy_with(reading);
     Ok(Opened { db: Db::Sqlite { read, write }, listen: None, lock })
+}
+
+/// Opens the one connection that writes. The first one of all switches the file to WAL, and while
+/// it does others are refused at once, without the time that they would wait for a lock.
+async fn connect_writer(options: SqliteConnectOptions) -> Result<SqlitePool, StoreError> {
+    let begun = std::time::Instant::now();
+    loop {
+        let pool = SqlitePoolOptions::new()
+            .max_connections(1)
+            .min_connections(1)
+            .acquire_timeout(ACQUIRE)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .test_before_acquire(false);
+        match pool.connect_with(options.clone()).await {
+            Ok(pool) => return Ok(pool),
+            Err(error) if is_busy(&error) && begun.elapsed() < BUSY => {
+                tokio::time::sleep(Duration::from_millis(20)).await
+            }
+            Err(error) => return Err(StoreError::Unavailable(error)),
+        }
+    }
 }
 
 /// Takes the lock beside the file. The system gives it back when the process ends, however it ends.

@@ -101,7 +101,8 @@ async fn views(db: &Db, rows: Vec<Row>) -> Result<Vec<DeadView>, StoreError> {
 pub(super) async fn letter(db: &Db, tenant: Option<&str>, id: &str) -> Result<Option<DeadView>, StoreError> {
     let sql = format!("{VIEW} WHERE d.id = $1 AND ($2 IS NULL OR d.tenant = $2) ORDER BY d.tenant LIMIT 1");
     let sql = sqlx::AssertSqlSafe(sql);
-    let rows: Vec<Row> = on_db!(read db, |c| sqlx::query_as(sql).persistent(false).bind(id).bind(tenant).fetch_all(c).await)?;
+    let rows: Vec<Row> =
+        on_db!(read db, |c| sqlx::query_as(sql).persistent(false).bind(id).bind(tenant).fetch_all(c).await)?;
     Ok(views(db, rows).await?.pop())
 }
 

@@ -29,7 +29,11 @@ pub(super) async fn insert(tx: &mut Tx, ended: &[Ended<'_>]) -> Result<bool, Sto
         let url = callback.url.as_deref().and_then(|url| by_url.get(&(e.job.tenant, url)));
         let id = callback.endpoint.as_deref().and_then(|id| by_id.get(&(e.job.tenant, id)));
         if callback.endpoint.is_some() && id.is_none() {
-            tracing::warn!(job = e.job.id, endpoint = callback.endpoint, "no such endpoint: the completion stays undelivered");
+            tracing::warn!(
+                job = e.job.id,
+                endpoint = callback.endpoint,
+                "no such endpoint: the completion stays undelivered"
+            );
         }
         targets.extend(url.into_iter().chain(id).map(|target| (*e, *target)));
     }
@@ -138,7 +142,8 @@ async fn load(tx: &mut Tx, mut rows: Vec<ClaimedRow>) -> Result<Vec<DeliveryJob>
     rows.sort_unstable_by_key(|row| row.0);
     let event_pks: HashSet<i64> = rows.iter().map(|row| row.3).collect();
     let keys = Rows::new().int("pk", event_pks.into_iter().map(Some));
-    let select = "SELECT e.pk, e.id, e.state, e.at_ms, e.attempts, e.reason, e.error, j.id, j.provider, j.tenant, j.metadata,
+    let select =
+        "SELECT e.pk, e.id, e.state, e.at_ms, e.attempts, e.reason, e.error, j.id, j.provider, j.tenant, j.metadata,
             e.status, e.headers, e.content_type, e.truncated, e.body
         FROM v JOIN events e ON e.pk = v.pk JOIN jobs j ON j.pk = e.job_pk";
     let events: Vec<EventRow> = keys.fetch(tx, select).await?;

@@ -407,10 +407,18 @@ fn is_passing_sqlite(code: &str) -> bool {
     code.parse::<u32>().is_ok_and(|code| matches!(code & 0xff, 5..=8 | 10 | 13 | 14))
 }
 
+/// Whether another process has SQLite's lock.
+pub(super) fn is_busy(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|told| told.code()).and_then(|code| code.parse::<u32>().ok());
+    code.is_some_and(|code| code & 0xff == 5)
+}
+
 /// Whether the same work may go through when it is done again at once: others were in the way.
 pub(super) fn is_collision(error: &StoreError) -> bool {
     match error {
-        StoreError::Unavailable(sqlx::Error::Database(told)) => matches!(told.code().as_deref(), Some("40001" | "40P01")),
+        StoreError::Unavailable(sqlx::Error::Database(told)) => {
+            matches!(told.code().as_deref(), Some("40001" | "40P01"))
+        }
         // What a statement counted on was removed before it.
         StoreError::Unavailable(sqlx::Error::RowNotFound) => true,
         _ => false,

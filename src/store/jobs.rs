@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::dialect::{Db, Rows, Tx, on_db};
 use super::wakes::Pending;
 use super::{
-    Attempt, Cancelled, Claimed, DeadReason, Inserted, JobFilter, JobPk, JobView, NewJob, Next, Origin, OwnerId, Page, Record,
-    StoreError, attempts, number, outcomes,
+    Attempt, Cancelled, Claimed, DeadReason, Inserted, JobFilter, JobPk, JobView, NewJob, Next, Origin, OwnerId, Page,
+    Record, StoreError, attempts, number, outcomes,
 };
 use crate::clock::WallMs;
 use crate::job::{Job, JobState};
@@ -100,7 +100,11 @@ pub(super) enum Insertion {
 }
 
 /// Inserts the arrivals, each with the time it was accepted at, and answers each, in order.
-pub(super) async fn insert(tx: &mut Tx, arrivals: &[(&Arrival, WallMs)], wakes: &mut Pending) -> Result<Vec<Insertion>, StoreError> {
+pub(super) async fn insert(
+    tx: &mut Tx,
+    arrivals: &[(&Arrival, WallMs)],
+    wakes: &mut Pending,
+) -> Result<Vec<Insertion>, StoreError> {
     // The first of each identity is inserted; in the order of the index, so that two writers with
     // the same ids cannot wait for each other.
     let mut order: Vec<usize> = (0..arrivals.len()).collect();
@@ -168,7 +172,8 @@ async fn insert_rows<'a>(
         .text("metadata", jobs().map(|j| j.metadata.as_ref().map(|m| m.get())))
         .int("envelope_bytes", arrivals.iter().map(|(a, _)| Some(length(&a.envelope))))
         .text("envelope", arrivals.iter().map(|(a, _)| Some(a.envelope.as_str())));
-    let insert = "INSERT INTO jobs (tenant, id, hash, provider, lane, state, due_ms, deadline_ms, created_ms, owner, epoch,
+    let insert =
+        "INSERT INTO jobs (tenant, id, hash, provider, lane, state, due_ms, deadline_ms, created_ms, owner, epoch,
             waiting_reason, delivery, cost, pin, idempotency_key, reply_to, correlation_id, traceparent, callback,
             metadata, envelope_bytes, envelope)
         SELECT tenant, id, hash, provider, lane, state, due_ms, deadline_ms, created_ms, owner, epoch,
@@ -260,7 +265,17 @@ pub(super) async fn claim(tx: &mut Tx, claim: &Claim, wakes: &mut Pending) -> Re
                 let (run, attempts, failures) = (number(run), number(attempts), number(failures));
                 let backoff = millis(backoff_ms);
                 wakes.claim(pk, epoch, run, failures, claim.now_ms);
-                claimed.push(Claimed { pk, epoch, run, attempts, failures, first_attempt_ms, backoff, created_ms, job });
+                claimed.push(Claimed {
+                    pk,
+                    epoch,
+                    run,
+                    attempts,
+                    failures,
+                    first_attempt_ms,
+                    backoff,
+                    created_ms,
+                    job,
+                });
             }
             Err(invalid) => {
                 tracing::error!(pk, error = %invalid, "a stored job cannot be read: it is dead now");
@@ -303,14 +318,27 @@ pub(super) async fn next_due(db: &Db, provider: &str) -> Result<Option<WallMs>, 
 type ViewRow =
     (JobPk, String, i64, WallMs, Option<WallMs>, WallMs, Option<String>, Option<String>, Option<String>, String);
 
-const VIEW: &str = "SELECT pk, state, run, created_ms, finished_ms, due_ms, waiting_reason, reason, error, envelope FROM jobs";
+const VIEW: &str =
+    "SELECT pk, state, run, created_ms, finished_ms, due_ms, waiting_reason, reason, error, envelope FROM jobs";
 
 fn view(row: ViewRow, attempts: Vec<(u32, Attempt)>) -> Result<JobView, StoreError> {
     let (pk, state, run, created_ms, finished_ms, due_ms, waiting_reason, reason, error, envelope) = row;
     let state = state_of(&state)?;
     let job = Job::from_stored(&envelope).map_err(|e| StoreError::Corrupt(format!("job {pk}: {e}")))?;
     let due_ms = (state == JobState::Waiting).then_some(due_ms);
-    Ok(JobView { pk, job, state, run: number(run), created_ms, finished_ms, due_ms, waiting_reason, reason, error, attempts })
+    Ok(JobView {
+        pk,
+        job,
+        state,
+        run: number(run),
+        created_ms,
+        finished_ms,
+        due_ms,
+        waiting_reason,
+        reason,
+        error,
+        attempts,
+    })
 }
 
 /// The job of that id; without a tenant the first one that has it.
@@ -355,7 +383,12 @@ impl<'a> Conditions<'a> {
     }
 }
 
-pub(super) async fn list(db: &Db, filter: &JobFilter, cursor: Option<i64>, limit: u32) -> Result<Page<JobView>, StoreError> {
+pub(super) async fn list(
+    db: &Db,
+    filter: &JobFilter,
+    cursor: Option<i64>,
+    limit: u32,
+) -> Result<Page<JobView>, StoreError> {
     let (text, values) = Conditions::default()
         .equal("state", filter.state.map(JobState::as_str))
         // Lets the rare ends use their index. Most jobs succeed: those are found on the way down.
@@ -416,8 +449,7 @@ pub(super) async fn cancel(
         return Ok(Cancelled::Asked);
     }
     let next = Next::Finish { state: JobState::Cancelled, reason: None, error: None, response: None };
-    let record =
-        Record { pk, epoch, run: number(run), attempt: None, failures: number(failures), at_ms: now_ms, next };
+    let record = Record { pk, epoch, run: number(run), attempt: None, failures: number(failures), at_ms: now_ms, next };
     outcomes::record(tx, &[&record], wakes).await?;
     Ok(Cancelled::Done)
 }

@@ -205,7 +205,8 @@ impl Store {
         for owner in owners {
             self.introduce(owner).await?;
         }
-        let arrivals = jobs.into_iter().map(|job| jobs::Arrival::prepare(job, now_ms)).collect::<Result<Vec<_>, _>>()?;
+        let arrivals =
+            jobs.into_iter().map(|job| jobs::Arrival::prepare(job, now_ms)).collect::<Result<Vec<_>, _>>()?;
         self.inner.arrivals.ask(|reply| Request::Insert(arrivals, now_ms, reply)).await
     }
 
@@ -251,7 +252,8 @@ impl Store {
     ) -> Result<Vec<Claimed>, StoreError> {
         self.introduce(owner).await?;
         self.inner.wakes.interested_in(provider);
-        let claim = jobs::Claim { owner: owner.clone(), provider: provider.to_owned(), lane: lane.to_owned(), limit, now_ms };
+        let claim =
+            jobs::Claim { owner: owner.clone(), provider: provider.to_owned(), lane: lane.to_owned(), limit, now_ms };
         if self.db().is_sqlite() {
             return self.inner.outcomes.ask(|reply| Request::Claim(claim, reply)).await;
         }
@@ -331,7 +333,12 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
-    pub async fn dead_letters(&self, filter: &DeadFilter, cursor: Option<i64>, limit: u32) -> Result<Page<DeadView>, StoreError> {
+    pub async fn dead_letters(
+        &self,
+        filter: &DeadFilter,
+        cursor: Option<i64>,
+        limit: u32,
+    ) -> Result<Page<DeadView>, StoreError> {
         self.db().in_time(dead::list(self.db(), filter, cursor, limit)).await
     }
 
@@ -341,9 +348,9 @@ impl Store {
     /// [`StoreError::Unavailable`].
     pub async fn depth(&self) -> Result<Depth, StoreError> {
         Ok(Depth {
-            jobs: jobs::depth(self.db()).await?,
-            deliveries_pending: deliveries::depth(self.db()).await?,
-            dead_letters: dead::depth(self.db()).await?,
+            jobs: self.db().in_time(jobs::depth(self.db())).await?,
+            deliveries_pending: self.db().in_time(deliveries::depth(self.db())).await?,
+            dead_letters: self.db().in_time(dead::depth(self.db())).await?,
         })
     }
 
@@ -362,7 +369,13 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
-    pub async fn replay(&self, tenant: Option<&str>, id: &str, how: &Replay, now_ms: WallMs) -> Result<Replayed, StoreError> {
+    pub async fn replay(
+        &self,
+        tenant: Option<&str>,
+        id: &str,
+        how: &Replay,
+        now_ms: WallMs,
+    ) -> Result<Replayed, StoreError> {
         act!(self, |tx, wakes| dead::replay(tx, tenant, id, how, now_ms, wakes).await)
     }
 
@@ -422,7 +435,12 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
-    pub async fn retain(&self, succeeded_before_ms: WallMs, dead_before_ms: WallMs, limit: u32) -> Result<Removed, StoreError> {
+    pub async fn retain(
+        &self,
+        succeeded_before_ms: WallMs,
+        dead_before_ms: WallMs,
+        limit: u32,
+    ) -> Result<Removed, StoreError> {
         act!(self, |tx, _wakes| retention::remove(tx, succeeded_before_ms, dead_before_ms, limit).await)
     }
 
@@ -452,7 +470,15 @@ mod tests {
 
     fn message(bytes: usize) -> Buried {
         let (error, tenant, headers) = ("odd".to_owned(), String::new(), "{}".to_owned());
-        Buried { reason: DeadReason::Malformed, error, tenant, provider: None, lane: None, raw: Bytes::from(vec![1; bytes]), headers }
+        Buried {
+            reason: DeadReason::Malformed,
+            error,
+            tenant,
+            provider: None,
+            lane: None,
+            raw: Bytes::from(vec![1; bytes]),
+            headers,
+        }
     }
 
     /// SQLite's own limit of pages stands in for the disk's: both are SQLITE_FULL.
@@ -486,7 +512,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let url = format!("sqlite://{}", folder.path().join("paceline.db").display());
         let options = StoreOptions { url, exclusive: false, connections_max: 2 };
-        let (store, other) = (Store::open(&options).await.expect("opened"), Store::open(&options).await.expect("opened"));
+        let (store, other) =
+            (Store::open(&options).await.expect("opened"), Store::open(&options).await.expect("opened"));
         store.migrate().await.expect("migrated");
         let tx = other.db().begin().await.expect("it writes");
         assert!(matches!(store.bury(message(1), 1).await, Err(StoreError::Unavailable(_))));

@@ -10,7 +10,10 @@ use tokio::sync::{mpsc, oneshot};
 use super::dialect::{Db, is_collision};
 use super::jobs::{Arrival, Insertion};
 use super::wakes::{Pending, Wakes};
-use super::{Buried, COLLISIONS_MAX, Claimed, DeliveryJob, DeliveryRecord, Inserted, Record, Recorded, StoreError, dead, deliveries, jobs, outcomes};
+use super::{
+    Buried, COLLISIONS_MAX, Claimed, DeliveryJob, DeliveryRecord, Inserted, Record, Recorded, StoreError, dead,
+    deliveries, jobs, outcomes,
+};
 use crate::clock::WallMs;
 
 /// Requests that wait to be written; senders wait beyond that.
@@ -182,19 +185,19 @@ impl Task {
     }
 
     /// The database is away: everybody who waits is told so now, not one time-out after the other.
-    fn refuse(&mut self, batch: Vec<Request>, error: &sqlx::Error) {
-        let refuse = |request: Request| request.fail(StoreError::Unavailable(copy(error)));
-        batch.into_iter().for_each(refuse);
-        for _ in 0..QUEUE {
-            match self.receiver.try_recv() {
-                Ok(Request::Close(reply)) => {
-                    self.closing = Some(reply);
-                    break;
-                }
-                Ok(request) => refuse(request),
-                Err(_) => break,
+    /// Who waits is settled before the first is told: what comes in afterwards is a new attempt.
+    fn refuse(&mut self, mut batch: Vec<Request>, error: &sqlx::Error) {
+        while let Ok(request) = self.receiver.try_recv() {
+            if let Request::Close(reply) = request {
+                self.closing = Some(reply);
+                break;
+            }
+            batch.push(request);
+            if batch.len() > QUEUE {
+                break;
             }
         }
+        batch.into_iter().for_each(|request| request.fail(StoreError::Unavailable(copy(error))));
     }
 
     /// One transaction, again where others were in the way.
@@ -230,7 +233,10 @@ impl Task {
             }
         }
         self.wakes.commit(tx, pending).await?;
-        outcomes.into_iter().map(|o| o.ok_or_else(|| StoreError::Corrupt("a request was left out".to_owned()))).collect()
+        outcomes
+            .into_iter()
+            .map(|o| o.ok_or_else(|| StoreError::Corrupt("a request was left out".to_owned())))
+            .collect()
     }
 }
 
