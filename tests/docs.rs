@@ -20,8 +20,8 @@ const PAGES: [&str; 8] = [
     "docs/pacing.md",
 ];
 
-/// Linked to already, and not there yet.
-const COMING: [&str; 1] = ["docs/pacing.md"];
+/// Linked to already, and not there yet: nothing is asked of links to these while they are missing.
+const COMING: [&str; 3] = ["docs/pacing.md", "tests/crash.rs", "tests/inlet_contract.rs"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
