@@ -31,6 +31,11 @@ pub enum InletError {
     /// The broker or the connection to it.
     #[error("{0}")]
     Amqp(#[from] lapin::Error),
+    /// The broker refuses a declaration, mostly because something of that name differs.
+    #[error(
+        "the broker refuses the topology: {0} (where a queue or an exchange stands there with other arguments, remove it)"
+    )]
+    Topology(#[source] lapin::Error),
     /// No connection in time.
     #[error("no connection to the broker within {CONNECT_TIMEOUT:?}")]
     Timeout,
@@ -114,6 +119,12 @@ pub async fn connect(url: &Secret, name: &str) -> Result<Connection, InletError>
         .map_err(InletError::Amqp)
 }
 
+async fn close(connection: &Connection) {
+    if let Err(error) = connection.close(200, "done".into()).await {
+        tracing::debug!(%error, "closing the connection");
+    }
+}
+
 impl Inlet {
     /// `lanes`: provider, lane, prefetch and the dispatcher's intake.
     pub fn new(parts: InletParts, url: Secret, topology: Topology, lanes: Vec<(String, String, u16, Intake)>) -> Self {
@@ -132,7 +143,7 @@ impl Inlet {
             let wait = reconnect.wait();
             let text = error.to_string();
             self.parts.readiness.set(PART, Err(text.clone()));
-            tracing::warn!(error = text, ?wait, "the connection to RabbitMQ is down; jobs wait in the broker");
+            tracing::warn!(error = text, ?wait, "RabbitMQ cannot be used now; jobs wait in the broker");
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 () = tokio::time::sleep(wait) => {}
@@ -142,7 +153,10 @@ impl Inlet {
 
     async fn session(&self, shutdown: &CancellationToken, reconnect: &mut Reconnect) -> Result<(), InletError> {
         let connection = connect(&self.url, &format!("paceline {} consume", self.parts.owner)).await?;
-        self.topology.declare(&connection.create_channel().await?).await?;
+        if let Err(error) = self.topology.declare(&connection.create_channel().await?).await {
+            close(&connection).await;
+            return Err(InletError::Topology(error));
+        }
         let connection = Arc::new(connection);
         let session = shutdown.child_token();
         let mut tasks = self.spawn(&connection, &session);
@@ -165,9 +179,7 @@ impl Inlet {
                 tracing::debug!(%error, "a consumer ended with its session");
             }
         }
-        if let Err(error) = connection.close(200, "done".into()).await {
-            tracing::debug!(%error, "closing the connection");
-        }
+        close(&connection).await;
         result
     }
 
