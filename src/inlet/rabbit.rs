@@ -48,6 +48,9 @@ pub enum InletError {
     /// The store refused for good.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The session ended while a delivery waited for the store: the broker has it still.
+    #[error("the session ended before the store was back")]
+    Stopped,
     /// A consumer panicked.
     #[error("a consumer failed: {0}")]
     Failed(#[from] tokio::task::JoinError),
@@ -73,27 +76,32 @@ pub struct InletParts {
 }
 
 impl InletParts {
-    /// Keeps a message that is no job. Waits while the store is away.
-    pub(super) async fn bury(&self, buried: Buried) -> Result<(), InletError> {
+    /// Keeps a message that is no job. Waits while the store is away, as long as the session lasts.
+    pub(super) async fn bury(&self, buried: Buried, session: &CancellationToken) -> Result<(), InletError> {
         let mut reconnect = Reconnect::new();
         loop {
             match self.store.bury(buried.clone(), self.clock.wall_ms()).await {
                 Ok(_) => return Ok(()),
-                Err(error) => self.wait_for_store(error, &mut reconnect).await?,
+                Err(error) => self.wait_for_store(error, &mut reconnect, session).await?,
             }
         }
     }
 
     /// Waits where the same call may go through later.
-    pub(super) async fn wait_for_store(&self, error: StoreError, reconnect: &mut Reconnect) -> Result<(), InletError> {
-        match error {
-            StoreError::Unavailable(_) => {
-                let wait = reconnect.wait();
-                tracing::warn!(error = %error, ?wait, "deliveries wait for the store");
-                tokio::time::sleep(wait).await;
-                Ok(())
-            }
-            other => Err(other.into()),
+    pub(super) async fn wait_for_store(
+        &self,
+        error: StoreError,
+        reconnect: &mut Reconnect,
+        session: &CancellationToken,
+    ) -> Result<(), InletError> {
+        if !matches!(error, StoreError::Unavailable(_)) {
+            return Err(error.into());
+        }
+        let wait = reconnect.wait();
+        tracing::warn!(error = %error, ?wait, "deliveries wait for the store");
+        tokio::select! {
+            () = session.cancelled() => Err(InletError::Stopped),
+            () = tokio::time::sleep(wait) => Ok(()),
         }
     }
 }
@@ -117,6 +125,15 @@ pub async fn connect(url: &Secret, name: &str) -> Result<Connection, InletError>
         .await
         .map_err(|_| InletError::Timeout)?
         .map_err(InletError::Amqp)
+}
+
+/// How a consumer ended. One that stopped because the session did is no news.
+fn of_consumer(ended: Result<Result<(), InletError>, tokio::task::JoinError>) -> Result<(), InletError> {
+    match ended {
+        Ok(Err(InletError::Stopped)) => Ok(()),
+        Ok(ended) => ended,
+        Err(error) => Err(error.into()),
+    }
 }
 
 async fn close(connection: &Connection) {
@@ -168,14 +185,14 @@ impl Inlet {
         let mut result = Ok(());
         while result.is_ok() && !tasks.is_empty() {
             tokio::select! {
-                Some(ended) = tasks.join_next() => result = ended.unwrap_or_else(|e| Err(e.into())),
+                Some(ended) = tasks.join_next() => result = of_consumer(ended),
                 Some(event) = events.next() => result = self.on_event(event),
             }
         }
         session.cancel();
         // Never aborted: a consumer between its commit and its owner would leave claimed jobs behind.
         while let Some(ended) = tasks.join_next().await {
-            if let Err(error) = ended.unwrap_or_else(|e| Err(e.into())) {
+            if let Err(error) = of_consumer(ended) {
                 tracing::debug!(%error, "a consumer ended with its session");
             }
         }
