@@ -81,7 +81,7 @@ impl Scheduler {
     }
 
     async fn pass(&self, rescue: bool, retention: bool) -> Result<(), StoreError> {
-        let rescued = if rescue { self.store.rescue(SILENT_FOR, self.clock.wall_ms()).await? } else { 0 };
+        let rescued = if rescue { self.store.rescue_others(SILENT_FOR, self.clock.wall_ms()).await? } else { 0 };
         if rescued > 0 {
             tracing::warn!(jobs = rescued, "rescued the jobs of a process that ended without letting go of them");
         }

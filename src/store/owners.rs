@@ -39,12 +39,20 @@ pub(super) async fn retire(db: &Db, wakes: &Wakes, owner: &str, now_ms: WallMs) 
     let_go(db, wakes, owner, Why::Retired, now_ms).await
 }
 
+/// Who surely lives.
+pub(super) struct Living<'a> {
+    /// The owners of this process.
+    pub here: &'a Mutex<BTreeSet<OwnerId>>,
+    /// Nobody else can (an exclusive store).
+    pub only_here: bool,
+}
+
 /// Lets go of everything that dead owners hold: those silent for `silent_for`, and those that
-/// never said they live. With `living` given (an exclusive store), everybody else is dead.
+/// never said they live.
 pub(super) async fn rescue(
     db: &Db,
     wakes: &Wakes,
-    living: Option<&Mutex<BTreeSet<OwnerId>>>,
+    living: Option<&Living<'_>>,
     silent_for: Duration,
     now_ms: WallMs,
 ) -> Result<u64, StoreError> {
@@ -55,7 +63,7 @@ pub(super) async fn rescue(
     Ok(released)
 }
 
-async fn dead_owners(db: &Db, living: Option<&Mutex<BTreeSet<OwnerId>>>, silent_for: Duration) -> Result<Vec<OwnerId>, StoreError> {
+async fn dead_owners(db: &Db, living: Option<&Living<'_>>, silent_for: Duration) -> Result<Vec<OwnerId>, StoreError> {
     let mut tx = db.begin().await?;
     let sql = format!(
         "SELECT held.id, CASE WHEN o.seen_ms >= {now} - $1 THEN TRUE ELSE FALSE END AS lives
@@ -70,8 +78,9 @@ async fn dead_owners(db: &Db, living: Option<&Mutex<BTreeSet<OwnerId>>>, silent_
     let rows: Vec<(String, bool)> = on_db!(&mut tx, |c| sqlx::query_as(sql).bind(silent_ms).fetch_all(c).await)?;
     tx.commit().await?;
     // Looked at after the rows: who holds something by then was known before.
-    let living = living.map(|living| living.lock().unwrap_or_else(PoisonError::into_inner));
-    let dead = |id: &str, lives: bool| living.as_ref().map_or(!lives, |living| !living.contains(id));
+    let only_here = living.is_some_and(|living| living.only_here);
+    let here = living.map(|living| living.here.lock().unwrap_or_else(PoisonError::into_inner));
+    let dead = |id: &str, lives: bool| here.as_ref().is_none_or(|here| !here.contains(id)) && (only_here || !lives);
     Ok(rows.into_iter().filter(|(id, lives)| dead(id, *lives)).map(|(id, _)| id).collect())
 }
 
