@@ -6,6 +6,8 @@
 #![allow(dead_code, reason = "every test binary uses another part of it")]
 
 pub mod broker;
+pub mod cut;
+pub mod services;
 pub mod store;
 pub mod world;
 

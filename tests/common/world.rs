@@ -215,6 +215,13 @@ impl World {
         row.0
     }
 
+    /// A statement behind the back of the processes (PostgreSQL).
+    pub async fn execute(&self, sql: &str) {
+        let mut connection = PgConnection::connect(self.database()).await.expect("the database");
+        sqlx::query(AssertSqlSafe(sql.to_owned())).execute(&mut connection).await.expect("done");
+        connection.close().await.ok();
+    }
+
     /// Jobs that are not terminal, also those that somebody holds.
     pub async fn open_jobs(&self) -> i64 {
         self.number("SELECT COUNT(*) FROM jobs WHERE state IN ('queued', 'waiting', 'running')").await
