@@ -10,6 +10,13 @@ use std::collections::VecDeque;
 /// So many takings are remembered for a later correction; older ones can no longer be corrected downwards.
 const MEMORY: usize = 128;
 
+/// Takings that may be corrected, and `full_at` before the first of them.
+#[derive(Clone, Debug, Default)]
+struct Takings {
+    base: Time,
+    list: VecDeque<(Time, u64)>,
+}
+
 #[derive(Clone, Debug)]
 pub(super) struct Gcra {
     rate: u64,
@@ -19,14 +26,14 @@ pub(super) struct Gcra {
     guarded_per: u64,
     one: u64,
     full_at: Time,
-    /// Takings that may be corrected, and `full_at` before the first of them; only where costs are counted.
-    takings: Option<(Time, VecDeque<(Time, u64)>)>,
+    /// Only where costs are counted.
+    takings: Option<Box<Takings>>,
 }
 
 impl Gcra {
     /// `rate` units flow back in `per` nanoseconds.
     pub fn new(rate: u64, per: u64, correctable: bool) -> Gcra {
-        let takings = correctable.then(|| (Time::ZERO, VecDeque::new()));
+        let takings = correctable.then(Box::default);
         let mut gcra = Gcra {
             rate,
             per,
@@ -62,13 +69,13 @@ impl Gcra {
     /// Takes `amount` at `at`. Takings out of order never make the bucket fuller than the true order would.
     pub fn take(&mut self, amount: u64, at: Time) {
         let span = self.span(amount);
-        if let Some((base, takings)) = &mut self.takings {
-            if takings.is_empty() || self.full_at <= at {
+        if let Some(Takings { base, list }) = self.takings.as_deref_mut() {
+            if list.is_empty() || self.full_at <= at {
                 // The bucket was full: nothing before this matters any more.
-                takings.clear();
+                list.clear();
                 *base = self.full_at.max(at);
             }
-            takings.push_back((at, amount));
+            list.push_back((at, amount));
         }
         self.full_at = self.full_at.max(at).plus(span);
         self.forget_oldest();
@@ -76,9 +83,9 @@ impl Gcra {
 
     fn forget_oldest(&mut self) {
         let (one, rate, per) = (self.one, self.rate, self.guarded_per);
-        if let Some((base, takings)) = &mut self.takings
-            && takings.len() > MEMORY
-            && let Some((at, amount)) = takings.pop_front()
+        if let Some(Takings { base, list }) = self.takings.as_deref_mut()
+            && list.len() > MEMORY
+            && let Some((at, amount)) = list.pop_front()
         {
             let span = if amount == 1 {
                 one
@@ -92,10 +99,10 @@ impl Gcra {
     /// Gives back `amount` of what was taken at `at`, as if it had never been taken: the bucket is computed anew.
     pub fn give_back(&mut self, amount: u64, at: Time) {
         let (per, rate) = (self.guarded_per, self.rate);
-        let Some((base, takings)) = &mut self.takings else {
+        let Some(Takings { base, list }) = self.takings.as_deref_mut() else {
             return;
         };
-        let Some(taking) = takings
+        let Some(taking) = list
             .iter_mut()
             .find(|taking| taking.0 == at && taking.1 >= amount)
         else {
@@ -103,7 +110,7 @@ impl Gcra {
         };
         taking.1 -= amount;
         let mut full_at = *base;
-        for &(at, amount) in takings.iter() {
+        for &(at, amount) in list.iter() {
             full_at = full_at.max(at).plus(span_of(amount, per, rate));
         }
         // Rounding of the parts may exceed that of the whole by a few nanoseconds; never move later.

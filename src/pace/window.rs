@@ -21,6 +21,16 @@ pub(super) const CLOCK_DRIFT: u64 = 10_000;
 /// How far back an anchor out of order is looked for before it is counted with a later one.
 const SORT_DEPTH: usize = 64;
 
+/// What a sliding counter may still remember.
+#[derive(Clone, Debug)]
+struct Past {
+    /// Calls of the window before.
+    before: VecDeque<(Time, u64)>,
+    /// The answered calls as takings from a bucket of this depth, see `evenly`.
+    depth: u64,
+    bucket: Option<Gcra>,
+}
+
 /// See the module.
 #[derive(Clone, Debug)]
 pub(super) struct Window {
@@ -34,12 +44,11 @@ pub(super) struct Window {
     logged: u64,
     foreign: Vec<(Time, u64)>,
     freed: u64,
-    /// Calls of the window before, where somebody asks for them.
-    before: VecDeque<(Time, u64)>,
-    /// For windows that remember: the answered calls as takings from a bucket, see `evenly`.
-    bucket: Option<(u64, Gcra)>,
+    /// Only where a sliding counter matters. (Boxed, as the edges are: most windows need neither, and with many keys
+    /// the size of a limit is what a permit costs.)
+    past: Option<Box<Past>>,
     /// Fixed windows: the edges that are known.
-    edges: Edges,
+    edges: Option<Box<Edges>>,
 }
 
 impl Window {
@@ -59,9 +68,8 @@ impl Window {
             logged: 0,
             foreign: Vec::new(),
             freed: 0,
-            before: VecDeque::new(),
-            bucket: None,
-            edges: Edges::default(),
+            past: None,
+            edges: None,
         }
     }
 
@@ -71,12 +79,15 @@ impl Window {
         let plain = Window::new(cap, span);
         let grain = grain.max(plain.grain);
         let depth = (cap / 4).clamp(1, 2).max(cap / 50);
-        let bucket =
-            (depth < cap).then(|| (depth, Gcra::new(cap - depth, span + plain.guard, false)));
+        let bucket = (depth < cap).then(|| Gcra::new(cap - depth, span + plain.guard, false));
         Window {
             grain,
             calls: Calls::new(grain),
-            bucket,
+            past: Some(Box::new(Past {
+                before: VecDeque::new(),
+                depth,
+                bucket,
+            })),
             ..plain
         }
     }
@@ -133,23 +144,32 @@ impl Window {
     }
 
     fn free_at(&self, anchor: Time) -> Time {
-        self.edges.forgets(anchor, self.span).plus(self.guard)
+        let free = match &self.edges {
+            Some(edges) => edges.forgets(anchor, self.span),
+            None => anchor.plus(self.span),
+        };
+        free.plus(self.guard)
     }
 
     /// The provider says that it forgets everything at an edge within these bounds.
     pub fn learn_edge(&mut self, stated: Edge, now: Time) {
-        self.edges.learn(stated, self.span, now);
+        self.edges
+            .get_or_insert_default()
+            .learn(stated, self.span, now);
     }
 
     /// The caller knows the edge.
     pub fn set_edge(&mut self, at: Time) {
-        self.edges.set(at);
+        self.edges.get_or_insert_default().set(at);
     }
 
     /// Anchors are rounded up to the grain, but not over an edge.
     fn filed(&self, anchor: Time) -> Time {
         let rounded = anchor.rounded_up(self.grain);
-        let edge = self.edges.next_after(anchor);
+        let edge = self
+            .edges
+            .as_ref()
+            .and_then(|edges| edges.next_after(anchor));
         edge.map_or(rounded, |edge| rounded.min(edge.low.minus(1)))
     }
 
@@ -165,17 +185,19 @@ impl Window {
             self.log.pop_front();
             self.logged -= amount;
             self.freed += amount;
-            if self.bucket.is_some() || self.cap == 1 {
-                self.before.push_back((anchor, amount));
+            if let Some(past) = &mut self.past {
+                past.before.push_back((anchor, amount));
             }
         }
-        let two = self.span * 2 + self.guard;
-        while self
-            .before
-            .front()
-            .is_some_and(|entry| entry.0.plus(two) <= now)
-        {
-            self.before.pop_front();
+        if let Some(past) = &mut self.past {
+            let two = self.span * 2 + self.guard;
+            while past
+                .before
+                .front()
+                .is_some_and(|entry| entry.0.plus(two) <= now)
+            {
+                past.before.pop_front();
+            }
         }
         if !self.foreign.is_empty() {
             self.foreign.retain(|entry| entry.0 > now);
@@ -187,7 +209,7 @@ impl Window {
             return;
         }
         let anchor = self.filed(anchor);
-        if let Some((_, bucket)) = &mut self.bucket {
+        if let Some(bucket) = self.past.as_mut().and_then(|past| past.bucket.as_mut()) {
             bucket.take(amount, anchor);
         }
         self.logged += amount;
@@ -287,7 +309,12 @@ impl Window {
     /// b + s·(N − b) ÷ W of them are younger than any age s, and a sliding counter sees at most
     /// b + (x·x + (1 − x)(1 + x))·(N − b) = N of them. Seldom false while calls are even and answers quick.
     pub fn evenly(&self, amount: u64, now: Time) -> bool {
-        let Some((depth, bucket)) = &self.bucket else {
+        let Some(Past {
+            depth,
+            bucket: Some(bucket),
+            ..
+        }) = self.past.as_deref()
+        else {
             return false;
         };
         let flying = bucket.span(self.calls.total() + amount);
@@ -296,12 +323,9 @@ impl Window {
 
     /// What a sliding counter could make of the answered calls at `now`, at worst; those in flight come on top.
     pub fn heaviest(&self, now: Time) -> f64 {
-        let newest_first = self
-            .log
-            .iter()
-            .rev()
-            .chain(self.before.iter().rev())
-            .copied();
+        static NOTHING: VecDeque<(Time, u64)> = VecDeque::new();
+        let before = self.past.as_ref().map_or(&NOTHING, |past| &past.before);
+        let newest_first = self.log.iter().rev().chain(before.iter().rev()).copied();
         counter::heaviest(newest_first, now, self.span, self.guard)
     }
 
@@ -345,7 +369,7 @@ impl Window {
     /// Keeps each slot longer than the window by this much more.
     pub fn widen(&mut self, extra: u64) {
         self.guard = CLOCK_GRAIN_NANOS + self.span / CLOCK_DRIFT + extra;
-        if let Some((_, bucket)) = &mut self.bucket {
+        if let Some(bucket) = self.past.as_mut().and_then(|past| past.bucket.as_mut()) {
             bucket.widen(extra);
         }
     }
@@ -363,7 +387,10 @@ impl Window {
             .sum();
         let foreign: u64 = self.foreign.iter().filter(|e| e.0 > end).map(|e| e.1).sum();
         let first = self.cap.saturating_sub(kept).saturating_sub(foreign);
-        let edge = self.edges.any_within(now, end);
+        let edge = self
+            .edges
+            .as_ref()
+            .is_some_and(|edges| edges.any_within(now, end));
         first.saturating_add((horizon / self.span + u64::from(edge)).saturating_mul(self.cap))
     }
 }
