@@ -2,8 +2,7 @@
 //!
 //! Each one judges arrivals in the order in which they arrive; times are nanoseconds.
 
-// Each test file uses a part of this.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each test file uses a part of this")]
 
 pub mod world;
 

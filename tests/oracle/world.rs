@@ -181,7 +181,7 @@ impl Report {
 }
 
 /// Runs for `length` nanoseconds from `start` on: `feed` gives jobs (kept `backlog` waiting), `servers` judge them.
-#[allow(clippy::too_many_arguments)]
+#[allow(clippy::too_many_arguments, reason = "a world has that many parts")]
 pub fn run(
     pool: &mut Pool,
     line: &mut Line<Job>,
