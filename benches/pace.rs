@@ -13,18 +13,11 @@ fn spec(keys: usize, per_minute: u64) -> PoolSpec {
     PoolSpec {
         key_limits: vec![
             LimitSpec::requests(per_minute, second * 60, Algorithm::SlidingWindow),
-            LimitSpec::requests(per_minute, second * 60, Algorithm::TokenBucket)
-                .with_burst(per_minute),
+            LimitSpec::requests(per_minute, second * 60, Algorithm::TokenBucket).with_burst(per_minute),
             LimitSpec::requests(per_minute * 60, second * 3600, Algorithm::SlidingWindow),
             LimitSpec::concurrency(100),
         ],
-        keys: (0..keys)
-            .map(|i| KeySpec {
-                label: format!("k{i}"),
-                weight: 1,
-                budget: None,
-            })
-            .collect(),
+        keys: (0..keys).map(|i| KeySpec { label: format!("k{i}"), weight: 1, budget: None }).collect(),
         ..PoolSpec::default()
     }
 }

@@ -10,56 +10,23 @@ use proptest::prelude::*;
 use std::time::Duration;
 
 fn keys(n: usize) -> Vec<KeySpec> {
-    (0..n)
-        .map(|i| KeySpec {
-            label: format!("k{i}"),
-            weight: 1,
-            budget: None,
-        })
-        .collect()
+    (0..n).map(|i| KeySpec { label: format!("k{i}"), weight: 1, budget: None }).collect()
 }
 
 fn spec(key_limits: Vec<LimitSpec>, n: usize) -> PoolSpec {
-    PoolSpec {
-        key_limits,
-        keys: keys(n),
-        ..PoolSpec::default()
-    }
+    PoolSpec { key_limits, keys: keys(n), ..PoolSpec::default() }
 }
 
 fn pool_and_line(spec: &PoolSpec) -> (Pool, Line<Job>) {
     (Pool::new(spec, Time::ZERO).unwrap(), Line::new(&spec.lanes))
 }
 
-const CALL: Job = Job {
-    ask: Ask {
-        cost: 1,
-        routes: Routes::NONE,
-        pin: None,
-    },
-    lane: 0,
-    actual: None,
-};
+const CALL: Job = Job { ask: Ask { cost: 1, routes: Routes::NONE, pin: None }, lane: 0, actual: None };
 
 /// An endless supply of equal calls for `length` nanoseconds.
-fn saturate(
-    spec: &PoolSpec,
-    world: &World<'_>,
-    servers: &mut [&mut dyn Server],
-    length: u64,
-    seed: u64,
-) -> Report {
+fn saturate(spec: &PoolSpec, world: &World<'_>, servers: &mut [&mut dyn Server], length: u64, seed: u64) -> Report {
     let (mut pool, mut line) = pool_and_line(spec);
-    run(
-        &mut pool,
-        &mut line,
-        world,
-        servers,
-        (SECOND, length),
-        20,
-        &mut Dice(seed),
-        |_, _| Some(CALL),
-    )
+    run(&mut pool, &mut line, world, servers, (SECOND, length), 20, &mut Dice(seed), |_, _| Some(CALL))
 }
 
 fn requests(n: u64, window: u64, algorithm: Algorithm) -> LimitSpec {
@@ -70,8 +37,7 @@ fn any_delay() -> impl Strategy<Value = Delay> {
     prop_oneof![
         Just(Delay::NONE),
         Just(Delay::LONG_TAIL),
-        (1.0..400.0_f64, 1.0..20.0_f64)
-            .prop_map(|(median, tail)| Delay::new(median, median * tail)),
+        (1.0..400.0_f64, 1.0..20.0_f64).prop_map(|(median, tail)| Delay::new(median, median * tail)),
     ]
 }
 
@@ -228,22 +194,11 @@ fn sliding_window_uses_what_is_allowed() {
         for seed in 0..5 {
             let spec = spec(vec![requests(n, window, Algorithm::SlidingWindow)], 1);
             let mut server = SlidingLog::new(n, window);
-            let report = saturate(
-                &spec,
-                &World::default(),
-                &mut [&mut server],
-                20 * window,
-                seed,
-            );
+            let report = saturate(&spec, &World::default(), &mut [&mut server], 20 * window, seed);
             assert_eq!(report.refused(), 0, "seed {seed}");
             let used = report.utilisation(n, window, None);
             let formula = window as f64 / (window as f64 + report.mean_rtt);
-            println!(
-                "{n} per {}s seed {seed}: {:.4} ({:.4} of the formula)",
-                window / SECOND,
-                used,
-                used / formula
-            );
+            println!("{n} per {}s seed {seed}: {:.4} ({:.4} of the formula)", window / SECOND, used, used / formula);
             assert!(used / formula >= 0.97, "seed {seed}: {used}");
             sum += used;
         }
@@ -256,13 +211,7 @@ fn token_bucket_uses_what_is_allowed() {
     for seed in 0..5 {
         let limit = requests(10, SECOND, Algorithm::TokenBucket).with_burst(6);
         let mut server = TokenBucket::new(6.0, 10, SECOND);
-        let report = saturate(
-            &spec(vec![limit], 1),
-            &World::default(),
-            &mut [&mut server],
-            100 * SECOND,
-            seed,
-        );
+        let report = saturate(&spec(vec![limit], 1), &World::default(), &mut [&mut server], 100 * SECOND, seed);
         assert_eq!(report.refused(), 0, "seed {seed}");
         let used = report.utilisation(10, SECOND, None);
         println!("token bucket seed {seed}: {used:.4}");
@@ -273,27 +222,13 @@ fn token_bucket_uses_what_is_allowed() {
 /// `smooth` on a provider that counts with a sliding counter.
 #[test]
 fn smooth_suits_a_sliding_counter() {
-    for (n, window, floor) in [
-        (60, 6 * SECOND, 0.96),
-        (300, 30 * SECOND, 0.985),
-        (600, 60 * SECOND, 0.985),
-    ] {
+    for (n, window, floor) in [(60, 6 * SECOND, 0.96), (300, 30 * SECOND, 0.985), (600, 60 * SECOND, 0.985)] {
         for seed in 0..6 {
             let spec = spec(vec![requests(n, window, Algorithm::Smooth)], 1);
             let mut server = SlidingCounter::new(n, window, Dice(seed).below(window));
-            let report = saturate(
-                &spec,
-                &World::default(),
-                &mut [&mut server],
-                12 * window,
-                seed,
-            );
+            let report = saturate(&spec, &World::default(), &mut [&mut server], 12 * window, seed);
             let used = report.utilisation(n, window, None);
-            println!(
-                "smooth {n} per {}s seed {seed}: {used:.4}, {} refused",
-                window / SECOND,
-                report.refused()
-            );
+            println!("smooth {n} per {}s seed {seed}: {used:.4}, {} refused", window / SECOND, report.refused());
             assert_eq!(report.refused(), 0, "seed {seed}");
             assert!(used >= floor, "seed {seed}: {used}");
         }
@@ -310,22 +245,12 @@ fn smooth_suits_the_other_servers() {
                 Box::new(TokenBucket::new(room, n, window)),
                 Box::new(LeakyBucket::new(room - 1.0, n, window)),
                 Box::new(SlidingLog::new(n, window)),
-                Box::new(FixedWindow::on_the_clock(
-                    n,
-                    window,
-                    Dice(seed).below(window),
-                )),
+                Box::new(FixedWindow::on_the_clock(n, window, Dice(seed).below(window))),
                 Box::new(FixedWindow::from_the_first_call(n, window)),
             ];
             for (kind, mut server) in servers.into_iter().enumerate() {
                 let spec = spec(vec![requests(n, window, Algorithm::Smooth)], 1);
-                let report = saturate(
-                    &spec,
-                    &World::default(),
-                    &mut [server.as_mut()],
-                    12 * window,
-                    seed,
-                );
+                let report = saturate(&spec, &World::default(), &mut [server.as_mut()], 12 * window, seed);
                 assert_eq!(report.refused(), 0, "server {kind}, seed {seed}");
                 let used = report.utilisation(n, window, None);
                 assert!(used >= 0.96, "server {kind}, seed {seed}: {used}");
@@ -340,40 +265,17 @@ fn several_keys_are_each_used_wholly() {
     let (n, window) = (50, 5 * SECOND);
     let limit = requests(n, window, Algorithm::SlidingWindow);
     let mut spec = spec(vec![limit.clone()], 7);
-    spec.budgets = vec![BudgetSpec {
-        name: "b".into(),
-        limits: vec![limit],
-    }];
-    spec.keys
-        .iter_mut()
-        .skip(4)
-        .for_each(|key| key.budget = Some(0));
-    let world = World {
-        server_of: Box::new(|key| key.0.min(4) as usize),
-        ..World::default()
-    };
+    spec.budgets = vec![BudgetSpec { name: "b".into(), limits: vec![limit] }];
+    spec.keys.iter_mut().skip(4).for_each(|key| key.budget = Some(0));
+    let world = World { server_of: Box::new(|key| key.0.min(4) as usize), ..World::default() };
     let mut servers: Vec<SlidingLog> = (0..5).map(|_| SlidingLog::new(n, window)).collect();
-    let mut servers: Vec<&mut dyn Server> = servers
-        .iter_mut()
-        .map(|server| server as &mut dyn Server)
-        .collect();
+    let mut servers: Vec<&mut dyn Server> = servers.iter_mut().map(|server| server as &mut dyn Server).collect();
     let report = saturate(&spec, &world, &mut servers, 20 * window, 3);
     assert_eq!(report.refused(), 0);
     let used = report.utilisation(5 * n, window, None);
     println!("five budgets: {used:.4}");
     assert!(used >= 0.985, "{used}");
-    let of = |keys: std::ops::Range<u32>| {
-        report
-            .arrivals
-            .iter()
-            .filter(|a| keys.contains(&a.key.0))
-            .count()
-    };
-    assert!(
-        of(4..7).abs_diff(of(0..1)) <= 2 * n as usize,
-        "{} {}",
-        of(4..7),
-        of(0..1)
-    );
+    let of = |keys: std::ops::Range<u32>| report.arrivals.iter().filter(|a| keys.contains(&a.key.0)).count();
+    assert!(of(4..7).abs_diff(of(0..1)) <= 2 * n as usize, "{} {}", of(4..7), of(0..1));
     assert!(of(4..5) > 0 && of(5..6) > 0 && of(6..7) > 0);
 }

@@ -9,16 +9,8 @@ use proptest::prelude::*;
 use std::time::Duration;
 
 fn one_key(limits: Vec<LimitSpec>) -> PoolSpec {
-    let keys = vec![KeySpec {
-        label: "k".into(),
-        weight: 1,
-        budget: None,
-    }];
-    PoolSpec {
-        key_limits: limits,
-        keys,
-        ..PoolSpec::default()
-    }
+    let keys = vec![KeySpec { label: "k".into(), weight: 1, budget: None }];
+    PoolSpec { key_limits: limits, keys, ..PoolSpec::default() }
 }
 
 fn t(millis: u64) -> Time {
@@ -26,10 +18,7 @@ fn t(millis: u64) -> Time {
 }
 
 fn costing(cost: u64) -> Ask {
-    Ask {
-        cost,
-        ..Ask::default()
-    }
+    Ask { cost, ..Ask::default() }
 }
 
 fn depart(pool: &mut Pool, ask: &Ask, now: Time) -> Flight {
@@ -54,11 +43,7 @@ fn slot(pool: &mut Pool, ask: &Ask, now: Time) -> Time {
 }
 
 fn used(pool: &mut Pool, now: Time) -> Vec<u64> {
-    pool.snapshot(now).budgets[0].keys[0]
-        .limits
-        .iter()
-        .map(|limit| limit.used)
-        .collect()
+    pool.snapshot(now).budgets[0].keys[0].limits.iter().map(|limit| limit.used).collect()
 }
 
 fn mixed(
@@ -69,24 +54,13 @@ fn mixed(
     mut job: impl FnMut(&mut Dice) -> Job,
 ) -> Report {
     let (mut pool, mut line) = (Pool::new(spec, Time::ZERO).unwrap(), Line::new(&spec.lanes));
-    run(
-        &mut pool,
-        &mut line,
-        &World::default(),
-        &mut [server],
-        (SECOND, length),
-        30,
-        &mut Dice(seed),
-        |dice, _| Some(job(dice)),
-    )
+    run(&mut pool, &mut line, &World::default(), &mut [server], (SECOND, length), 30, &mut Dice(seed), |dice, _| {
+        Some(job(dice))
+    })
 }
 
 fn priced(cost: u64) -> Job {
-    Job {
-        ask: costing(cost),
-        lane: 0,
-        actual: None,
-    }
+    Job { ask: costing(cost), lane: 0, actual: None }
 }
 
 /// Requests and cost at once, costs from 1 to 500: no refusal, and the binding limit is used.
@@ -100,13 +74,8 @@ fn two_limits_at_once() {
                 LimitSpec::requests(calls, per, Algorithm::SlidingWindow),
                 LimitSpec::cost(units, per, Algorithm::SlidingWindow),
             ]);
-            let mut server = Both(
-                ByCall(SlidingLog::new(calls, window)),
-                SlidingLog::new(units, window),
-            );
-            let report = mixed(&spec, &mut server, 25 * window, seed, |dice| {
-                priced(1 + dice.below(500))
-            });
+            let mut server = Both(ByCall(SlidingLog::new(calls, window)), SlidingLog::new(units, window));
+            let report = mixed(&spec, &mut server, 25 * window, seed, |dice| priced(1 + dice.below(500)));
             assert_eq!(report.refused(), 0, "seed {seed}");
             let middle = (5 * window, 25 * window);
             let share = if costs_bind {
@@ -183,11 +152,7 @@ proptest! {
 
 #[test]
 fn costs_of_nothing_and_absurd_corrections_do_no_harm() {
-    for algorithm in [
-        Algorithm::SlidingWindow,
-        Algorithm::TokenBucket,
-        Algorithm::Smooth,
-    ] {
+    for algorithm in [Algorithm::SlidingWindow, Algorithm::TokenBucket, Algorithm::Smooth] {
         let spec = one_key(vec![LimitSpec::cost(10, seconds(1.0), algorithm)]);
         let mut pool = Pool::new(&spec, Time::ZERO).unwrap();
         for n in 0..5 {
@@ -205,15 +170,8 @@ fn costs_of_nothing_and_absurd_corrections_do_no_harm() {
 
 #[test]
 fn a_window_corrects_costs() {
-    let mut pool = Pool::new(
-        &one_key(vec![LimitSpec::cost(
-            100,
-            seconds(1.0),
-            Algorithm::SlidingWindow,
-        )]),
-        Time::ZERO,
-    )
-    .unwrap();
+    let mut pool =
+        Pool::new(&one_key(vec![LimitSpec::cost(100, seconds(1.0), Algorithm::SlidingWindow)]), Time::ZERO).unwrap();
     let mut flight = depart(&mut pool, &costing(80), t(0));
     pool.first_byte(&mut flight, t(10), None);
     assert_eq!(used(&mut pool, t(20)), [80]);
@@ -248,33 +206,21 @@ fn a_bucket_corrects_costs_as_if_they_had_been_right() {
 
 #[test]
 fn smooth_spaces_costs() {
-    let mut pool = Pool::new(
-        &one_key(vec![LimitSpec::cost(100, seconds(1.0), Algorithm::Smooth)]),
-        Time::ZERO,
-    )
-    .unwrap();
+    let mut pool =
+        Pool::new(&one_key(vec![LimitSpec::cost(100, seconds(1.0), Algorithm::Smooth)]), Time::ZERO).unwrap();
     send(&mut pool, &costing(50), t(0));
     let next = slot(&mut pool, &costing(1), t(0));
     assert!(next >= t(500) && next < t(520), "{next:?}");
     send(&mut pool, &costing(10), next);
     let after = slot(&mut pool, &costing(1), next);
-    assert!(
-        after >= next + seconds(0.1) && after < next + seconds(0.105),
-        "{after:?}"
-    );
+    assert!(after >= next + seconds(0.1) && after < next + seconds(0.105), "{after:?}");
 }
 
 #[test]
 fn lateness_shifts_later_slots() {
-    let spec = one_key(vec![LimitSpec::requests(
-        11,
-        seconds(1.0),
-        Algorithm::Smooth,
-    )]);
+    let spec = one_key(vec![LimitSpec::requests(11, seconds(1.0), Algorithm::Smooth)]);
     let mut pool = Pool::new(&spec, Time::ZERO).unwrap();
-    let Acquire::Granted(permit) = pool.acquire(&Ask::default(), t(0)) else {
-        panic!()
-    };
+    let Acquire::Granted(permit) = pool.acquire(&Ask::default(), t(0)) else { panic!() };
     let mut flight = pool.depart(permit, t(30));
     let next = slot(&mut pool, &Ask::default(), t(30));
     assert!(next >= t(130) && next < t(131), "{next:?}");
@@ -285,11 +231,7 @@ fn lateness_shifts_later_slots() {
     // A window keeps the slot from the real departure on, too.
     let spec = PoolSpec {
         counted_within: seconds(0.5),
-        ..one_key(vec![LimitSpec::requests(
-            1,
-            seconds(1.0),
-            Algorithm::SlidingWindow,
-        )])
+        ..one_key(vec![LimitSpec::requests(1, seconds(1.0), Algorithm::SlidingWindow)])
     };
     let mut pool = Pool::new(&spec, Time::ZERO).unwrap();
     let mut flight = depart(&mut pool, &Ask::default(), t(0));
@@ -328,11 +270,7 @@ fn what_was_not_sent_is_given_back() {
 fn a_quota_ends_with_its_period() {
     let day = seconds(86_400.0);
     let ends = t(3_600_000);
-    let spec = one_key(vec![LimitSpec::requests(
-        3,
-        day,
-        Algorithm::Quota(Reset { ends }),
-    )]);
+    let spec = one_key(vec![LimitSpec::requests(3, day, Algorithm::Quota(Reset { ends }))]);
     let mut pool = Pool::new(&spec, Time::ZERO).unwrap();
     (0..3).for_each(|n| send(&mut pool, &Ask::default(), t(n)));
     let next = slot(&mut pool, &Ask::default(), t(10));
@@ -362,11 +300,7 @@ fn a_quota_ends_with_its_period() {
 #[test]
 fn a_quota_counts_calls_on_their_way_over_the_edge() {
     let ends = t(10_000);
-    let spec = one_key(vec![LimitSpec::requests(
-        2,
-        seconds(100.0),
-        Algorithm::Quota(Reset { ends }),
-    )]);
+    let spec = one_key(vec![LimitSpec::requests(2, seconds(100.0), Algorithm::Quota(Reset { ends }))]);
     let mut pool = Pool::new(&spec, Time::ZERO).unwrap();
     let mut flight = depart(&mut pool, &Ask::default(), t(9_990));
     pool.first_byte(&mut flight, t(10_020), None);
@@ -381,11 +315,7 @@ fn a_quota_counts_calls_on_their_way_over_the_edge() {
 fn huge_windows_are_rounded_to_the_safe_side() {
     let (n, window) = (20_000, 10 * SECOND);
     for algorithm in [Algorithm::SlidingWindow, Algorithm::Smooth] {
-        let spec = one_key(vec![LimitSpec::requests(
-            n,
-            Duration::from_nanos(window),
-            algorithm,
-        )]);
+        let spec = one_key(vec![LimitSpec::requests(n, Duration::from_nanos(window), algorithm)]);
         let mut server = SlidingLogOfMany::new(n, window);
         let report = mixed(&spec, &mut server, 32 * SECOND, 1, |_| priced(1));
         assert_eq!(report.refused(), 0);
@@ -399,11 +329,7 @@ fn huge_windows_are_rounded_to_the_safe_side() {
 fn a_rounded_slot_is_never_early() {
     // A grain of 10 ms, longer than the guard of 5.1 ms.
     let window = Duration::from_millis(40_960);
-    let spec = one_key(vec![LimitSpec::requests(
-        8_192,
-        window,
-        Algorithm::SlidingWindow,
-    )]);
+    let spec = one_key(vec![LimitSpec::requests(8_192, window, Algorithm::SlidingWindow)]);
     for sent in [9, 10, 11, 15, 19] {
         let mut pool = Pool::new(&spec, Time::ZERO).unwrap();
         (0..8_192).for_each(|_| send(&mut pool, &Ask::default(), t(sent)));
@@ -411,9 +337,7 @@ fn a_rounded_slot_is_never_early() {
         assert!(next >= t(sent) + window && next <= t(sent + 16) + window);
         // In flight, too: departures are rounded as answers are.
         let mut pool = Pool::new(&spec, Time::ZERO).unwrap();
-        let flights: Vec<_> = (0..8_192)
-            .map(|_| depart(&mut pool, &Ask::default(), t(sent)))
-            .collect();
+        let flights: Vec<_> = (0..8_192).map(|_| depart(&mut pool, &Ask::default(), t(sent))).collect();
         let next = slot(&mut pool, &Ask::default(), t(sent));
         assert!(next >= t(sent + 30_000) + window);
         for mut flight in flights {
@@ -434,21 +358,13 @@ struct SlidingLogOfMany {
 
 impl SlidingLogOfMany {
     fn new(limit: u64, window: u64) -> Self {
-        Self {
-            limit,
-            window,
-            log: Default::default(),
-        }
+        Self { limit, window, log: Default::default() }
     }
 }
 
 impl Server for SlidingLogOfMany {
     fn arrive(&mut self, at: u64, _cost: u64) -> bool {
-        while self
-            .log
-            .front()
-            .is_some_and(|first| first + self.window <= at)
-        {
+        while self.log.front().is_some_and(|first| first + self.window <= at) {
             self.log.pop_front();
         }
         let fits = (self.log.len() as u64) < self.limit;
@@ -480,19 +396,10 @@ fn the_allowance_bounds_what_is_let_go() {
     for seed in 0..20 {
         let mut dice = Dice(seed);
         let per = Duration::from_millis(500 + dice.below(3_000));
-        let algorithm = [
-            Algorithm::SlidingWindow,
-            Algorithm::Smooth,
-            Algorithm::TokenBucket,
-        ][dice.below(3) as usize];
-        let mut spec = one_key(vec![
-            LimitSpec::requests(1 + dice.below(20), per, algorithm).with_burst(1 + dice.below(5)),
-        ]);
-        spec.limits = vec![LimitSpec::requests(
-            40,
-            seconds(1.0),
-            Algorithm::SlidingWindow,
-        )];
+        let algorithm = [Algorithm::SlidingWindow, Algorithm::Smooth, Algorithm::TokenBucket][dice.below(3) as usize];
+        let mut spec =
+            one_key(vec![LimitSpec::requests(1 + dice.below(20), per, algorithm).with_burst(1 + dice.below(5))]);
+        spec.limits = vec![LimitSpec::requests(40, seconds(1.0), Algorithm::SlidingWindow)];
         let mut pool = Pool::new(&spec, Time::ZERO).unwrap();
         let mut now = 0;
         for _ in 0..20 {
@@ -511,10 +418,7 @@ fn the_allowance_bounds_what_is_let_go() {
                     _ => now += 1 + dice.below(20),
                 }
             }
-            assert!(
-                sent <= most,
-                "seed {seed}: {sent} of {most} in {horizon} ms"
-            );
+            assert!(sent <= most, "seed {seed}: {sent} of {most} in {horizon} ms");
         }
     }
     let mut unlimited = Pool::new(&one_key(vec![LimitSpec::concurrency(3)]), Time::ZERO).unwrap();
@@ -525,50 +429,16 @@ fn the_allowance_bounds_what_is_let_go() {
 
 #[test]
 fn absurd_declarations_are_refused() {
-    let bad = |spec: PoolSpec| {
-        Pool::new(&spec, Time::ZERO)
-            .err()
-            .map(|error| error.to_string())
-    };
+    let bad = |spec: PoolSpec| Pool::new(&spec, Time::ZERO).err().map(|error| error.to_string());
     let limit = |amount, per| LimitSpec::requests(amount, per, Algorithm::SlidingWindow);
-    assert!(
-        bad(one_key(vec![limit(0, seconds(1.0))]))
-            .unwrap()
-            .contains("key_limits[0]")
-    );
-    assert!(
-        bad(one_key(vec![limit(1, Duration::ZERO)]))
-            .unwrap()
-            .contains("period")
-    );
+    assert!(bad(one_key(vec![limit(0, seconds(1.0))])).unwrap().contains("key_limits[0]"));
+    assert!(bad(one_key(vec![limit(1, Duration::ZERO)])).unwrap().contains("period"));
     assert!(bad(one_key(vec![limit(u64::MAX, seconds(1.0))])).is_some());
     assert!(bad(one_key(vec![limit(1, Duration::MAX)])).is_some());
-    assert!(
-        bad(one_key(vec![limit(1, seconds(1.0)).with_burst(0)]))
-            .unwrap()
-            .contains("burst")
-    );
-    assert!(
-        bad(PoolSpec {
-            safety: Safety::Headroom(f64::NAN),
-            ..PoolSpec::default()
-        })
-        .is_some()
-    );
-    assert!(
-        bad(PoolSpec {
-            counted_within: Duration::ZERO,
-            ..PoolSpec::default()
-        })
-        .is_some()
-    );
-    assert!(
-        bad(PoolSpec {
-            routes: vec![RouteSpec::default(); 129],
-            ..PoolSpec::default()
-        })
-        .is_some()
-    );
+    assert!(bad(one_key(vec![limit(1, seconds(1.0)).with_burst(0)])).unwrap().contains("burst"));
+    assert!(bad(PoolSpec { safety: Safety::Headroom(f64::NAN), ..PoolSpec::default() }).is_some());
+    assert!(bad(PoolSpec { counted_within: Duration::ZERO, ..PoolSpec::default() }).is_some());
+    assert!(bad(PoolSpec { routes: vec![RouteSpec::default(); 129], ..PoolSpec::default() }).is_some());
     let mut spec = one_key(vec![]);
     spec.keys[0].budget = Some(3);
     assert!(bad(spec).unwrap().contains("key k"));
@@ -590,50 +460,23 @@ fn absurd_declarations_are_refused() {
 /// Balanced: nothing is waited for longer than calls usually take, and the long run is as declared.
 #[test]
 fn balanced_does_not_wait_for_slow_answers() {
-    for (safety, floor) in [
-        (Safety::Strict, 0.0),
-        (Safety::Balanced, 0.95),
-        (Safety::Headroom(0.02), 0.93),
-    ] {
+    for (safety, floor) in [(Safety::Strict, 0.0), (Safety::Balanced, 0.95), (Safety::Headroom(0.02), 0.93)] {
         let limit = LimitSpec::requests(10, seconds(1.0), Algorithm::SlidingWindow);
-        let spec = PoolSpec {
-            safety,
-            ..one_key(vec![limit])
-        };
-        let (mut pool, mut line) = (
-            Pool::new(&spec, Time::ZERO).unwrap(),
-            Line::new(&spec.lanes),
-        );
+        let spec = PoolSpec { safety, ..one_key(vec![limit]) };
+        let (mut pool, mut line) = (Pool::new(&spec, Time::ZERO).unwrap(), Line::new(&spec.lanes));
         let network = Delay::new(5.0, 20.0);
         let mut dice = Dice(5);
         for _ in 0..200 {
-            pool.network_round_trip(Duration::from_nanos(
-                network.roll(&mut dice) + network.roll(&mut dice),
-            ));
+            pool.network_round_trip(Duration::from_nanos(network.roll(&mut dice) + network.roll(&mut dice)));
         }
-        let world = World {
-            there: network,
-            back: network,
-            work: Delay::new(1_000.0, 2_000.0),
-            ..World::default()
-        };
+        let world = World { there: network, back: network, work: Delay::new(1_000.0, 2_000.0), ..World::default() };
         let mut server = SlidingLog::new(10, SECOND);
-        let report = run(
-            &mut pool,
-            &mut line,
-            &world,
-            &mut [&mut server],
-            (SECOND, 120 * SECOND),
-            9,
-            &mut dice,
-            |_, _| Some(priced(1)),
-        );
+        let report =
+            run(&mut pool, &mut line, &world, &mut [&mut server], (SECOND, 120 * SECOND), 9, &mut dice, |_, _| {
+                Some(priced(1))
+            });
         let share = report.utilisation(10, SECOND, None);
-        println!(
-            "{safety:?}: {share:.4}, {} of {} refused",
-            report.refused(),
-            report.arrivals.len()
-        );
+        println!("{safety:?}: {share:.4}, {} of {} refused", report.refused(), report.arrivals.len());
         assert!(share >= floor && share <= 1.001, "{safety:?}: {share}");
         assert!(report.refused() <= 1, "{safety:?}");
         assert!(safety != Safety::Strict || share < 0.6);

@@ -1,1 +1,17 @@
-fn main() {}
+//! The one binary: a command line over the library.
+
+mod api;
+mod bench;
+mod cli;
+mod demo;
+mod dispatcher;
+mod notifier;
+mod scratch;
+mod scratch_database;
+mod system;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main()
+}

@@ -45,23 +45,14 @@ pub(super) struct Choice {
 
 impl Choice {
     pub fn new(bank: &Bank) -> Choice {
-        let weight = |b: &super::bank::Budget| {
-            b.keys
-                .iter()
-                .map(|&k| u64::from(bank.keys[k].weight))
-                .sum::<u64>()
-                .max(1)
-        };
+        let weight =
+            |b: &super::bank::Budget| b.keys.iter().map(|&k| u64::from(bank.keys[k].weight)).sum::<u64>().max(1);
         Choice {
             kinds: Vec::new(),
             uses: 0,
             budget_turns: vec![0; bank.budgets.len()],
             budget_weights: bank.budgets.iter().map(weight).collect(),
-            key_turns: bank
-                .budgets
-                .iter()
-                .map(|budget| vec![0; budget.keys.len()])
-                .collect(),
+            key_turns: bank.budgets.iter().map(|budget| vec![0; budget.keys.len()]).collect(),
             latest: 0,
             latest_in: vec![0; bank.budgets.len()],
         }
@@ -83,27 +74,19 @@ impl Choice {
         let kind = self.kind(bank, cost, routes);
         self.refresh(kind, bank, now);
         let kind = &mut self.kinds[kind];
-        let except = except
-            .map(|key| &bank.keys[key.0 as usize])
-            .map(|key| (key.budget, key.place));
+        let except = except.map(|key| &bank.keys[key.0 as usize]).map(|key| (key.budget, key.place));
         if let Some(budget) = among {
             return inner(kind, bank, &self.key_turns, budget, except, now).map(|found| found.0);
         }
         let (budget, _) = kind.budgets.best(now, &self.budget_turns, None)?;
         let found = inner(kind, bank, &self.key_turns, budget, except, now);
         match (found, except) {
-            (Some((key, free)), Some((excepted, _))) if excepted != budget || free <= now => {
-                Some(key)
-            }
+            (Some((key, free)), Some((excepted, _))) if excepted != budget || free <= now => Some(key),
             (Some((key, _)), None) => Some(key),
             (found, _) => {
                 let other = kind.budgets.best(now, &self.budget_turns, Some(budget));
-                let other =
-                    other.and_then(|(b, _)| inner(kind, bank, &self.key_turns, b, except, now));
-                let nearest = [found, other]
-                    .into_iter()
-                    .flatten()
-                    .min_by_key(|found| found.1);
+                let other = other.and_then(|(b, _)| inner(kind, bank, &self.key_turns, b, except, now));
+                let nearest = [found, other].into_iter().flatten().min_by_key(|found| found.1);
                 nearest.map(|found| found.0)
             }
         }
@@ -122,16 +105,8 @@ impl Choice {
             let shared = bank.budget_slot(budget, cost, now);
             for place in 0..bank.budgets[budget].keys.len() {
                 let key = bank.budgets[budget].keys[place];
-                let free = shared
-                    .and(bank.key_slot(key, cost, routes, now))
-                    .at_most
-                    .max(now);
-                let rank = (
-                    free,
-                    self.budget_turns[budget],
-                    self.key_turns[budget][place],
-                    key,
-                );
+                let free = shared.and(bank.key_slot(key, cost, routes, now)).at_most.max(now);
+                let rank = (free, self.budget_turns[budget], self.key_turns[budget][place], key);
                 if except != Some(KeyId(key as u32)) && best.is_none_or(|best| rank < best) {
                     best = Some(rank);
                 }
@@ -183,23 +158,16 @@ impl Choice {
         self.uses += 1;
         let least = if bank.counts_cost { cost } else { 1 };
         let cost = rounded(least);
-        if let Some(found) = self
-            .kinds
-            .iter()
-            .position(|kind| kind.cost == cost && kind.routes == routes)
-        {
+        if let Some(found) = self.kinds.iter().position(|kind| kind.cost == cost && kind.routes == routes) {
             self.kinds[found].last_use = self.uses;
             return found;
         }
         if self.kinds.len() >= KINDS
-            && let Some(oldest) =
-                (0..self.kinds.len()).min_by_key(|&kind| self.kinds[kind].last_use)
+            && let Some(oldest) = (0..self.kinds.len()).min_by_key(|&kind| self.kinds[kind].last_use)
         {
             self.kinds.swap_remove(oldest);
         }
-        let several = |budget: &super::bank::Budget| {
-            (budget.keys.len() > 1).then(|| Shelf::new(budget.keys.len()))
-        };
+        let several = |budget: &super::bank::Budget| (budget.keys.len() > 1).then(|| Shelf::new(budget.keys.len()));
         self.kinds.push(Kind {
             routes,
             cost,
@@ -230,17 +198,14 @@ impl Choice {
             }
             if let Some(shelf) = &mut kind.keys[budget] {
                 shelf.set(place, free, self.key_turns[budget][place], now);
-                free = shelf
-                    .best(now, &self.key_turns[budget], None)
-                    .map_or(Time::MAX, |best| best.1);
+                free = shelf.best(now, &self.key_turns[budget], None).map_or(Time::MAX, |best| best.1);
             }
             let mut shared = bank.budget_slot(budget, kind.cost, now).at_most;
             if shared == Time::MAX {
                 shared = bank.budget_slot(budget, kind.least, now).at_most;
             }
             let free = free.max(shared);
-            kind.budgets
-                .set(budget, free, self.budget_turns[budget], now);
+            kind.budgets.set(budget, free, self.budget_turns[budget], now);
         }
         kind.touched = touched;
     }
@@ -256,9 +221,7 @@ fn inner(
     now: Time,
 ) -> Option<(KeyId, Time)> {
     let keys = &bank.budgets.get(budget)?.keys;
-    let except = except
-        .filter(|except| except.0 == budget)
-        .map(|except| except.1);
+    let except = except.filter(|except| except.0 == budget).map(|except| except.1);
     let (place, free) = match &mut kind.keys[budget] {
         Some(shelf) => shelf.best(now, &turns[budget], except)?,
         None if except == Some(0) || keys.is_empty() => return None,

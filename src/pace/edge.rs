@@ -17,11 +17,7 @@ impl Edge {
     /// When a call counted at `anchor` at the latest is forgotten.
     fn forgets(self, anchor: Time, span: u64) -> Time {
         let slid = anchor.plus(span);
-        if anchor < self.low {
-            slid.min(self.high)
-        } else {
-            slid
-        }
+        if anchor < self.low { slid.min(self.high) } else { slid }
     }
 }
 
@@ -43,10 +39,7 @@ impl Edges {
             self.last = Some(stated);
             return;
         };
-        let both = Edge {
-            low: last.low.max(stated.low),
-            high: last.high.min(stated.high),
-        };
+        let both = Edge { low: last.low.max(stated.low), high: last.high.min(stated.high) };
         if both.low <= both.high {
             self.last = Some(both);
             return;
@@ -55,10 +48,7 @@ impl Edges {
         let soonest = last.low.plus(span);
         if stated.high >= soonest {
             self.previous = self.last;
-            self.last = Some(Edge {
-                low: stated.low.max(soonest),
-                high: stated.high,
-            });
+            self.last = Some(Edge { low: stated.low.max(soonest), high: stated.high });
         }
     }
 
@@ -80,15 +70,11 @@ impl Edges {
 
     /// The first known edge that surely comes after `anchor`.
     pub fn next_after(&self, anchor: Time) -> Option<Edge> {
-        [self.previous, self.last]
-            .into_iter()
-            .flatten()
-            .find(|edge| anchor < edge.low)
+        [self.previous, self.last].into_iter().flatten().find(|edge| anchor < edge.low)
     }
 
     /// Whether there may be an edge between these times.
     pub fn any_within(&self, from: Time, to: Time) -> bool {
-        self.last
-            .is_some_and(|edge| edge.high > from && edge.low <= to)
+        self.last.is_some_and(|edge| edge.high > from && edge.low <= to)
     }
 }

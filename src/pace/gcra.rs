@@ -34,30 +34,18 @@ impl Gcra {
     /// `rate` units flow back in `per` nanoseconds.
     pub fn new(rate: u64, per: u64, correctable: bool) -> Gcra {
         let takings = correctable.then(Box::default);
-        let mut gcra = Gcra {
-            rate,
-            per,
-            guarded_per: per,
-            one: 0,
-            full_at: Time::ZERO,
-            takings,
-        };
+        let mut gcra = Gcra { rate, per, guarded_per: per, one: 0, full_at: Time::ZERO, takings };
         gcra.one = gcra.long_span(1);
         gcra
     }
 
     /// How long `amount` takes to flow back, rounded up to a nanosecond.
     pub fn span(&self, amount: u64) -> u64 {
-        if amount == 1 {
-            self.one
-        } else {
-            self.long_span(amount)
-        }
+        if amount == 1 { self.one } else { self.long_span(amount) }
     }
 
     fn long_span(&self, amount: u64) -> u64 {
-        let nanos =
-            (u128::from(amount) * u128::from(self.guarded_per)).div_ceil(u128::from(self.rate));
+        let nanos = (u128::from(amount) * u128::from(self.guarded_per)).div_ceil(u128::from(self.rate));
         u64::try_from(nanos).unwrap_or(u64::MAX)
     }
 
@@ -87,11 +75,7 @@ impl Gcra {
             && list.len() > MEMORY
             && let Some((at, amount)) = list.pop_front()
         {
-            let span = if amount == 1 {
-                one
-            } else {
-                span_of(amount, per, rate)
-            };
+            let span = if amount == 1 { one } else { span_of(amount, per, rate) };
             *base = (*base).max(at).plus(span);
         }
     }
@@ -102,10 +86,7 @@ impl Gcra {
         let Some(Takings { base, list }) = self.takings.as_deref_mut() else {
             return;
         };
-        let Some(taking) = list
-            .iter_mut()
-            .find(|taking| taking.0 == at && taking.1 >= amount)
-        else {
+        let Some(taking) = list.iter_mut().find(|taking| taking.0 == at && taking.1 >= amount) else {
             return;
         };
         taking.1 -= amount;
@@ -130,8 +111,7 @@ impl Gcra {
 
     /// Units that flow back in `nanos`, rounded up.
     pub fn flows_in(&self, nanos: u64) -> u64 {
-        let units =
-            (u128::from(nanos) * u128::from(self.rate)).div_ceil(u128::from(self.guarded_per));
+        let units = (u128::from(nanos) * u128::from(self.rate)).div_ceil(u128::from(self.guarded_per));
         u64::try_from(units).unwrap_or(u64::MAX)
     }
 }

@@ -71,10 +71,7 @@ impl Pool {
     /// Sets a key aside: the provider refuses it. From `probe_at` on, one call may try it (`None`: none will).
     pub fn disable_key(&mut self, key: KeyId, probe_at: Option<Time>) {
         if let Some(state) = self.bank.keys.get_mut(key.0 as usize) {
-            state.standing = Standing::Disabled {
-                probe_at: probe_at.unwrap_or(Time::MAX),
-                probing: false,
-            };
+            state.standing = Standing::Disabled { probe_at: probe_at.unwrap_or(Time::MAX), probing: false };
             self.loosen(key);
         }
     }
@@ -115,11 +112,7 @@ impl Pool {
     }
 
     fn loosened_by_budget(&mut self, budget: BudgetId) {
-        let key = self.bank.budgets[budget.0 as usize]
-            .keys
-            .first()
-            .copied()
-            .unwrap_or(0);
+        let key = self.bank.budgets[budget.0 as usize].keys.first().copied().unwrap_or(0);
         self.loosen(KeyId(key as u32));
     }
 }

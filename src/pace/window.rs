@@ -53,11 +53,7 @@ pub(super) struct Window {
 
 impl Window {
     pub fn new(cap: u64, span: u64) -> Window {
-        let grain = if cap > EXACT_SLOTS {
-            span / EXACT_SLOTS
-        } else {
-            0
-        };
+        let grain = if cap > EXACT_SLOTS { span / EXACT_SLOTS } else { 0 };
         Window {
             cap,
             span,
@@ -83,11 +79,7 @@ impl Window {
         Window {
             grain,
             calls: Calls::new(grain),
-            past: Some(Box::new(Past {
-                before: VecDeque::new(),
-                depth,
-                bucket,
-            })),
+            past: Some(Box::new(Past { before: VecDeque::new(), depth, bucket })),
             ..plain
         }
     }
@@ -118,11 +110,7 @@ impl Window {
     }
 
     fn freed_by_any(&self, need: u64, within: u64) -> Slot {
-        let mut certain: Vec<(Time, u64)> = self
-            .log
-            .iter()
-            .map(|&(anchor, n)| (self.free_at(anchor), n))
-            .collect();
+        let mut certain: Vec<(Time, u64)> = self.log.iter().map(|&(anchor, n)| (self.free_at(anchor), n)).collect();
         certain.extend(self.foreign.iter().copied());
         certain.sort_unstable();
         let mut sum = 0;
@@ -153,9 +141,7 @@ impl Window {
 
     /// The provider says that it forgets everything at an edge within these bounds.
     pub fn learn_edge(&mut self, stated: Edge, now: Time) {
-        self.edges
-            .get_or_insert_default()
-            .learn(stated, self.span, now);
+        self.edges.get_or_insert_default().learn(stated, self.span, now);
     }
 
     /// The caller knows the edge.
@@ -166,10 +152,7 @@ impl Window {
     /// Anchors are rounded up to the grain, but not over an edge.
     fn filed(&self, anchor: Time) -> Time {
         let rounded = anchor.rounded_up(self.grain);
-        let edge = self
-            .edges
-            .as_ref()
-            .and_then(|edges| edges.next_after(anchor));
+        let edge = self.edges.as_ref().and_then(|edges| edges.next_after(anchor));
         edge.map_or(rounded, |edge| rounded.min(edge.low.minus(1)))
     }
 
@@ -191,11 +174,7 @@ impl Window {
         }
         if let Some(past) = &mut self.past {
             let two = self.span * 2 + self.guard;
-            while past
-                .before
-                .front()
-                .is_some_and(|entry| entry.0.plus(two) <= now)
-            {
+            while past.before.front().is_some_and(|entry| entry.0.plus(two) <= now) {
                 past.before.pop_front();
             }
         }
@@ -262,10 +241,7 @@ impl Window {
         // Where the very entry is gone, taking from an earlier one is safe: that one is forgotten sooner.
         let anchor = self.filed(anchor);
         let place = self.log.partition_point(|entry| entry.0 <= anchor);
-        if let Some(entry) = place
-            .checked_sub(1)
-            .and_then(|place| self.log.get_mut(place))
-        {
+        if let Some(entry) = place.checked_sub(1).and_then(|place| self.log.get_mut(place)) {
             let back = (estimate - actual).min(entry.1);
             entry.1 -= back;
             self.logged -= back;
@@ -309,12 +285,7 @@ impl Window {
     /// b + s·(N − b) ÷ W of them are younger than any age s, and a sliding counter sees at most
     /// b + (x·x + (1 − x)(1 + x))·(N − b) = N of them. Seldom false while calls are even and answers quick.
     pub fn evenly(&self, amount: u64, now: Time) -> bool {
-        let Some(Past {
-            depth,
-            bucket: Some(bucket),
-            ..
-        }) = self.past.as_deref()
-        else {
+        let Some(Past { depth, bucket: Some(bucket), .. }) = self.past.as_deref() else {
             return false;
         };
         let flying = bucket.span(self.calls.total() + amount);
@@ -378,19 +349,10 @@ impl Window {
     pub fn allowance(&mut self, horizon: u64, now: Time, within: u64) -> u64 {
         self.advance(now, within);
         let end = now.plus(horizon);
-        let kept: u64 = self
-            .log
-            .iter()
-            .rev()
-            .take_while(|e| self.free_at(e.0) > end)
-            .map(|e| e.1)
-            .sum();
+        let kept: u64 = self.log.iter().rev().take_while(|e| self.free_at(e.0) > end).map(|e| e.1).sum();
         let foreign: u64 = self.foreign.iter().filter(|e| e.0 > end).map(|e| e.1).sum();
         let first = self.cap.saturating_sub(kept).saturating_sub(foreign);
-        let edge = self
-            .edges
-            .as_ref()
-            .is_some_and(|edges| edges.any_within(now, end));
+        let edge = self.edges.as_ref().is_some_and(|edges| edges.any_within(now, end));
         first.saturating_add((horizon / self.span + u64::from(edge)).saturating_mul(self.cap))
     }
 }

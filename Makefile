@@ -1,0 +1,52 @@
+# Needed: a Rust toolchain, a C compiler and make. What else is needed (RabbitMQ, PostgreSQL, linters) comes by itself
+# where it can be installed, and says what to do where it cannot.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+
+.PHONY: help
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## the program, optimised: target/release/paceline
+	cargo build --release --locked
+
+.PHONY: demo
+demo: ## the whole system at work in under a minute, nothing else installed
+	cargo run --quiet --release --locked -- demo
+
+# TEST narrows it down: make test TEST='--test pacing'. Services that already run are used, and left running.
+.PHONY: test
+test: ## every test, against real RabbitMQ and PostgreSQL
+	@mkdir -p $(TARGET)
+	@PACELINE_PYTHON=$$(deploy/services python); export PACELINE_PYTHON; code=0; \
+	deploy/services run cargo test --locked --no-fail-fast $(TEST) 2>&1 | tee $(TARGET)/test.log || code=$$?; \
+	deploy/lint summary <$(TARGET)/test.log; exit $$code
+
+.PHONY: lint
+lint: ## format, clippy, documentation, dependencies, shell and Python scripts
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --locked --no-deps
+	deploy/lint scripts
+	deploy/lint dependencies
+
+.PHONY: bench
+bench: ## throughput, CPU per job and memory, of both modes, beside the floor
+	deploy/services run cargo run --quiet --release --locked -- bench $(BENCH)
+
+.PHONY: services-up
+services-up: ## start RabbitMQ and PostgreSQL for tests; then: eval "$(deploy/services env)"
+	deploy/services up
+
+.PHONY: services-down
+services-down: ## stop them; their data stays
+	deploy/services down
+
+.PHONY: clean
+clean: ## remove what was built, and the services with their data
+	deploy/services down --purge
+	cargo clean

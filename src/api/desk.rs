@@ -1,0 +1,452 @@
+//! What can be asked about jobs and dead letters, whoever asks: the routes of the API and the
+//! command line go through the same door, so that both check and answer alike.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tokio::time::{Instant, sleep_until};
+
+use super::auth::Tenancy;
+use super::error::{Problem, ProblemKind};
+use super::params;
+use super::view::{
+    Accepted, AcceptedItem, AcceptedMany, DeadJson, JobJson, PageJson, Purged, ReplayAccepted, dead_page, job_page,
+};
+use crate::clock::{Clock, WallMs};
+use crate::job::{Catalog, Envelope, Given, Invalid, Job, JobState, Request, is_job_id};
+use crate::store::{Cancelled, DeadView, Inserted, NewJob, Origin, Replay, Replayed, Store, StoredResponse};
+
+/// Items of an array at most.
+pub const ITEMS_MAX: usize = 1_000;
+/// How long a cancellation may take to settle before the caller is told to look again.
+const CANCEL_WITHIN: Duration = Duration::from_secs(2);
+/// Between two looks at it: doubled from the first to the last.
+const CANCEL_LOOK: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(160));
+/// Bodies up to this size are checked in place; larger ones on a thread of their own.
+const CHECK_IN_PLACE_BYTES: usize = 128 * 1024;
+/// Dead letters a transaction of a purge.
+const PURGE_BATCH: u32 = 500;
+/// Transactions a purge before it answers.
+const PURGE_BATCHES_MAX: u32 = 100;
+
+/// Jobs and dead letters of one store. Cheap to clone.
+#[derive(Clone)]
+pub struct Desk {
+    store: Store,
+    catalog: Arc<Catalog>,
+    clock: Arc<dyn Clock>,
+    envelope_bytes_max: usize,
+}
+
+/// What submitting came to.
+#[derive(Debug, Clone)]
+pub enum Submitted {
+    /// The body was one job.
+    One(Accepted),
+    /// It was an array.
+    Many(AcceptedMany),
+}
+
+/// A checked body.
+enum Checked {
+    One(Box<Job>),
+    Many(Vec<Result<Job, Problem>>),
+}
+
+/// The optional body of a replay.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ReplayBody {
+    #[serde(default)]
+    request: Option<Request>,
+    #[serde(default)]
+    lane: Option<String>,
+    #[serde(default)]
+    not_before: Option<crate::job::Instant>,
+    #[serde(default)]
+    idempotency_key: Option<KeyChoice>,
+}
+
+/// Which idempotency key a replay sends.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum KeyChoice {
+    Keep,
+    New,
+}
+
+impl Desk {
+    /// Jobs are checked against `catalog`; one envelope has at most `envelope_bytes_max` bytes.
+    pub fn new(store: Store, catalog: Arc<Catalog>, clock: Arc<dyn Clock>, envelope_bytes_max: usize) -> Self {
+        Self { store, catalog, clock, envelope_bytes_max }
+    }
+
+    /// Takes a job, or an array of them, in. Returns after the commit.
+    ///
+    /// # Errors
+    /// Not JSON, a field that is wrong, a conflict; items of an array have their own errors.
+    pub async fn submit(&self, who: &Tenancy, body: Bytes, origin: Origin) -> Result<Submitted, Problem> {
+        match self.check(who, body).await? {
+            Checked::One(job) => {
+                let id = job.id.clone();
+                let mut results = self.insert(vec![Ok(*job)], &origin).await?;
+                match results.pop() {
+                    Some(AcceptedItem::Job(accepted)) => Ok(Submitted::One(accepted)),
+                    Some(AcceptedItem::Refused { error }) => Err(error),
+                    None => {
+                        Err(Problem::new(ProblemKind::Internal, format!("the store said nothing about the job {id}")))
+                    }
+                }
+            }
+            Checked::Many(jobs) => {
+                self.insert(jobs, &origin).await.map(|items| Submitted::Many(AcceptedMany { items }))
+            }
+        }
+    }
+
+    async fn check(&self, who: &Tenancy, body: Bytes) -> Result<Checked, Problem> {
+        let (tenant, catalog, bytes_max) = (who.clone(), Arc::clone(&self.catalog), self.envelope_bytes_max);
+        if body.len() <= CHECK_IN_PLACE_BYTES {
+            return check_body(&body, tenant.tenant(), &catalog, bytes_max);
+        }
+        let checked = tokio::task::spawn_blocking(move || check_body(&body, tenant.tenant(), &catalog, bytes_max));
+        checked.await.map_err(|_| Problem::new(ProblemKind::Internal, "checking the body failed"))?
+    }
+
+    /// Inserts what is well and answers for all, in order.
+    async fn insert(&self, jobs: Vec<Result<Job, Problem>>, origin: &Origin) -> Result<Vec<AcceptedItem>, Problem> {
+        let now = self.clock.wall_ms();
+        let mut items: Vec<Result<Accepted, Problem>> = Vec::with_capacity(jobs.len());
+        let mut new = Vec::with_capacity(jobs.len());
+        for checked in jobs {
+            items.push(checked.map(|job| {
+                let accepted =
+                    Accepted { id: job.id.clone(), state: first_state(job.not_before_ms, now), created: true };
+                new.push(NewJob { job, origin: origin.clone(), owner: None });
+                accepted
+            }));
+        }
+        let mut inserted = if new.is_empty() { Vec::new() } else { self.store.insert(new, now).await? }.into_iter();
+        let mut settle = |accepted: Accepted| match inserted.next() {
+            Some(Inserted::Created(_)) => Ok(accepted),
+            Some(Inserted::Exists(state)) => Ok(Accepted { state, created: false, ..accepted }),
+            Some(Inserted::Conflict) => Err(Problem::new(
+                ProblemKind::Conflict,
+                format!("a job with the id {:?} exists already and asks for something else", accepted.id),
+            )),
+            None => Err(Problem::new(ProblemKind::Internal, "the store said nothing about this job")),
+        };
+        let answer = |result| match result {
+            Ok(job) => AcceptedItem::Job(job),
+            Err(error) => AcceptedItem::Refused { error },
+        };
+        Ok(items.into_iter().map(|item| answer(item.and_then(&mut settle))).collect())
+    }
+
+    /// A job with all its attempts.
+    ///
+    /// # Errors
+    /// 404 for an unknown id and another tenant's alike.
+    pub async fn job(&self, who: &Tenancy, id: &str) -> Result<JobJson, Problem> {
+        let id = known_form(id).ok_or_else(Problem::no_job)?;
+        let view = self.store.job(who.tenant(), id).await?;
+        view.map(JobJson::from).ok_or_else(Problem::no_job)
+    }
+
+    /// A page of jobs, newest first; `query` as in the URL.
+    ///
+    /// # Errors
+    /// Unknown and wrong parameters are named.
+    pub async fn jobs(&self, who: Tenancy, query: &str) -> Result<PageJson<JobJson>, Problem> {
+        let (mut filter, window) = params::jobs(query)?;
+        filter.tenant = who.narrow(filter.tenant)?.tenant().map(str::to_owned);
+        Ok(job_page(self.store.jobs(&filter, window.cursor, window.limit).await?))
+    }
+
+    /// The provider's answer.
+    ///
+    /// # Errors
+    /// 404 where there is no job, and where it has no result (yet).
+    pub async fn result(&self, who: &Tenancy, id: &str) -> Result<StoredResponse, Problem> {
+        let id = known_form(id).ok_or_else(Problem::no_job)?;
+        if let Some(response) = self.store.result(who.tenant(), id).await? {
+            return Ok(response);
+        }
+        let view = self.store.job(who.tenant(), id).await?.ok_or_else(Problem::no_job)?;
+        let detail = if view.state.is_terminal() {
+            format!("the job is {} and no response of the provider was kept", view.state)
+        } else {
+            format!("the job is {}: there is no result yet", view.state)
+        };
+        Err(Problem::new(ProblemKind::NoResult, detail))
+    }
+
+    /// Withdraws a job that is not being sent. A job that is cancelled already stays so.
+    ///
+    /// # Errors
+    /// 409 where it is too late, or its dispatcher has not let go of it within two seconds.
+    pub async fn cancel(&self, who: &Tenancy, id: &str) -> Result<JobJson, Problem> {
+        let id = known_form(id).ok_or_else(Problem::no_job)?;
+        match self.store.cancel(who.tenant(), id, self.clock.wall_ms()).await? {
+            Cancelled::Done | Cancelled::TooLate(JobState::Cancelled) => self.job(who, id).await,
+            Cancelled::Asked => self.await_cancelled(who, id).await,
+            Cancelled::TooLate(state) => Err(too_late(state)),
+            Cancelled::NotFound => Err(Problem::no_job()),
+        }
+    }
+
+    async fn await_cancelled(&self, who: &Tenancy, id: &str) -> Result<JobJson, Problem> {
+        let deadline = Instant::now() + CANCEL_WITHIN;
+        let mut pause = CANCEL_LOOK.0;
+        loop {
+            let view = self.store.job(who.tenant(), id).await?.ok_or_else(Problem::no_job)?;
+            match view.state {
+                JobState::Cancelled => return Ok(view.into()),
+                state if state.is_terminal() => return Err(too_late(state)),
+                state if Instant::now() >= deadline => {
+                    let detail = format!(
+                        "the job is {state} and in the hands of a dispatcher, which was asked to let go of it: look again"
+                    );
+                    return Err(Problem::new(ProblemKind::CancelPending, detail));
+                }
+                _ => sleep_until(deadline.min(Instant::now() + pause)).await,
+            }
+            pause = (pause * 2).min(CANCEL_LOOK.1);
+        }
+    }
+
+    /// A page of dead letters, newest first; `query` as in the URL.
+    ///
+    /// # Errors
+    /// Unknown and wrong parameters are named.
+    pub async fn dead_letters(&self, who: Tenancy, query: &str) -> Result<PageJson<DeadJson>, Problem> {
+        let (mut filter, window) = params::dead_letters(query)?;
+        filter.tenant = who.narrow(filter.tenant)?.tenant().map(str::to_owned);
+        Ok(dead_page(self.store.dead_letters(&filter, window.cursor, window.limit).await?))
+    }
+
+    /// A dead letter with everything that is known of it.
+    ///
+    /// # Errors
+    /// 404 for an unknown id and another tenant's alike.
+    pub async fn dead_letter(&self, who: &Tenancy, id: &str) -> Result<DeadJson, Problem> {
+        self.dead_view(who, id).await.map(DeadJson::from)
+    }
+
+    async fn dead_view(&self, who: &Tenancy, id: &str) -> Result<DeadView, Problem> {
+        let id = known_form(id).ok_or_else(Problem::no_dead_letter)?;
+        self.store.dead_letter(who.tenant(), id).await?.ok_or_else(Problem::no_dead_letter)
+    }
+
+    /// Runs a dead letter again, as `body` says (nothing, or a JSON object). The job as it will
+    /// run is checked against what is configured now.
+    ///
+    /// # Errors
+    /// 404; 409 where it is dead no more or never was a job; 422 names the field.
+    pub async fn replay(&self, who: &Tenancy, id: &str, body: &[u8]) -> Result<ReplayAccepted, Problem> {
+        let body = replay_body(body)?;
+        let view = self.dead_view(who, id).await?;
+        let Some(envelope) = view.envelope else { return Err(never_a_job()) };
+        let lane = body.lane.unwrap_or_else(|| "replay".to_owned());
+        self.check_replay(&envelope, body.request.clone(), &lane, body.not_before)?;
+        let how = Replay {
+            request: body.request,
+            lane: Some(lane),
+            not_before_ms: body.not_before.map(|t| t.0),
+            keep_key: body.idempotency_key.map(|choice| matches!(choice, KeyChoice::Keep)),
+        };
+        let now = self.clock.wall_ms();
+        match self.store.replay(who.tenant(), &view.id, &how, now).await? {
+            Replayed::Queued { run } => {
+                Ok(ReplayAccepted { id: view.id, run, state: first_state(how.not_before_ms, now) })
+            }
+            Replayed::NotFound => Err(Problem::no_dead_letter()),
+            Replayed::NotAJob => Err(never_a_job()),
+            Replayed::NotDead(state) => {
+                let detail = format!("the job was replayed already and is {state}");
+                Err(Problem::new(ProblemKind::NotReplayable, detail))
+            }
+        }
+    }
+
+    fn check_replay(
+        &self,
+        stored: &str,
+        request: Option<Request>,
+        lane: &str,
+        not_before: Option<crate::job::Instant>,
+    ) -> Result<(), Problem> {
+        let mut envelope = Envelope::parse(stored.as_bytes()).map_err(Problem::invalid)?;
+        envelope.request = request.unwrap_or(envelope.request);
+        envelope.lane = Some(lane.to_owned());
+        envelope.not_before = not_before;
+        // The store drops a deadline that has passed by then, so it is not checked either.
+        let due = not_before.map_or_else(|| self.clock.wall_ms(), |at| at.0);
+        envelope.deadline = envelope.deadline.filter(|deadline| deadline.0 > due);
+        envelope.check(&Given::default(), &self.catalog, String::new).map(drop).map_err(Problem::invalid)
+    }
+
+    /// Removes dead letters by filter, in bounded batches; `query` as in the URL.
+    ///
+    /// # Errors
+    /// A query without any filter must say `all=true`.
+    pub async fn purge(&self, who: Tenancy, query: &str) -> Result<Purged, Problem> {
+        let mut filter = params::purge(query)?;
+        filter.tenant = who.narrow(filter.tenant)?.tenant().map(str::to_owned);
+        let mut purged = 0;
+        for _ in 0..PURGE_BATCHES_MAX {
+            let gone = self.store.purge_dead(&filter, PURGE_BATCH).await?;
+            purged += gone;
+            if gone < u64::from(PURGE_BATCH) {
+                return Ok(Purged { purged, more: false });
+            }
+        }
+        Ok(Purged { purged, more: true })
+    }
+}
+
+/// Ids of another form exist nowhere.
+fn known_form(id: &str) -> Option<&str> {
+    is_job_id(id).then_some(id)
+}
+
+fn first_state(not_before: Option<WallMs>, now: WallMs) -> JobState {
+    if not_before.is_some_and(|at| at > now) { JobState::Waiting } else { JobState::Queued }
+}
+
+fn too_late(state: JobState) -> Problem {
+    Problem::new(
+        ProblemKind::TooLate,
+        format!("the job is {state}: it can be cancelled only while it is queued or waiting"),
+    )
+}
+
+fn never_a_job() -> Problem {
+    Problem::new(ProblemKind::NotReplayable, "this message never became a job: there is nothing to run")
+}
+
+fn not_json(error: &serde_json::Error) -> Problem {
+    Problem::new(ProblemKind::NotJson, format!("expected JSON: {error}"))
+}
+
+/// Reads and checks a body: an object is a job, an array is many.
+fn check_body(body: &[u8], tenant: Option<&str>, catalog: &Catalog, bytes_max: usize) -> Result<Checked, Problem> {
+    let given = Given { tenant, ..Given::default() };
+    if body.trim_ascii_start().first() != Some(&b'[') {
+        let json: &RawValue = serde_json::from_slice(body).map_err(|e| not_json(&e))?;
+        return check_one(json.get(), &given, catalog).map(|job| Checked::One(Box::new(job)));
+    }
+    let items: Vec<&RawValue> = serde_json::from_slice(body).map_err(|e| not_json(&e))?;
+    if items.len() > ITEMS_MAX {
+        let message = format!("expected at most {ITEMS_MAX} jobs in one array, found {}", items.len());
+        return Err(Problem::invalid(Invalid::at("", message)));
+    }
+    let check = |item: &RawValue| {
+        if item.get().len() > bytes_max {
+            return Err(Problem::new(ProblemKind::TooLarge, format!("a job may have at most {bytes_max} bytes")));
+        }
+        check_one(item.get(), &given, catalog)
+    };
+    Ok(Checked::Many(items.into_iter().map(check).collect()))
+}
+
+fn check_one(json: &str, given: &Given<'_>, catalog: &Catalog) -> Result<Job, Problem> {
+    if !json.starts_with('{') {
+        return Err(Problem::invalid(Invalid::at(
+            "",
+            "expected an object: a job, such as {\"provider\":\"…\",\"request\":{\"path\":\"/…\"}}",
+        )));
+    }
+    Job::parse(json.as_bytes(), given, catalog).map_err(Problem::invalid)
+}
+
+fn replay_body(body: &[u8]) -> Result<ReplayBody, Problem> {
+    if body.trim_ascii().is_empty() {
+        return Ok(ReplayBody::default());
+    }
+    let json: &RawValue = serde_json::from_slice(body).map_err(|e| not_json(&e))?;
+    if !json.get().starts_with('{') {
+        return Err(Problem::invalid(Invalid::at(
+            "",
+            "expected an object, such as {} or {\"request\":{\"path\":\"/…\"}}",
+        )));
+    }
+    let mut reader = serde_json::Deserializer::from_str(json.get());
+    serde_path_to_error::deserialize(&mut reader).map_err(|e| {
+        let path = e.path().to_string();
+        Problem::invalid(Invalid::at(&path, e.into_inner().to_string()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(body: &str) -> Result<Checked, Problem> {
+        let mut catalog = Catalog::default();
+        catalog.providers.insert("geo".to_owned(), crate::job::ProviderRules::default());
+        check_body(body.as_bytes(), Some("acme"), &catalog, 1024)
+    }
+
+    fn kind(body: &str) -> ProblemKind {
+        match check(body) {
+            Err(problem) => problem.kind,
+            Ok(_) => panic!("accepted: {body}"),
+        }
+    }
+
+    #[test]
+    fn what_is_not_json_and_what_is_not_a_job_are_told_apart() {
+        for body in ["", " ", "{", "nope", "{\"a\":1} x", "[1,", "\u{feff}{}"] {
+            assert_eq!(kind(body), ProblemKind::NotJson, "{body}");
+        }
+        for body in
+            ["1", "\"x\"", "null", "{}", "{\"provider\":\"geo\"}", "{\"provider\":1,\"request\":{\"path\":\"/\"}}"]
+        {
+            assert_eq!(kind(body), ProblemKind::Invalid, "{body}");
+        }
+    }
+
+    #[test]
+    fn items_of_an_array_have_their_own_errors() {
+        let large =
+            format!("{{\"provider\":\"geo\",\"request\":{{\"path\":\"/\",\"text\":\"{}\"}}}}", "x".repeat(2000));
+        let body = format!(
+            "[{{\"provider\":\"geo\",\"request\":{{\"path\":\"/a\"}}}}, 1, {{\"provider\":\"nope\",\"request\":{{\"path\":\"/\"}}}}, {large}]"
+        );
+        let Ok(Checked::Many(items)) = check(&body) else { panic!("an array") };
+        assert_eq!(items[0].as_ref().expect("fine").tenant, "acme");
+        let kinds: Vec<_> = items.iter().map(|item| item.as_ref().err().map(|p| p.kind)).collect();
+        let invalid = Some(ProblemKind::Invalid);
+        assert_eq!(kinds, [None, invalid, invalid, Some(ProblemKind::TooLarge)]);
+        let too_many = format!("[{}]", vec!["1"; ITEMS_MAX + 1].join(","));
+        assert_eq!(kind(&too_many), ProblemKind::Invalid);
+    }
+
+    #[test]
+    fn deep_json_is_refused_not_followed() {
+        let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+        let body = format!("{{\"provider\":\"geo\",\"request\":{{\"path\":\"/\",\"body\":{deep}}}}}");
+        assert_eq!(kind(&body), ProblemKind::Invalid);
+        let body = format!("{{\"provider\":\"geo\",\"request\":{{\"path\":\"/\",\"query\":{{\"a\":{deep}}}}}}}");
+        assert_eq!(kind(&body), ProblemKind::Invalid);
+        let Ok(Checked::Many(items)) = check(&deep) else { panic!("an array of one array") };
+        assert!(items.iter().all(Result::is_err));
+    }
+
+    #[test]
+    fn a_replay_s_body_is_optional_and_strict() {
+        assert!(replay_body(b"").is_ok());
+        assert!(replay_body(b" {} ").is_ok());
+        assert_eq!(replay_body(b"{").expect_err("broken").kind, ProblemKind::NotJson);
+        let wrong = replay_body(b"{\"idempotency_key\":\"maybe\"}").expect_err("unknown choice");
+        assert_eq!(wrong.errors[0].path, "$.idempotency_key");
+        let wrong = replay_body(b"{\"requets\":{}}").expect_err("unknown field");
+        assert!(wrong.detail.contains("requets"), "{wrong}");
+        let wrong = replay_body(b"{\"request\":{\"method\":\"GET\"}}").expect_err("no path");
+        assert_eq!(wrong.errors[0].path, "$.request");
+    }
+}

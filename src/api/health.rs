@@ -1,0 +1,87 @@
+//! `/healthz` and `/readyz`.
+//!
+//! Both are open, so that load balancers and orchestrators need no token. Errors of parts may name
+//! hosts: with tokens configured, `/readyz` tells them only to a token with the scope `read` that
+//! is not bound to a tenant; without tokens, only to this machine. Everybody else reads which part
+//! is red, not why.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use http::{HeaderMap, StatusCode, Uri};
+use serde::Serialize;
+
+use super::auth::Tokens;
+use crate::config::Scope;
+use crate::readiness::{PartState, Readiness};
+use crate::store::Store;
+
+/// A store that does not answer within that time is not ready.
+const PING_WITHIN: Duration = Duration::from_secs(2);
+
+/// `{"status":"ok","service":"paceline"}`
+#[derive(Debug, Serialize)]
+pub(super) struct Alive {
+    status: &'static str,
+    /// Tells a client that it is no other server which happens to listen here.
+    service: &'static str,
+}
+
+/// `GET /healthz`: the process answers. It looks at nothing else, so that a database that is away
+/// gets nobody restarted.
+pub(super) async fn alive() -> Json<Alive> {
+    Json(Alive { status: "ok", service: "paceline" })
+}
+
+/// `{"ready":true,"parts":{"store":{"state":"ok"}}}`
+#[derive(Debug, Serialize)]
+pub(super) struct Ready {
+    ready: bool,
+    parts: BTreeMap<&'static str, Part>,
+}
+
+#[derive(Debug, Serialize)]
+struct Part {
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+/// `GET /readyz`: 200 where every part works, else 503.
+pub(super) async fn ready(
+    State(store): State<Store>,
+    State(readiness): State<Readiness>,
+    State(tokens): State<Tokens>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> (StatusCode, Json<Ready>) {
+    let pinged = match tokio::time::timeout(PING_WITHIN, store.ping()).await {
+        Ok(result) => result.map_err(|e| e.to_string()),
+        Err(_) => Err("the store did not answer within 2 s".to_owned()),
+    };
+    readiness.set("store", pinged);
+    report(&readiness, &tokens, &uri, &headers)
+}
+
+/// `GET /readyz` while there is no store yet.
+pub(super) async fn not_ready(
+    State((readiness, tokens)): State<(Readiness, Tokens)>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> (StatusCode, Json<Ready>) {
+    report(&readiness, &tokens, &uri, &headers)
+}
+
+fn report(readiness: &Readiness, tokens: &Tokens, uri: &Uri, headers: &HeaderMap) -> (StatusCode, Json<Ready>) {
+    let told_why = tokens.identify(uri, headers).and_then(|caller| caller.may_for_all(Scope::Read)).is_ok();
+    let part = |(name, state): (&'static str, PartState)| {
+        let error = state.error().filter(|_| told_why).map(str::to_owned);
+        (name, Part { state: state.as_str(), error })
+    };
+    let shown = readiness.snapshot();
+    let ready = shown.iter().all(|(_, state)| *state == PartState::Ok);
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(Ready { ready, parts: shown.into_iter().map(part).collect() }))
+}

@@ -1,0 +1,179 @@
+//! The HTTP API: one file per resource, errors as problem documents, every body and every time
+//! bounded.
+//!
+//! [`router`] builds it from its parts, [`serve`] runs it on a listener until told to stop. What
+//! the routes do is in [`Desk`], which the command line uses as well.
+//!
+//! | call | scope |
+//! |---|---|
+//! | `POST /v1/jobs`, `DELETE /v1/jobs/{id}` | `enqueue` |
+//! | `GET /v1/jobs`, `GET /v1/jobs/{id}`, `GET /v1/jobs/{id}/result` | `read` |
+//! | `GET /v1/dead-letters`, `GET /v1/dead-letters/{id}` | `read` |
+//! | `POST /v1/dead-letters/{id}/replay`, `DELETE /v1/dead-letters` | `replay` |
+//! | `GET /metrics` | `read`, of all tenants |
+//! | `GET /readyz` | none; its errors are told to `read` |
+//! | `GET /healthz` | none |
+
+mod auth;
+mod body;
+mod dead_letters;
+mod desk;
+mod error;
+mod guard;
+mod health;
+mod jobs;
+mod metrics;
+mod params;
+mod path;
+mod serve;
+mod view;
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{FromRef, Request};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use futures_util::FutureExt;
+use http::header::{CACHE_CONTROL, X_CONTENT_TYPE_OPTIONS};
+use http::{HeaderValue, Uri};
+use prometheus_client::registry::Registry;
+
+pub use auth::{Caller, OpenListen, Tenancy, Tokens, check_listen};
+pub use body::MANY_BYTES_MAX;
+pub use desk::{Desk, ITEMS_MAX, Submitted};
+pub use error::{Problem, ProblemKind};
+pub use params::LIMIT_MAX;
+pub use serve::{ServeLimits, serve};
+pub use view::{
+    Accepted, AcceptedItem, AcceptedMany, AttemptJson, DeadJson, JobJson, PageJson, Purged, ReplayAccepted, WaitingJson,
+};
+
+use crate::clock::Clock;
+use crate::job::Catalog;
+use crate::readiness::Readiness;
+use crate::store::Store;
+
+/// A request that takes longer is answered with 503; what it began may still be done.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+
+/// What the API is made of.
+pub struct ApiParts {
+    /// The open store.
+    pub store: Store,
+    /// What jobs are checked against.
+    pub catalog: Arc<Catalog>,
+    /// Wall time of new jobs, cancellations and replays.
+    pub clock: Arc<dyn Clock>,
+    /// Who may call; without any, only this machine.
+    pub tokens: Tokens,
+    /// How the parts of the process are.
+    pub readiness: Readiness,
+    /// What `/metrics` shows; the API adds its own figures.
+    pub registry: Registry,
+    /// Largest envelope of a job, in bytes.
+    pub envelope_bytes_max: usize,
+}
+
+/// What handlers pick from; none takes all of it.
+#[derive(Clone)]
+struct Parts {
+    desk: Desk,
+    store: Store,
+    tokens: Tokens,
+    readiness: Readiness,
+    figures: metrics::Figures,
+    reader: body::BodyReader,
+}
+
+macro_rules! substates {
+    ($($field:ident: $kind:ty),*) => {
+        $(impl FromRef<Parts> for $kind {
+            fn from_ref(parts: &Parts) -> Self {
+                parts.$field.clone()
+            }
+        })*
+    };
+}
+
+substates!(
+    desk: Desk,
+    store: Store,
+    tokens: Tokens,
+    readiness: Readiness,
+    figures: metrics::Figures,
+    reader: body::BodyReader
+);
+
+/// The API.
+pub fn router(parts: ApiParts) -> Router {
+    parts.readiness.declare("store");
+    let parts = Parts {
+        desk: Desk::new(parts.store.clone(), parts.catalog, parts.clock, parts.envelope_bytes_max),
+        store: parts.store,
+        tokens: parts.tokens,
+        readiness: parts.readiness,
+        figures: metrics::Figures::new(parts.registry),
+        reader: body::BodyReader::new(parts.envelope_bytes_max),
+    };
+    let open = Router::new().route("/healthz", get(health::alive)).route("/readyz", get(health::ready));
+    // Closed by default: every other route, also an unknown one, is for known callers only.
+    let closed = Router::new()
+        .route("/v1/jobs", post(jobs::submit).get(jobs::list))
+        .route("/v1/jobs/{id}", get(jobs::show).delete(jobs::cancel))
+        .route("/v1/jobs/{id}/result", get(jobs::result))
+        .route("/v1/dead-letters", get(dead_letters::list).delete(dead_letters::purge))
+        .route("/v1/dead-letters/{id}", get(dead_letters::show))
+        .route("/v1/dead-letters/{id}/replay", post(dead_letters::replay))
+        .route("/metrics", get(metrics::scrape))
+        .fallback(unknown_route)
+        .layer(from_fn(guard::json_bodies_only))
+        .layer(from_fn_with_state(parts.clone(), auth::authenticate));
+    closed
+        .merge(open)
+        .method_not_allowed_fallback(unknown_method)
+        .layer(from_fn(finish))
+        .layer(from_fn_with_state(parts.clone(), metrics::count))
+        .with_state(parts)
+}
+
+/// What answers while the store cannot be reached: health, and 503 to everything else.
+pub fn starting_router(readiness: Readiness, tokens: Tokens) -> Router {
+    Router::new()
+        .route("/healthz", get(health::alive))
+        .route("/readyz", get(health::not_ready))
+        .fallback(async || Problem::new(ProblemKind::Unavailable, "starting: the store cannot be reached yet"))
+        .layer(from_fn(finish))
+        .with_state((readiness, tokens))
+}
+
+async fn unknown_route(uri: Uri) -> Problem {
+    let path: String = uri.path().chars().take(200).collect();
+    Problem::new(ProblemKind::NotFound, format!("there is no route {path}"))
+}
+
+async fn unknown_method() -> Problem {
+    Problem::new(ProblemKind::MethodNotAllowed, "the header allow names the methods of this route")
+}
+
+/// Ends what takes too long, turns a panic into a problem, and sets the headers of every answer.
+async fn finish(request: Request, next: Next) -> Response {
+    let answered = tokio::time::timeout(ANSWER_WITHIN, AssertUnwindSafe(next.run(request)).catch_unwind()).await;
+    let mut response = match answered {
+        Ok(Ok(response)) => response,
+        Ok(Err(_)) => {
+            Problem::new(ProblemKind::Internal, "this request made a part of the server fail").into_response()
+        }
+        Err(_) => {
+            let detail = "no answer within 30 s; what the request asked for may still happen: look, or ask again with the same id";
+            Problem::new(ProblemKind::Unavailable, detail).into_response()
+        }
+    };
+    let headers = response.headers_mut();
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    response
+}

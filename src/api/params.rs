@@ -1,0 +1,234 @@
+//! Parameters of queries: every one is known, given once, and checked; all that is wrong is said
+//! at once.
+
+use std::collections::BTreeMap;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+use super::error::Problem;
+use crate::job::{Invalid, JobState, is_name};
+use crate::store::{DeadFilter, DeadReason, JobFilter};
+
+/// Items of a page, unless asked for otherwise.
+const LIMIT: u32 = 50;
+/// Items of a page at most.
+pub const LIMIT_MAX: u32 = 500;
+/// Longest name of a tenant, in bytes.
+const TENANT_BYTES_MAX: usize = 255;
+
+/// The parameters of one query, and what was wrong with them so far.
+#[derive(Debug)]
+struct Params {
+    given: BTreeMap<String, String>,
+    errors: Vec<Invalid>,
+}
+
+impl Params {
+    fn read(query: &str, known: &[&str]) -> Self {
+        let mut params = Self { given: BTreeMap::new(), errors: Vec::new() };
+        for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
+            if !known.contains(&name.as_ref()) {
+                params.wrong(&name, format!("unknown parameter; known: {}", known.join(", ")));
+            } else if params.given.insert(name.to_string(), value.into_owned()).is_some() {
+                params.wrong(&name, "expected this parameter once");
+            }
+        }
+        params
+    }
+
+    fn wrong(&mut self, name: &str, message: impl Into<String>) {
+        self.errors.push(Invalid { path: format!("?{}", name.escape_debug()), message: message.into() });
+    }
+
+    /// Takes a parameter, read by `parse`, which says what was expected.
+    fn take<T>(&mut self, name: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
+        let value = self.given.remove(name)?;
+        parse(&value).map_err(|expected| self.wrong(name, format!("expected {expected}, found {value:?}"))).ok()
+    }
+
+    fn name(&mut self, name: &str) -> Option<String> {
+        self.take(
+            name,
+            |value| {
+                if is_name(value) { Ok(value.to_owned()) } else { Err("a name of a-z 0-9 _ -".to_owned()) }
+            },
+        )
+    }
+
+    fn tenant(&mut self) -> Option<String> {
+        self.take("tenant", |value| {
+            if value.len() <= TENANT_BYTES_MAX && !value.chars().any(char::is_control) {
+                Ok(value.to_owned())
+            } else {
+                Err(format!("at most {TENANT_BYTES_MAX} bytes without control characters"))
+            }
+        })
+    }
+
+    fn boolean(&mut self, name: &str) -> Option<bool> {
+        self.take(name, |value| value.parse().map_err(|_| "true or false".to_owned()))
+    }
+
+    fn reason(&mut self) -> Option<String> {
+        let names = DeadReason::ALL.map(DeadReason::as_str);
+        self.take("reason", |value| {
+            if names.contains(&value) { Ok(value.to_owned()) } else { Err(format!("one of {}", names.join(", "))) }
+        })
+    }
+
+    fn window(&mut self, list: ListKind) -> Window {
+        let limit = self.take("limit", |value| {
+            let limit = value.parse().ok().filter(|limit| (1..=LIMIT_MAX).contains(limit));
+            limit.ok_or_else(|| format!("1 to {LIMIT_MAX}"))
+        });
+        let cursor = self.take("cursor", |value| list.decode(value).ok_or_else(|| "a cursor of this list".to_owned()));
+        Window { cursor, limit: limit.unwrap_or(LIMIT) }
+    }
+
+    fn dead_filter(&mut self) -> DeadFilter {
+        DeadFilter {
+            reason: self.reason(),
+            provider: self.name("provider"),
+            lane: self.name("lane"),
+            tenant: self.tenant(),
+            replayed: self.boolean("replayed"),
+        }
+    }
+
+    fn finish<T>(self, value: T) -> Result<T, Problem> {
+        if self.errors.is_empty() { Ok(value) } else { Err(Problem::parameters(self.errors)) }
+    }
+}
+
+/// Which part of a list is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    /// Where it begins.
+    pub cursor: Option<i64>,
+    /// How many items at most.
+    pub limit: u32,
+}
+
+/// Which list a cursor belongs to: one of another list is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ListKind {
+    Jobs = 1,
+    DeadLetters = 2,
+}
+
+impl ListKind {
+    pub(super) fn encode(self, position: i64) -> String {
+        let mut bytes = vec![self as u8];
+        bytes.extend(position.to_be_bytes());
+        URL_SAFE_NO_PAD.encode(bytes)
+    }
+
+    fn decode(self, cursor: &str) -> Option<i64> {
+        let bytes = URL_SAFE_NO_PAD.decode(cursor).ok()?;
+        let (kind, position) = bytes.split_first()?;
+        let position = i64::from_be_bytes(position.try_into().ok()?);
+        (*kind == self as u8).then_some(position)
+    }
+}
+
+/// `GET /v1/jobs?…`: `state`, `provider`, `lane`, `tenant`, `cursor`, `limit` (1 to 500, 50 unless given).
+pub fn jobs(query: &str) -> Result<(JobFilter, Window), Problem> {
+    let mut params = Params::read(query, &["state", "provider", "lane", "tenant", "cursor", "limit"]);
+    let state = params.take("state", |value| {
+        let names = || format!("one of {}", JobState::ALL.map(JobState::as_str).join(", "));
+        JobState::from_name(value).ok_or_else(names)
+    });
+    let filter =
+        JobFilter { state, provider: params.name("provider"), lane: params.name("lane"), tenant: params.tenant() };
+    let window = params.window(ListKind::Jobs);
+    params.finish((filter, window))
+}
+
+/// `GET /v1/dead-letters?…`: `reason`, `provider`, `lane`, `tenant`, `replayed`, `cursor`, `limit`.
+pub fn dead_letters(query: &str) -> Result<(DeadFilter, Window), Problem> {
+    let known = ["reason", "provider", "lane", "tenant", "replayed", "cursor", "limit"];
+    let mut params = Params::read(query, &known);
+    let filter = params.dead_filter();
+    let window = params.window(ListKind::DeadLetters);
+    params.finish((filter, window))
+}
+
+/// `DELETE /v1/dead-letters?…`: the filters of the list, at least one of them, or `all=true`.
+pub fn purge(query: &str) -> Result<DeadFilter, Problem> {
+    let mut params = Params::read(query, &["reason", "provider", "lane", "tenant", "replayed", "all"]);
+    let filter = params.dead_filter();
+    let all = params.boolean("all").unwrap_or(false);
+    let filtered = filter.reason.is_some()
+        || filter.provider.is_some()
+        || filter.lane.is_some()
+        || filter.tenant.is_some()
+        || filter.replayed.is_some();
+    if params.errors.is_empty() && filtered == all {
+        let message = if all {
+            "expected either filters or all=true, not both"
+        } else {
+            "expected at least one of reason, provider, lane, tenant, replayed; or all=true to purge every dead letter"
+        };
+        params.wrong("all", message);
+    }
+    params.finish(filter)
+}
+
+/// The only parameter of calls by id: `tenant`, where the same id may exist for several.
+pub fn tenant(query: &str) -> Result<Option<String>, Problem> {
+    let mut params = Params::read(query, &["tenant"]);
+    let tenant = params.tenant();
+    params.finish(tenant)
+}
+
+/// For calls without any parameter.
+pub fn none(query: &str) -> Result<(), Problem> {
+    let mut params = Params { given: BTreeMap::new(), errors: Vec::new() };
+    for (name, _) in url::form_urlencoded::parse(query.as_bytes()) {
+        params.wrong(&name, "unknown parameter; this call has none");
+    }
+    params.finish(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wrong<T: std::fmt::Debug>(result: Result<T, Problem>) -> Vec<String> {
+        result.expect_err("refused").errors.into_iter().map(|e| e.path).collect()
+    }
+
+    #[test]
+    fn filters_are_read_and_everything_wrong_is_named_at_once() {
+        let (filter, window) = jobs("state=dead&provider=geo&lane=high&tenant=a%20b&limit=7").expect("fine");
+        assert_eq!(filter.state, Some(JobState::Dead));
+        assert_eq!(filter.tenant.as_deref(), Some("a b"));
+        assert_eq!(window, Window { cursor: None, limit: 7 });
+        assert_eq!(jobs("").expect("fine").1.limit, LIMIT);
+        let found = wrong(jobs("state=done&colour=red&provider=GEO&limit=0&cursor=x&lane=a&lane=b"));
+        assert_eq!(found, ["?colour", "?lane", "?state", "?provider", "?limit", "?cursor"]);
+    }
+
+    #[test]
+    fn cursors_belong_to_their_list() {
+        for position in [0, 1, i64::MAX, i64::MIN] {
+            let cursor = ListKind::Jobs.encode(position);
+            assert_eq!(jobs(&format!("cursor={cursor}")).expect("fine").1.cursor, Some(position));
+            assert_eq!(wrong(dead_letters(&format!("cursor={cursor}"))), ["?cursor"]);
+        }
+        for cursor in ["", "AQ", "AQAAAAAAAAABAA", "%00", "AAAAAAAAAAAA="] {
+            assert_eq!(wrong(jobs(&format!("cursor={cursor}"))), ["?cursor"], "{cursor}");
+        }
+    }
+
+    #[test]
+    fn a_purge_wants_a_filter_or_everything_said_aloud() {
+        assert_eq!(wrong(purge("")), ["?all"]);
+        assert_eq!(wrong(purge("all=false")), ["?all"]);
+        assert_eq!(wrong(purge("all=true&reason=permanent")), ["?all"]);
+        assert_eq!(wrong(purge("reason=bored")), ["?reason"]);
+        assert!(purge("all=true").is_ok());
+        assert_eq!(purge("replayed=true").expect("fine").replayed, Some(true));
+    }
+}

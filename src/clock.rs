@@ -1,0 +1,86 @@
+//! Time as an argument: wall time for what people and other processes see, monotonic time for
+//! pacing. Everything that decides gets its time from here or as a parameter.
+
+use std::time::Instant;
+
+use crate::pace::Time;
+
+/// Milliseconds since the Unix epoch, UTC: the unit of every time in the store.
+pub type WallMs = i64;
+
+/// Two clocks. Real in the binary, set by hand in tests.
+pub trait Clock: std::fmt::Debug + Send + Sync + 'static {
+    /// Wall time; may jump.
+    fn wall_ms(&self) -> WallMs;
+    /// Monotonic time; never jumps, has no meaning outside this process.
+    fn mono(&self) -> Time;
+}
+
+/// The machine's clocks.
+#[derive(Debug, Clone, Copy)]
+pub struct SystemClock {
+    origin: Instant,
+}
+
+impl SystemClock {
+    /// Monotonic time starts here.
+    pub fn new() -> Self {
+        Self { origin: Instant::now() }
+    }
+
+    /// The monotonic time of an instant (zero before this clock began).
+    pub fn time_of(&self, instant: Instant) -> Time {
+        Time::ZERO + instant.saturating_duration_since(self.origin)
+    }
+
+    /// The instant of a monotonic time.
+    pub fn instant_of(&self, time: Time) -> Instant {
+        self.origin + time.since(Time::ZERO)
+    }
+}
+
+impl Default for SystemClock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Clock for SystemClock {
+    fn wall_ms(&self) -> WallMs {
+        jiff::Timestamp::now().as_millisecond()
+    }
+
+    fn mono(&self) -> Time {
+        self.time_of(Instant::now())
+    }
+}
+
+/// RFC 3339 with milliseconds in UTC, the form of every time that leaves Paceline.
+pub fn rfc3339(ms: WallMs) -> String {
+    jiff::Timestamp::from_millisecond(ms)
+        .map_or_else(|_| ms.to_string(), |t| t.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string())
+}
+
+/// Reads RFC 3339 with any offset.
+///
+/// # Errors
+/// What was expected, for the person who wrote it.
+pub fn parse_rfc3339(text: &str) -> Result<WallMs, String> {
+    text.parse::<jiff::Timestamp>()
+        .map(jiff::Timestamp::as_millisecond)
+        .map_err(|_| format!("expected an RFC 3339 time with an offset, such as 2026-11-20T10:00:00Z, found {text:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_round_trip_with_milliseconds() {
+        let text = "2026-11-20T10:00:00.123Z";
+        assert_eq!(rfc3339(parse_rfc3339(text).expect("valid")), text);
+        assert_eq!(rfc3339(0), "1970-01-01T00:00:00.000Z");
+        assert_eq!(parse_rfc3339("2026-11-20T11:00:00+01:00"), parse_rfc3339("2026-11-20T10:00:00Z"));
+        assert!(parse_rfc3339("tomorrow").is_err());
+    }
+}

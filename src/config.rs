@@ -1,0 +1,378 @@
+//! The configuration: `paceline.toml`, the environment, and what they mean together.
+//!
+//! Loading checks everything that can be known without calling anybody, and reports all that is
+//! wrong at once, each with its place.
+
+mod file;
+mod limits;
+mod overrides;
+mod provider;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::job::Catalog;
+use crate::secrets::{Secret, SecretError, SecretSource};
+
+pub use provider::{Auth, Provider, Route};
+
+/// What is wrong with the configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// Its path.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// It is not TOML, or has a key that does not exist or a value of the wrong kind.
+    #[error("{path}: {message}")]
+    Syntax {
+        /// Its path.
+        path: PathBuf,
+        /// With line and column.
+        message: String,
+    },
+    /// An environment variable that does not fit.
+    #[error("{name}: {message}")]
+    Override {
+        /// The variable.
+        name: String,
+        /// What was expected.
+        message: String,
+    },
+    /// It is well-formed, and says something that cannot be.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Invalid(Vec<Problem>),
+}
+
+/// One thing that is wrong, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// For example `provider "geocoder": key_limits[0].per`.
+    pub place: String,
+    /// What was expected.
+    pub message: String,
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.place, self.message)
+    }
+}
+
+/// Collects what is wrong, so that all of it is reported at once.
+#[derive(Debug, Default)]
+struct Problems(Vec<Problem>);
+
+impl Problems {
+    fn add(&mut self, place: impl Into<String>, message: impl Into<String>) {
+        self.0.push(Problem { place: place.into(), message: message.into() });
+    }
+
+    fn take<T, E: ToString>(&mut self, place: &str, result: Result<T, E>) -> Option<T> {
+        result.map_err(|e| self.add(place, e.to_string())).ok()
+    }
+}
+
+/// Where jobs come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum QueueConfig {
+    /// The store is the queue.
+    Embedded,
+    /// RabbitMQ; the URL holds a password.
+    Amqp(Secret),
+}
+
+/// `[store]`
+#[derive(Debug, Clone)]
+pub struct StoreConfig {
+    /// `sqlite://…` or `postgres://…`; the latter may hold a password.
+    pub url: Secret,
+    /// How long succeeded, expired and cancelled jobs are kept.
+    pub keep_succeeded: Duration,
+    /// How long dead letters are kept.
+    pub keep_dead: Duration,
+}
+
+/// What a bearer token may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// Enqueue and cancel jobs.
+    Enqueue,
+    /// Look at jobs, results, dead letters, metrics.
+    Read,
+    /// Replay and purge dead letters.
+    Replay,
+    /// Manage provider keys.
+    Keys,
+    /// Everything.
+    Admin,
+}
+
+impl Scope {
+    const ALL: [(&str, Self); 5] = [
+        ("enqueue", Self::Enqueue),
+        ("read", Self::Read),
+        ("replay", Self::Replay),
+        ("keys", Self::Keys),
+        ("admin", Self::Admin),
+    ];
+
+    /// The name in the configuration.
+    pub fn as_str(self) -> &'static str {
+        Self::ALL.iter().find(|(_, s)| *s == self).map_or("", |(name, _)| name)
+    }
+}
+
+/// A bearer token of the API.
+#[derive(Debug, Clone)]
+pub struct Token {
+    /// For logs.
+    pub name: String,
+    /// What the client sends.
+    pub secret: Secret,
+    /// What it may do.
+    pub scopes: Vec<Scope>,
+    /// The only tenant it may see.
+    pub tenant: Option<String>,
+}
+
+/// `[api]`
+#[derive(Debug, Clone)]
+pub struct ApiConfig {
+    /// Address and port.
+    pub listen: SocketAddr,
+    /// Without any, only loopback clients are served.
+    pub tokens: Vec<Token>,
+    /// Largest envelope of a job, in bytes.
+    pub envelope_bytes_max: usize,
+    /// How clients reach this API; put before `result_url` in webhooks.
+    pub public_url: Option<String>,
+}
+
+/// `[webhooks]`
+#[derive(Debug, Clone)]
+pub struct WebhooksConfig {
+    /// `whsec_…`; without it bare callback URLs are refused.
+    pub secret: Option<Secret>,
+    /// Plain `http` endpoints are allowed.
+    pub allow_http: bool,
+    /// Networks that are allowed although they are private.
+    pub allow_networks: Vec<IpNet>,
+    /// Of one delivery attempt.
+    pub timeout: Duration,
+    /// Waits after the first attempt, the second, and so on.
+    pub schedule: Vec<Duration>,
+}
+
+/// Everything.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where it was read from, if it was a file.
+    pub path: Option<PathBuf>,
+    /// `[store]`
+    pub store: StoreConfig,
+    /// `[queue]`
+    pub queue: QueueConfig,
+    /// `[api]`
+    pub api: ApiConfig,
+    /// `[webhooks]`
+    pub webhooks: WebhooksConfig,
+    /// `[[provider]]`, in the order of the file.
+    pub providers: Vec<Provider>,
+}
+
+impl Config {
+    /// Reads the file (or `./paceline.toml` where it is there and none is named) and the
+    /// environment of the process.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names every place that is wrong.
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let standard = Path::new("paceline.toml");
+        let path = path.map(Path::to_path_buf).or_else(|| standard.exists().then(|| standard.to_path_buf()));
+        let text = match &path {
+            None => String::new(),
+            Some(path) => {
+                std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.clone(), source })?
+            }
+        };
+        let env: Vec<(String, String)> =
+            std::env::vars_os().filter_map(|(n, v)| Some((n.into_string().ok()?, v.into_string().ok()?))).collect();
+        Self::parse(&text, path, &env)
+    }
+
+    /// Reads a text with a given environment.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names every place that is wrong.
+    pub fn parse(text: &str, path: Option<PathBuf>, env: &[(String, String)]) -> Result<Self, ConfigError> {
+        let shown = path.clone().unwrap_or_else(|| PathBuf::from("the built-in configuration"));
+        let syntax = |e: toml::de::Error| ConfigError::Syntax { path: shown.clone(), message: e.to_string() };
+        // Read once as it stands: only this reading knows lines and columns.
+        let as_written: file::File = toml::from_str(text).map_err(syntax)?;
+        let mut table: toml::Table = toml::from_str(text).map_err(syntax)?;
+        let used = overrides::apply(&mut table, env)?;
+        let file = if used.is_empty() {
+            as_written
+        } else {
+            table.try_into().map_err(|e: toml::de::Error| ConfigError::Override {
+                name: used.join(", "),
+                message: e.message().to_owned(),
+            })?
+        };
+        let lookup = |name: &str| env.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
+        let mut problems = Problems::default();
+        let config = Self::build(file, path, &lookup, &mut problems);
+        match config {
+            Some(config) if problems.0.is_empty() => Ok(config),
+            _ => Err(ConfigError::Invalid(problems.0)),
+        }
+    }
+
+    fn build(file: file::File, path: Option<PathBuf>, env: &Lookup<'_>, problems: &mut Problems) -> Option<Self> {
+        let store = store(file.store, problems);
+        let queue = queue(file.queue, problems);
+        let api = api(file.api, env, problems);
+        let webhooks = webhooks(file.webhooks, env, problems);
+        let mut providers: Vec<Provider> = Vec::new();
+        for raw in file.provider {
+            if providers.iter().any(|p| p.name == raw.name) {
+                problems.add(format!("provider {:?}", raw.name), "there are two providers of this name");
+                continue;
+            }
+            providers.extend(provider::build(raw, env, problems));
+        }
+        Some(Self { path, store: store?, queue: queue?, api: api?, webhooks: webhooks?, providers })
+    }
+
+    /// What jobs are checked against.
+    pub fn catalog(&self) -> Catalog {
+        Catalog {
+            providers: self.providers.iter().map(|p| (p.name.clone(), p.rules())).collect(),
+            allow_http: self.webhooks.allow_http,
+            callbacks: self.webhooks.secret.is_some(),
+        }
+    }
+
+    /// The provider of that name.
+    pub fn provider(&self, name: &str) -> Option<&Provider> {
+        self.providers.iter().find(|p| p.name == name)
+    }
+}
+
+/// Looks an environment variable up.
+type Lookup<'a> = dyn Fn(&str) -> Option<String> + 'a;
+
+fn secret(text: &str, env: &Lookup<'_>) -> Result<Secret, SecretError> {
+    text.parse::<SecretSource>()?.resolve(&|name| env(name))
+}
+
+fn store(raw: file::Store, problems: &mut Problems) -> Option<StoreConfig> {
+    let day = Duration::from_secs(86_400);
+    let url = raw.url.unwrap_or_else(|| "sqlite://paceline.db".to_owned());
+    let known = ["sqlite:", "postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme));
+    if !known {
+        problems.add("store.url", "expected sqlite://path or postgres://…");
+        return None;
+    }
+    Some(StoreConfig {
+        url: Secret::new(url),
+        keep_succeeded: raw.retention.succeeded.map_or(7 * day, |d| d.0),
+        keep_dead: raw.retention.dead.map_or(90 * day, |d| d.0),
+    })
+}
+
+fn queue(raw: file::Queue, problems: &mut Problems) -> Option<QueueConfig> {
+    match raw.url.as_deref() {
+        None | Some("embedded:") => Some(QueueConfig::Embedded),
+        Some(url) if url.starts_with("amqp://") || url.starts_with("amqps://") => {
+            Some(QueueConfig::Amqp(Secret::new(url.to_owned())))
+        }
+        Some(_) => {
+            problems.add("queue.url", "expected \"embedded:\" or amqp://user:password@host:5672/%2f");
+            None
+        }
+    }
+}
+
+fn api(raw: file::Api, env: &Lookup<'_>, problems: &mut Problems) -> Option<ApiConfig> {
+    let listen = raw.listen.unwrap_or_else(|| "127.0.0.1:8080".to_owned());
+    let listen: SocketAddr = match listen.parse() {
+        Ok(listen) => listen,
+        Err(_) => {
+            problems
+                .add("api.listen", format!("expected an address and a port such as 127.0.0.1:8080, found {listen:?}"));
+            return None;
+        }
+    };
+    let tokens: Vec<Token> = raw.tokens.into_iter().filter_map(|t| token(t, env, problems)).collect();
+    if !listen.ip().is_loopback() && tokens.is_empty() {
+        problems.add(
+            "api.listen",
+            format!("{listen} can be reached from other machines: configure api.tokens first, or listen on 127.0.0.1"),
+        );
+    }
+    let envelope_bytes_max = raw.envelope_bytes_max.unwrap_or(1024 * 1024);
+    if !(1024..=16 * 1024 * 1024).contains(&envelope_bytes_max) {
+        problems.add("api.envelope_bytes_max", "expected 1024 (1 KiB) to 16777216 (16 MiB)");
+    }
+    let public_url = raw.public_url.map(|url| url.trim_end_matches('/').to_owned());
+    if let Some(url) = &public_url {
+        problems.take("api.public_url", url::Url::parse(url));
+    }
+    Some(ApiConfig { listen, tokens, envelope_bytes_max, public_url })
+}
+
+fn token(raw: file::Token, env: &Lookup<'_>, problems: &mut Problems) -> Option<Token> {
+    let place = format!("api.tokens {:?}", raw.name);
+    let mut scopes = Vec::new();
+    for name in &raw.scopes {
+        match Scope::ALL.iter().find(|(known, _)| known == name) {
+            Some((_, scope)) => scopes.push(*scope),
+            None => problems.add(&place, format!("unknown scope {name:?}: enqueue, read, replay, keys, admin")),
+        }
+    }
+    if scopes.is_empty() {
+        problems.add(&place, "expected at least one scope");
+    }
+    let secret = problems.take(&place, secret(&raw.secret, env))?;
+    if secret.expose().len() < 16 {
+        problems.add(&place, "expected a secret of at least 16 characters");
+    }
+    Some(Token { name: raw.name, secret, scopes, tenant: raw.tenant })
+}
+
+fn webhooks(raw: file::Webhooks, env: &Lookup<'_>, problems: &mut Problems) -> Option<WebhooksConfig> {
+    let secret = raw.secret.and_then(|text| problems.take("webhooks.secret", secret(&text, env)));
+    let allow_networks = raw
+        .allow_networks
+        .iter()
+        .filter_map(|text| {
+            let parsed =
+                text.parse::<IpNet>().map_err(|_| format!("expected a network such as 127.0.0.0/8, found {text:?}"));
+            problems.take("webhooks.allow_networks", parsed)
+        })
+        .collect();
+    let minute = 60;
+    let hour = 60 * minute;
+    let standard = [5, 5 * minute, 30 * minute, 2 * hour, 5 * hour, 10 * hour, 14 * hour, 20 * hour, 24 * hour];
+    let schedule = raw.schedule.map_or_else(
+        || standard.into_iter().map(Duration::from_secs).collect(),
+        |given| given.into_iter().map(|d| d.0).collect(),
+    );
+    let timeout = raw.timeout.map_or(Duration::from_secs(15), |d| d.0);
+    if timeout.is_zero() {
+        problems.add("webhooks.timeout", "expected more than 0s");
+    }
+    Some(WebhooksConfig { secret, allow_http: raw.allow_http, allow_networks, timeout, schedule })
+}
+
+#[cfg(test)]
+mod tests;

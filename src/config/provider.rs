@@ -1,0 +1,370 @@
+//! One provider: where its calls go, with which keys, how fast, and what follows a failure.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use url::Url;
+
+use super::{Lookup, Problems, file, limits, secret};
+use crate::job::{ProviderRules, is_name};
+use crate::pace::{BudgetSpec, KeySpec, LaneSpec, PoolSpec, RouteSpec, Safety};
+use crate::retry::RetryPolicy;
+use crate::secrets::Secret;
+
+/// The lane of replays; always there, always last in line.
+const REPLAY: &str = "replay";
+/// The lane of jobs that name none.
+const DEFAULT: &str = "default";
+
+/// How a key is put on a call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Auth {
+    /// In a header field, after a scheme where one is given (`Bearer`).
+    Header {
+        /// In lower case.
+        name: http::HeaderName,
+        /// Put before the key, with a blank.
+        scheme: Option<String>,
+    },
+    /// As a query parameter.
+    Query(String),
+    /// As the password of HTTP Basic (RFC 7617).
+    Basic {
+        /// The user name.
+        user: String,
+    },
+}
+
+/// Calls that narrower limits hold for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// `None` matches every method.
+    pub method: Option<String>,
+    /// `*` stands for any text, slashes too.
+    pub path: String,
+}
+
+/// A configured provider.
+#[derive(Debug, Clone)]
+pub struct Provider {
+    /// Its name.
+    pub name: String,
+    /// The only place its keys are ever sent to.
+    pub base_url: Url,
+    /// How a key is put on a call.
+    pub auth: Auth,
+    /// Of a whole call.
+    pub timeout: Duration,
+    /// An extra certificate authority to trust (PEM).
+    pub ca_file: Option<PathBuf>,
+    /// Limits, keys (by label), budgets, routes and lanes, as they are paced.
+    pub pool: PoolSpec,
+    /// The key of every label, in the order of `pool.keys`; `None` for a provider that takes none.
+    pub secrets: Vec<Option<Secret>>,
+    /// What calls the routes of `pool.routes` match, in the same order.
+    pub routes: Vec<Route>,
+    /// What follows a failure.
+    pub retry: RetryPolicy,
+}
+
+impl Provider {
+    /// What its jobs are checked against.
+    pub fn rules(&self) -> ProviderRules {
+        let pins =
+            self.pool.keys.iter().map(|k| k.label.clone()).chain(self.pool.budgets.iter().map(|b| b.name.clone()));
+        let (credential_header, credential_query) = match &self.auth {
+            Auth::Header { name, .. } => (Some(name.as_str().to_owned()), None),
+            Auth::Query(name) => (None, Some(name.clone())),
+            Auth::Basic { .. } => (Some("authorization".to_owned()), None),
+        };
+        ProviderRules {
+            lanes: self.pool.lanes.iter().map(|l| l.name.clone()).collect(),
+            pins: pins.collect(),
+            credential_header,
+            credential_query,
+            idempotency_header: "idempotency-key".to_owned(),
+        }
+    }
+
+    /// Indices of the routes that match a call.
+    pub fn routes_of<'a>(&'a self, method: &'a str, path: &'a str) -> impl Iterator<Item = usize> + 'a {
+        self.routes.iter().enumerate().filter(move |(_, r)| r.matches(method, path)).map(|(n, _)| n)
+    }
+}
+
+impl Route {
+    fn parse(text: &str) -> Result<Self, String> {
+        let wrong = || format!("expected a path such as \"/v1/search*\", or a method and a path, found {text:?}");
+        let (method, path) = match text.split_once(' ') {
+            Some((method, path)) => (Some(method.trim().to_owned()), path.trim()),
+            None => (None, text.trim()),
+        };
+        if method.as_ref().is_some_and(|m| m.is_empty() || !m.bytes().all(|b| b.is_ascii_uppercase())) {
+            return Err(wrong());
+        }
+        if path.starts_with('/') || path.starts_with('*') {
+            Ok(Self { method, path: path.to_owned() })
+        } else {
+            Err(wrong())
+        }
+    }
+
+    /// Paths are compared as they arrive at most servers: percent-decoded, runs of `/` as one.
+    fn matches(&self, method: &str, path: &str) -> bool {
+        self.method.as_deref().is_none_or(|m| m == method) && glob(&self.path, &normalised(path))
+    }
+}
+
+fn normalised(path: &str) -> String {
+    let decoded = percent_encoding::percent_decode_str(path).decode_utf8_lossy();
+    let mut out = String::with_capacity(decoded.len());
+    for c in decoded.chars() {
+        if !(c == '/' && out.ends_with('/')) {
+            out.push(c);
+        }
+    }
+    out
+}
+
+/// `*` stands for any text. Linear: on a mismatch only the last `*` is tried further on.
+fn glob(pattern: &str, text: &str) -> bool {
+    let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
+    let (mut p, mut t) = (0, 0);
+    let mut star: Option<(usize, usize)> = None;
+    while t < text.len() {
+        if pattern.get(p) == Some(&b'*') {
+            star = Some((p, t));
+            p += 1;
+        } else if pattern.get(p) == text.get(t) {
+            p += 1;
+            t += 1;
+        } else if let Some((at, from)) = star {
+            star = Some((at, from + 1));
+            p = at + 1;
+            t = from + 1;
+        } else {
+            return false;
+        }
+    }
+    pattern[p..].iter().all(|b| *b == b'*')
+}
+
+pub(super) fn build(raw: file::Provider, env: &Lookup<'_>, problems: &mut Problems) -> Option<Provider> {
+    let place = format!("provider {:?}", raw.name);
+    if !is_name(&raw.name) {
+        problems.add(&place, "expected a name of 1 to 64 of a-z 0-9 _ -");
+    }
+    let base_url = base_url(&raw.base_url).map_err(|e| problems.add(format!("{place}: base_url"), e)).ok();
+    let auth = auth(raw.auth.as_ref()).map_err(|e| problems.add(format!("{place}: auth"), e)).ok();
+    let timeout = raw.timeout.map_or(Duration::from_secs(30), |d| d.0);
+    if timeout.is_zero() {
+        problems.add(format!("{place}: timeout"), "expected more than 0s");
+    }
+    if raw.signals.as_deref().is_some_and(|s| s != "auto") {
+        problems.add(format!("{place}: signals"), "expected \"auto\"");
+    }
+    let mut labels = BTreeSet::new();
+    let mut secrets = Vec::new();
+    let mut keys = keys(&place, &raw.keys, None, &mut labels, &mut secrets, env, problems);
+    let mut budgets = Vec::new();
+    for (index, budget) in raw.budget.iter().enumerate() {
+        let place = format!("{place}: budget {:?}", budget.name);
+        claim_name(&place, &budget.name, &mut labels, problems);
+        if budget.keys.is_empty() {
+            problems.add(&place, "expected at least one key");
+        }
+        keys.extend(self::keys(&place, &budget.keys, Some(index), &mut labels, &mut secrets, env, problems));
+        let limits = limits::build(&format!("{place}: limits"), &budget.limits, problems);
+        budgets.push(BudgetSpec { name: budget.name.clone(), limits });
+    }
+    if keys.is_empty() {
+        // A provider that takes no key still counts calls: by address, or not at all.
+        keys.push(KeySpec { label: "none".to_owned(), weight: 1, budget: None });
+        secrets.push(None);
+    }
+    let (routes, route_specs) = routes(&place, &raw.route, problems);
+    let pool = PoolSpec {
+        safety: safety(raw.safety),
+        counted_within: raw.counted_within.map_or(timeout, |d| d.0),
+        limits: limits::build(&format!("{place}: limits"), &raw.limits, problems),
+        key_limits: limits::build(&format!("{place}: key_limits"), &raw.key_limits, problems),
+        keys,
+        budgets,
+        routes: route_specs,
+        lanes: lanes(&place, &raw.lanes, problems),
+    };
+    problems.take(&place, pool.check());
+    let retry = retry(&place, &raw.retry, problems);
+    Some(Provider {
+        name: raw.name,
+        base_url: base_url?,
+        auth: auth?,
+        timeout,
+        ca_file: raw.ca_file,
+        pool,
+        secrets,
+        routes,
+        retry,
+    })
+}
+
+fn safety(raw: Option<file::Safety>) -> Safety {
+    match raw {
+        None | Some(file::Safety::Strict) => Safety::Strict,
+        Some(file::Safety::Balanced) => Safety::Balanced,
+        Some(file::Safety::Headroom(share)) => Safety::Headroom(share),
+    }
+}
+
+fn base_url(text: &str) -> Result<Url, String> {
+    let url = Url::parse(text).map_err(|e| format!("expected an absolute URL such as https://api.example.com: {e}"))?;
+    if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
+        return Err(format!("expected http or https and a host, found {text:?}"));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("expected a URL without user name and password: use auth and keys".to_owned());
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err("expected a URL without ? and #".to_owned());
+    }
+    Ok(url)
+}
+
+fn auth(raw: Option<&file::Auth>) -> Result<Auth, String> {
+    let Some(raw) = raw else {
+        return Ok(Auth::Header { name: http::header::AUTHORIZATION, scheme: Some("Bearer".to_owned()) });
+    };
+    match (&raw.header, &raw.query, &raw.basic_user) {
+        (Some(name), None, None) => {
+            let name = name.parse().map_err(|_| format!("expected the name of a header field, found {name:?}"))?;
+            if raw.scheme.as_ref().is_some_and(|s| s.is_empty() || !s.bytes().all(|b| b.is_ascii_graphic())) {
+                return Err("expected a scheme such as Bearer".to_owned());
+            }
+            Ok(Auth::Header { name, scheme: raw.scheme.clone() })
+        }
+        (None, Some(name), None) if raw.scheme.is_none() && !name.is_empty() => Ok(Auth::Query(name.clone())),
+        (None, None, Some(user)) if raw.scheme.is_none() && !user.contains(':') => {
+            Ok(Auth::Basic { user: user.clone() })
+        }
+        _ => Err("expected one of { header, scheme }, { query } and { basic_user }".to_owned()),
+    }
+}
+
+fn keys(
+    place: &str,
+    raw: &[file::Key],
+    budget: Option<usize>,
+    labels: &mut BTreeSet<String>,
+    secrets: &mut Vec<Option<Secret>>,
+    env: &Lookup<'_>,
+    problems: &mut Problems,
+) -> Vec<KeySpec> {
+    let mut keys = Vec::new();
+    for key in raw {
+        let place = format!("{place}: key {:?}", key.label);
+        claim_name(&place, &key.label, labels, problems);
+        let weight = key.weight.unwrap_or(1);
+        if !(1..=1000).contains(&weight) {
+            problems.add(&place, "expected a weight of 1 to 1000");
+        }
+        let value = problems.take(&place, secret(&key.secret, env));
+        if value.as_ref().is_some_and(|v| !v.expose().bytes().all(|b| b.is_ascii_graphic())) {
+            problems.add(&place, "expected a secret of visible ASCII characters");
+        }
+        keys.push(KeySpec { label: key.label.clone(), weight, budget });
+        secrets.push(value);
+    }
+    keys
+}
+
+/// Labels and budget names of a provider share one namespace: jobs are pinned to either.
+fn claim_name(place: &str, name: &str, taken: &mut BTreeSet<String>, problems: &mut Problems) {
+    if !is_name(name) {
+        problems.add(place, "expected a name of 1 to 64 of a-z 0-9 _ -");
+    }
+    if !taken.insert(name.to_owned()) {
+        problems.add(place, "another key or budget of this provider has the same name");
+    }
+}
+
+fn routes(place: &str, raw: &[file::Route], problems: &mut Problems) -> (Vec<Route>, Vec<RouteSpec>) {
+    let mut routes = Vec::new();
+    let mut specs = Vec::new();
+    for (n, route) in raw.iter().enumerate() {
+        let place = format!("{place}: route[{n}]");
+        let Some(parsed) = problems.take(&format!("{place}.match"), Route::parse(&route.r#match)) else { continue };
+        routes.push(parsed);
+        specs.push(RouteSpec {
+            limits: limits::build(&format!("{place}.limits"), &route.limits, problems),
+            key_limits: limits::build(&format!("{place}.key_limits"), &route.key_limits, problems),
+        });
+    }
+    (routes, specs)
+}
+
+fn lanes(place: &str, raw: &std::collections::BTreeMap<String, u32>, problems: &mut Problems) -> Vec<LaneSpec> {
+    let mut lanes: Vec<LaneSpec> = Vec::new();
+    for (name, weight) in raw {
+        let place = format!("{place}: lanes.{name}");
+        if !is_name(name) {
+            problems.add(&place, "expected a name of 1 to 64 of a-z 0-9 _ -");
+        }
+        if name == REPLAY {
+            problems.add(&place, "this lane is reserved for replays");
+            continue;
+        }
+        if !(1..=1000).contains(weight) {
+            problems.add(&place, "expected a weight of 1 to 1000");
+        }
+        lanes.push(LaneSpec { name: name.clone(), weight: *weight });
+    }
+    if !raw.contains_key(DEFAULT) {
+        lanes.push(LaneSpec { name: DEFAULT.to_owned(), weight: 4 });
+    }
+    lanes.push(LaneSpec { name: REPLAY.to_owned(), weight: 1 });
+    lanes
+}
+
+fn retry(place: &str, raw: &file::Retry, problems: &mut Problems) -> RetryPolicy {
+    let standard = RetryPolicy::default();
+    let policy = RetryPolicy {
+        max_attempts: raw.max_attempts.unwrap_or(standard.max_attempts),
+        base: raw.base.map_or(standard.base, |d| d.0),
+        cap: raw.cap.map_or(standard.cap, |d| d.0),
+        jitter: raw.jitter.unwrap_or(standard.jitter),
+        max_elapsed: raw.max_elapsed.map_or(standard.max_elapsed, |d| d.0),
+    };
+    if !(1..=100).contains(&policy.max_attempts) {
+        problems.add(format!("{place}: retry.max_attempts"), "expected 1 to 100");
+    }
+    if policy.cap < policy.base {
+        problems.add(format!("{place}: retry.cap"), "expected at least retry.base");
+    }
+    policy
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_match_by_method_and_glob() {
+        let matches = |route: &str, method: &str, path: &str| Route::parse(route).expect(route).matches(method, path);
+        assert!(matches("POST /v1/search*", "POST", "/v1/search/deep/er"));
+        assert!(!matches("POST /v1/search*", "GET", "/v1/search"));
+        assert!(matches("/v1/*/items", "GET", "/v1/a/b/items"));
+        assert!(!matches("/v1/*/items", "GET", "/v1/a/b/item"));
+        assert!(matches("*", "GET", "/"));
+        assert!(matches("/v1/search", "GET", "//v1//search"), "empty segments do not lead past a limit");
+        assert!(matches("/v1/search", "GET", "/v1/%73earch"), "nor does percent-encoding");
+        assert!(Route::parse("search").is_err());
+        assert!(Route::parse("post /x").is_err());
+    }
+
+    #[test]
+    fn globs_with_many_stars_stay_linear() {
+        let pattern = "*a".repeat(30) + "b";
+        assert!(!glob(&pattern, &"a".repeat(20_000)));
+    }
+}

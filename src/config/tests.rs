@@ -1,0 +1,150 @@
+use super::*;
+
+const SAMPLE: &str = r#"
+[webhooks]
+secret = "env:HOOKS"
+
+[[provider]]
+name = "geocoder"
+base_url = "https://api.example.com/base"
+safety = { headroom = "2%" }
+limits = [ { concurrency = 100 } ]
+key_limits = [ { requests = 600, per = "1m", algorithm = "sliding_window" }, { cost = 90000, per = "1m" } ]
+keys = [ { label = "a1", secret = "env:GEO_A1" }, { label = "a2", secret = "env:GEO_A2", weight = 2 } ]
+lanes = { high = 8, default = 4, low = 1 }
+retry = { max_attempts = 3, jitter = "decorrelated" }
+
+[[provider.budget]]
+name = "org-1"
+keys = [ { label = "b1", secret = "env:GEO_A1" } ]
+limits = [ { requests = 1000, per = "1m" } ]
+
+[[provider.route]]
+match = "POST /v1/search*"
+limits = [ { requests = 5, per = "1s" } ]
+"#;
+
+fn env(extra: &[(&str, &str)]) -> Vec<(String, String)> {
+    [("GEO_A1", "k1"), ("GEO_A2", "k2"), ("HOOKS", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")]
+        .iter()
+        .chain(extra)
+        .map(|(n, v)| ((*n).to_owned(), (*v).to_owned()))
+        .collect()
+}
+
+fn load(text: &str, extra: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    Config::parse(text, Some("paceline.toml".into()), &env(extra))
+}
+
+fn error(text: &str, extra: &[(&str, &str)]) -> String {
+    load(text, extra).expect_err("should be refused").to_string()
+}
+
+#[test]
+fn a_full_configuration_loads() {
+    let config = load(SAMPLE, &[]).expect("valid");
+    let provider = config.provider("geocoder").expect("there");
+    assert_eq!(provider.pool.keys.len(), 3);
+    assert_eq!(provider.pool.keys[2].budget, Some(0));
+    assert_eq!(provider.secrets[0].as_ref().map(|s| s.expose()), Some("k1"));
+    assert_eq!(provider.retry.max_attempts, 3);
+    assert_eq!(provider.pool.counted_within, Duration::from_secs(30), "the timeout unless given");
+    let rules = provider.rules();
+    assert!(rules.lanes.contains("replay") && rules.lanes.contains("default") && rules.lanes.contains("high"));
+    assert!(rules.pins.contains("org-1") && rules.pins.contains("b1"));
+    assert_eq!(provider.routes_of("POST", "/v1/search/x").collect::<Vec<_>>(), [0]);
+}
+
+#[test]
+fn no_configuration_at_all_is_the_embedded_default() {
+    let config = load("", &[]).expect("valid");
+    assert_eq!(config.queue, QueueConfig::Embedded);
+    assert_eq!(config.store.url.expose(), "sqlite://paceline.db");
+    assert!(config.api.listen.ip().is_loopback());
+}
+
+#[test]
+fn unknown_keys_name_the_key_and_the_line() {
+    for (text, key, line) in [
+        ("[store]\nurk = \"x\"", "urk", "line 2"),
+        ("\n\nnonsense = 1", "nonsense", "line 3"),
+        ("[[provider]]\nname = \"a\"\nbase_url = \"http://x\"\nlimits = [ { request = 5 } ]", "request", "line 4"),
+    ] {
+        let message = error(text, &[]);
+        assert!(message.contains(&format!("`{key}`")) && message.contains(line), "{message}");
+    }
+}
+
+#[test]
+fn secrets_that_are_not_set_are_named_and_never_shown() {
+    let missing = SAMPLE.replace("env:GEO_A2", "env:NOT_SET");
+    let message = error(&missing, &[]);
+    assert!(message.contains("key \"a2\"") && message.contains("NOT_SET"), "{message}");
+    let inline = SAMPLE.replace("env:GEO_A2", "sk-live-abc");
+    let message = error(&inline, &[]);
+    assert!(message.contains("never written into the configuration") && !message.contains("sk-live"), "{message}");
+    let shown = format!("{:?}", load(SAMPLE, &[]).expect("valid"));
+    assert!(!shown.contains("k1\"") && !shown.contains("MfKQ9r8"), "{shown}");
+}
+
+#[test]
+fn everything_that_is_wrong_is_reported_at_once() {
+    let text = r#"
+        [api]
+        listen = "0.0.0.0:8080"
+        [[provider]]
+        name = "Bad Name"
+        base_url = "ftp://x"
+        key_limits = [ { requests = 5 }, { requests = 1, cost = 1, per = "1s" }, { requests = 0, per = "1s" } ]
+        lanes = { replay = 3 }
+    "#;
+    let Err(ConfigError::Invalid(problems)) = load(text, &[]) else { panic!("should be refused") };
+    let shown = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+    for part in ["api.tokens", "Bad Name", "base_url", "key_limits[0]", "key_limits[1]", "lanes.replay"] {
+        assert!(shown.contains(part), "{part} in {shown}");
+    }
+}
+
+#[test]
+fn two_providers_of_one_name_are_refused() {
+    let provider = "[[provider]]\nname = \"a\"\nbase_url = \"http://x\"\n";
+    assert!(error(&provider.repeat(2), &[]).contains("two providers"));
+}
+
+#[test]
+fn labels_and_budgets_share_one_namespace() {
+    let text = SAMPLE.replace("label = \"b1\"", "label = \"a1\"");
+    assert!(error(&text, &[]).contains("same name"));
+}
+
+#[test]
+fn the_environment_overrides_single_values() {
+    let config = load(
+        SAMPLE,
+        &[
+            ("PACELINE__API__LISTEN", "127.0.0.1:9999"),
+            ("PACELINE__PROVIDER__GEOCODER__TIMEOUT", "7s"),
+            ("PACELINE__PROVIDER__GEOCODER__RETRY__MAX_ATTEMPTS", "9"),
+            ("PACELINE__WEBHOOKS__ALLOW_HTTP", "true"),
+            ("AMQP_URL", "amqp://guest:guest@127.0.0.1/%2f"),
+            ("DATABASE_URL", "postgres://a/b"),
+            ("PACELINE__STORE__URL", "sqlite://elsewhere.db"),
+        ],
+    )
+    .expect("valid");
+    assert_eq!(config.api.listen.port(), 9999);
+    let provider = config.provider("geocoder").expect("there");
+    assert_eq!(provider.timeout, Duration::from_secs(7));
+    assert_eq!(provider.retry.max_attempts, 9);
+    assert!(config.webhooks.allow_http);
+    assert!(matches!(config.queue, QueueConfig::Amqp(_)));
+    assert_eq!(config.store.url.expose(), "sqlite://elsewhere.db", "PACELINE__ wins over DATABASE_URL");
+}
+
+#[test]
+fn overrides_that_do_not_fit_name_the_variable() {
+    assert!(error(SAMPLE, &[("PACELINE__API__LISTEM", "x")]).contains("PACELINE__API__LISTEM"));
+    assert!(error(SAMPLE, &[("PACELINE__PROVIDER__NOBODY__TIMEOUT", "1s")]).contains("nobody"));
+    assert!(error(SAMPLE, &[("PACELINE__PROVIDER__GEOCODER__LIMITS", "[]")]).contains("only be given in the file"));
+    assert!(error(SAMPLE, &[("PACELINE__PROVIDER__GEOCODER__TIMEOUT", "soon")]).contains("soon"));
+}

@@ -1,0 +1,13 @@
+//! Drains the jobs of one provider at the rate its limits allow.
+//!
+//! [`core`] is the story without I/O: events in (a claimed job, an answer, a commit), commands out
+//! (make this call, write this record). [`shell`] executes it for real; [`intake`] is the door
+//! through which the inlet hands jobs in.
+
+mod claims;
+pub mod core;
+mod intake;
+mod shell;
+
+pub use intake::{Closed, Intake};
+pub use shell::{DispatchError, Dispatcher, DispatcherParts};

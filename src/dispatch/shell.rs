@@ -1,0 +1,406 @@
+//! Runs the dispatcher of one provider: clocks, calls, commits and claims around [`Core`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{broadcast, mpsc};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::claims::Claims;
+use super::core::{Answered, CallEnd, Command, Core, Event, Note, Now};
+use super::intake::Intake;
+use crate::clock::Clock;
+use crate::config::Provider;
+use crate::job::{Job, JobState};
+use crate::outcome::Outcome;
+use crate::pace::{BadSpec, KeyId, Signal, Time};
+use crate::provider::{Answer, CallError, Client, ClientError, header_pairs};
+use crate::secrets::Secret;
+use crate::store::{Claimed, JobPk, OwnerId, Record, Recorded, Store, StoreError, StoredResponse, Wake};
+use crate::supervise::Reconnect;
+use crate::telemetry::{DispatchMetrics, ProviderLabel};
+
+/// Inputs handled before the core decides again.
+const INPUTS_MAX: usize = 512;
+/// How often the room for more jobs is worked out anew.
+const ROOM_EVERY: Duration = Duration::from_millis(20);
+/// How often the core is asked even though nothing happens.
+const TICK: Duration = Duration::from_secs(1);
+/// A record that the database refuses, for another reason than being away, is tried so often.
+const REFUSALS_MAX: u32 = 5;
+
+/// What a dispatcher is made of.
+#[derive(Debug, Clone)]
+pub struct DispatcherParts {
+    /// Whose jobs it drains.
+    pub provider: Arc<Provider>,
+    /// Where they are kept.
+    pub store: Store,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Who claims them.
+    pub owner: OwnerId,
+    /// Counters.
+    pub metrics: DispatchMetrics,
+    /// How long calls in flight may go on after shutdown.
+    pub grace: Duration,
+}
+
+/// Why there is no dispatcher.
+#[derive(Debug, thiserror::Error)]
+pub enum DispatchError {
+    /// Its limits cannot be paced.
+    #[error("provider {provider}: {source}")]
+    Limits {
+        /// Which provider.
+        provider: String,
+        /// Why not.
+        source: BadSpec,
+    },
+    /// Its client cannot be set up.
+    #[error("provider {provider}: {source}")]
+    Client {
+        /// Which provider.
+        provider: String,
+        /// Why not.
+        source: ClientError,
+    },
+}
+
+/// What comes in from elsewhere.
+#[derive(Debug)]
+pub(super) enum Input {
+    /// Jobs that the inlet claimed.
+    Claimed(Vec<Claimed>),
+    /// Jobs that were claimed from the store.
+    Due { lane: usize, asked: usize, result: Result<(Vec<Claimed>, Option<i64>), StoreError> },
+    /// Something happened, at that time.
+    Event(Event, Now),
+}
+
+/// The dispatcher of one provider.
+#[derive(Debug)]
+pub struct Dispatcher {
+    parts: DispatcherParts,
+    label: ProviderLabel,
+    core: Core,
+    client: Client,
+    intakes: Vec<Intake>,
+    claims: Claims,
+    sender: mpsc::UnboundedSender<Input>,
+    inputs: mpsc::UnboundedReceiver<Input>,
+    tasks: JoinSet<()>,
+    room_at: Time,
+}
+
+impl Dispatcher {
+    /// A dispatcher with nothing in hand.
+    ///
+    /// # Errors
+    /// [`DispatchError`] where limits or client cannot be set up.
+    pub fn new(parts: DispatcherParts) -> Result<Self, DispatchError> {
+        let provider = Arc::clone(&parts.provider);
+        let name = || provider.name.clone();
+        let core = Core::new(Arc::clone(&provider), parts.clock.mono())
+            .map_err(|source| DispatchError::Limits { provider: name(), source })?;
+        let client = Client::new(&provider).map_err(|source| DispatchError::Client { provider: name(), source })?;
+        // Bounded by what feeds it: jobs by the credits of the intakes, calls by the core.
+        let (sender, inputs) = mpsc::unbounded_channel();
+        let lanes = &provider.pool.lanes;
+        let intakes = lanes.iter().map(|_| Intake::new(sender.clone())).collect();
+        let claims = Claims::new(lanes.iter().map(|lane| lane.name.clone()).collect());
+        let label = ProviderLabel { provider: name() };
+        let room_at = parts.clock.mono();
+        Ok(Self { parts, label, core, client, intakes, claims, sender, inputs, tasks: JoinSet::new(), room_at })
+    }
+
+    /// The doors of its lanes, by name.
+    pub fn intakes(&self) -> impl Iterator<Item = (&str, Intake)> {
+        self.parts.provider.pool.lanes.iter().zip(&self.intakes).map(|(lane, door)| (lane.name.as_str(), door.clone()))
+    }
+
+    /// How many deliveries of a lane the broker may send ahead: what the budgets allow in the
+    /// next seconds, 1 to 500.
+    pub fn prefetch(&mut self) -> u16 {
+        let now = self.now();
+        u16::try_from(self.core.target(now).clamp(1, 500)).unwrap_or(500)
+    }
+
+    /// Runs until `shutdown`, then lets calls in flight finish and hands the rest back.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        let mut wakes = self.parts.store.wakes();
+        let mut grace_ends: Option<Time> = None;
+        loop {
+            let now = self.now();
+            self.decide(now);
+            if grace_ends.is_some() && self.core.is_idle() && self.claims.are_idle() {
+                break;
+            }
+            if grace_ends.is_some_and(|end| end <= now.mono) {
+                tracing::warn!(provider = self.label.provider, "calls in flight outlived the grace period");
+                break;
+            }
+            let sleep = self.sleep_for(now, grace_ends);
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled(), if grace_ends.is_none() => {
+                    grace_ends = Some(now.mono + self.parts.grace);
+                    self.intakes.iter().for_each(Intake::close);
+                    self.claims.stop();
+                    self.happened(Event::Drain, now);
+                }
+                Some(input) = self.inputs.recv() => self.take(input),
+                wake = wakes.recv() => self.woken(wake),
+                () = tokio::time::sleep(sleep) => {}
+            }
+            for _ in 0..INPUTS_MAX {
+                let Ok(input) = self.inputs.try_recv() else { break };
+                self.take(input);
+            }
+            while self.tasks.try_join_next().is_some() {}
+        }
+        self.tasks.shutdown().await;
+    }
+
+    fn now(&self) -> Now {
+        Now { mono: self.parts.clock.mono(), wall: self.parts.clock.wall_ms() }
+    }
+
+    fn happened(&mut self, event: Event, at: Now) {
+        self.core.handle(event, at, &mut rand::random::<f64>);
+    }
+
+    fn take(&mut self, input: Input) {
+        match input {
+            Input::Claimed(jobs) => {
+                let now = self.now();
+                self.happened(Event::Claimed(jobs), now);
+            }
+            Input::Due { lane, asked, result } => self.claimed(lane, asked, result),
+            Input::Event(event, at) => self.happened(event, at),
+        }
+    }
+
+    fn claimed(&mut self, lane: usize, asked: usize, result: Result<(Vec<Claimed>, Option<i64>), StoreError>) {
+        let now = self.now();
+        match result {
+            Ok((jobs, next_due_ms)) => {
+                self.claims.done(lane, jobs.len() >= asked, next_due_ms, now);
+                self.happened(Event::Claimed(jobs), now);
+            }
+            Err(error) => {
+                if self.claims.failed(lane, now) {
+                    tracing::warn!(provider = self.label.provider, %error, "due jobs cannot be claimed; trying again");
+                }
+            }
+        }
+    }
+
+    fn woken(&mut self, wake: Result<Wake, broadcast::error::RecvError>) {
+        match wake {
+            Ok(Wake::Jobs(provider)) if provider == self.label.provider => self.claims.wake_all(),
+            Ok(Wake::Cancel(pk)) => {
+                let now = self.now();
+                self.happened(Event::Cancel(pk), now);
+            }
+            Ok(_) => {}
+            // Some wakes were missed: look everywhere.
+            Err(broadcast::error::RecvError::Lagged(_)) => self.claims.wake_all(),
+            Err(broadcast::error::RecvError::Closed) => {}
+        }
+    }
+
+    fn decide(&mut self, now: Now) {
+        let commands: Vec<Command> = self.core.advance(now).collect();
+        for command in commands {
+            match command {
+                Command::Call { pk, job, key } => self.call(pk, job, key),
+                Command::Record(record) => self.record(record),
+                Command::Note(note) => self.note(&note),
+            }
+        }
+        if self.room_at <= now.mono {
+            self.room_at = now.mono + ROOM_EVERY;
+            self.make_room(now);
+        }
+    }
+
+    /// Tells the inlet how much more it may let in, and claims what is due in the store.
+    fn make_room(&mut self, now: Now) {
+        let target = self.core.target(now);
+        for lane in 0..self.intakes.len() {
+            let room = target.saturating_sub(self.core.in_line(lane));
+            self.intakes[lane].set_room(room);
+            // Few large claims instead of many small ones.
+            let worth_it = room > 0 && (room >= 64 || room * 2 >= target);
+            if worth_it && self.claims.begin(lane, now) {
+                self.claim(lane, room);
+            }
+        }
+        let (in_line, open) = self.core.counts();
+        self.parts.metrics.gauges(&self.label, in_line, open);
+    }
+
+    fn claim(&mut self, lane: usize, room: usize) {
+        let parts = self.parts.clone();
+        let sender = self.sender.clone();
+        let name = self.claims.name(lane).to_owned();
+        self.tasks.spawn(async move {
+            let asked = room.min(500);
+            let limit = u32::try_from(asked).unwrap_or(500);
+            let provider = &parts.provider.name;
+            let claimed = parts.store.claim_due(&parts.owner, provider, &name, limit, parts.clock.wall_ms()).await;
+            let result = match claimed {
+                Ok(jobs) if jobs.len() < asked => match parts.store.next_due(provider).await {
+                    Ok(next_due_ms) => Ok((jobs, next_due_ms)),
+                    Err(error) => {
+                        tracing::debug!(%error, "the next due time is not known");
+                        Ok((jobs, None))
+                    }
+                },
+                Ok(jobs) => Ok((jobs, None)),
+                Err(error) => Err(error),
+            };
+            send(&sender, Input::Due { lane, asked, result });
+        });
+    }
+
+    fn sleep_for(&self, now: Now, grace_ends: Option<Time>) -> Duration {
+        let core = self.core.wake_at(now);
+        let claims = self.claims.wake_at();
+        let room = self.claims.is_any_due().then_some(self.room_at);
+        let next = [core, claims, room, grace_ends].into_iter().flatten().min();
+        next.map_or(TICK, |at| at.since(now.mono).min(TICK))
+    }
+
+    fn call(&mut self, pk: JobPk, job: Arc<Job>, key: KeyId) {
+        let index = usize::try_from(key.0).unwrap_or(usize::MAX);
+        let secret = self.parts.provider.secrets.get(index).cloned().flatten();
+        let call = Call { pk, clock: Arc::clone(&self.parts.clock), sender: self.sender.clone(), ended: false };
+        let client = self.client.clone();
+        self.tasks.spawn(async move { call.make(&client, &job, secret.as_ref()).await });
+    }
+
+    fn record(&mut self, record: Box<Record>) {
+        let parts = self.parts.clone();
+        let sender = self.sender.clone();
+        self.tasks.spawn(async move {
+            let pk = record.pk;
+            let recorded = write(&parts, *record).await;
+            let now = Now { mono: parts.clock.mono(), wall: parts.clock.wall_ms() };
+            send(&sender, Input::Event(Event::Recorded { pk, recorded }, now));
+        });
+    }
+
+    fn note(&self, note: &Note) {
+        let provider = &self.label.provider;
+        match note {
+            Note::Called(outcome, latency_ms) => {
+                let seconds = Duration::from_millis(u64::try_from(*latency_ms).unwrap_or(0)).as_secs_f64();
+                self.parts.metrics.call(&self.label, outcome.as_str(), seconds);
+                if *outcome == Outcome::RateLimited {
+                    tracing::warn!(provider, "the provider answered that there were too many calls");
+                }
+            }
+            Note::Finished(state) => {
+                self.parts.metrics.finished(&self.label, state.as_str());
+                if *state == JobState::Dead {
+                    tracing::debug!(provider, "a job is dead");
+                }
+            }
+            Note::KeyRefused(key) => {
+                tracing::error!(provider, key, "the provider refuses this key; it is set aside, the others go on");
+            }
+            Note::KeyWorks(key) => tracing::info!(provider, key, "this key works again"),
+            Note::QuotaExhausted(key) => {
+                tracing::error!(provider, key, "the quota behind this key is used up; its budget is parked");
+            }
+        }
+    }
+}
+
+/// A call under way. Whatever happens to it, its end is told.
+struct Call {
+    pk: JobPk,
+    clock: Arc<dyn Clock>,
+    sender: mpsc::UnboundedSender<Input>,
+    ended: bool,
+}
+
+impl Call {
+    async fn make(mut self, client: &Client, job: &Job, secret: Option<&Secret>) {
+        let mut signal = Signal::default();
+        let result = client
+            .call(job, secret, |status, headers| {
+                let wall = u64::try_from(self.clock.wall_ms()).map(Duration::from_millis).ok();
+                signal = Signal::parse(header_pairs(headers), status, wall);
+                self.tell(Event::Head { pk: self.pk, signal: Box::new(signal.clone()) });
+            })
+            .await;
+        self.end(match result {
+            Ok(answer) => CallEnd::Answered(Box::new(Answered { response: kept(answer), signal })),
+            Err(CallError::NotSent(text)) => CallEnd::NotSent(text),
+            Err(CallError::Lost(text)) => CallEnd::Lost(text),
+            Err(CallError::Request(error)) => CallEnd::Impossible(error.to_string()),
+        });
+    }
+
+    fn end(&mut self, end: CallEnd) {
+        self.ended = true;
+        self.tell(Event::Ended { pk: self.pk, end });
+    }
+
+    fn tell(&self, event: Event) {
+        let now = Now { mono: self.clock.mono(), wall: self.clock.wall_ms() };
+        send(&self.sender, Input::Event(event, now));
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.end(CallEnd::Lost("the call was abandoned".to_owned()));
+        }
+    }
+}
+
+fn send(sender: &mpsc::UnboundedSender<Input>, input: Input) {
+    if sender.send(input).is_err() {
+        tracing::debug!("an input came after the dispatcher had stopped");
+    }
+}
+
+fn kept(answer: Answer) -> StoredResponse {
+    let fields: serde_json::Map<String, serde_json::Value> =
+        header_pairs(&answer.headers).map(|(name, value)| (name.to_owned(), value.into())).collect();
+    let content_type = fields.get("content-type").and_then(|v| v.as_str()).map(str::to_owned);
+    StoredResponse {
+        status: answer.status,
+        headers: serde_json::Value::Object(fields).to_string(),
+        content_type,
+        body: answer.body,
+        truncated: answer.truncated,
+    }
+}
+
+/// Writes a record, however long the store is away: the outcome of a call is not given up.
+async fn write(parts: &DispatcherParts, record: Record) -> Recorded {
+    let mut reconnect = Reconnect::new();
+    let mut refusals = 0;
+    loop {
+        let error = match parts.store.record(record.clone()).await {
+            Ok(recorded) => return recorded,
+            Err(error) => error,
+        };
+        let away = matches!(error, StoreError::Unavailable(_));
+        refusals += u32::from(!away);
+        if refusals >= REFUSALS_MAX {
+            tracing::error!(%error, job = record.pk, "an outcome cannot be recorded; the job will be rescued");
+            return Recorded::Superseded;
+        }
+        let wait = reconnect.wait();
+        tracing::warn!(%error, ?wait, "an outcome waits for the store");
+        tokio::time::sleep(wait).await;
+    }
+}

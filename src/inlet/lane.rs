@@ -1,0 +1,198 @@
+//! Consumes the queue of one lane: as many deliveries as the budgets allow in the next seconds
+//! become claimed jobs, and are acknowledged after the commit.
+
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use lapin::message::Delivery;
+use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::types::FieldTable;
+use lapin::{Channel, Connection, Consumer};
+use tokio_util::sync::CancellationToken;
+
+use super::message::{self, Message};
+use super::rabbit::{InletError, InletParts};
+use super::topology;
+use crate::dispatch::Intake;
+use crate::job::DeadReason;
+use crate::store::{Claimed, Inserted, NewJob};
+use crate::supervise::Reconnect;
+
+/// Deliveries in one commit at most.
+const BATCH_MAX: usize = 256;
+/// After so long without room the consumer is cancelled, and what it had delivered goes into the
+/// store: the broker limits how long a message may stay unacknowledged.
+const IDLE_AFTER: Duration = Duration::from_secs(5);
+
+/// One lane's way in.
+pub(super) struct Lane<'a> {
+    pub parts: &'a InletParts,
+    pub provider: String,
+    pub lane: String,
+    pub prefetch: u16,
+    pub intake: Intake,
+}
+
+/// What a lane does next.
+enum Step {
+    /// The shutdown token, or the dispatcher is gone.
+    Stop,
+    /// No room for long: wait for some without a consumer.
+    Idle,
+}
+
+impl Lane<'_> {
+    /// Consumes until shutdown.
+    ///
+    /// # Errors
+    /// [`InletError`] ends the session; the supervisor begins a new one.
+    pub async fn run(&self, connection: &Connection, shutdown: &CancellationToken) -> Result<(), InletError> {
+        loop {
+            match self.consume(connection, shutdown).await? {
+                Step::Stop => return Ok(()),
+                Step::Idle => {
+                    let room = tokio::select! {
+                        () = shutdown.cancelled() => return Ok(()),
+                        room = self.intake.reserve(1) => room,
+                    };
+                    let Ok(reserved) = room else { return Ok(()) };
+                    if self.intake.deliver(Vec::new(), reserved).is_err() {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    async fn consume(&self, connection: &Connection, shutdown: &CancellationToken) -> Result<Step, InletError> {
+        let channel = connection.create_channel().await?;
+        // Per consumer: quorum queues refuse a global limit, and 0 would mean no limit at all.
+        channel.basic_qos(self.prefetch.max(1), BasicQosOptions { global: false }).await?;
+        let queue = topology::queue_name(&self.provider, &self.lane);
+        let tag = format!("paceline.{}.{}.{}", self.parts.owner, self.provider, self.lane);
+        let consumer = channel
+            .basic_consume(queue.into(), tag.as_str().into(), BasicConsumeOptions::default(), FieldTable::default())
+            .await?;
+        let mut deliveries = consumer.ready_chunks(BATCH_MAX);
+        let step = loop {
+            let chunk = tokio::select! {
+                () = shutdown.cancelled() => break Step::Stop,
+                chunk = deliveries.next() => chunk,
+            };
+            // The broker cancelled the consumer: queue deleted, or its leader moved.
+            let Some(chunk) = chunk else { return Err(InletError::ConsumerEnded(tag)) };
+            let chunk = chunk.into_iter().collect::<Result<Vec<Delivery>, lapin::Error>>()?;
+            if let Some(step) = self.take(chunk, shutdown).await? {
+                break step;
+            }
+        };
+        self.wind_up(&channel, &tag, deliveries, matches!(step, Step::Idle)).await?;
+        Ok(step)
+    }
+
+    /// Lets a chunk in as there is room. `None`: go on.
+    async fn take(&self, mut chunk: Vec<Delivery>, shutdown: &CancellationToken) -> Result<Option<Step>, InletError> {
+        while !chunk.is_empty() {
+            let room = tokio::select! {
+                // What is not claimed yet goes back to the broker when the channel closes.
+                () = shutdown.cancelled() => return Ok(Some(Step::Stop)),
+                room = tokio::time::timeout(IDLE_AFTER, self.intake.reserve(chunk.len())) => room,
+            };
+            match room {
+                Ok(Ok(reserved)) => {
+                    let rest = chunk.split_off(reserved);
+                    let jobs = self.let_in(&chunk, true).await?;
+                    // Before the acknowledgement, which may fail: what is claimed must be known to its owner.
+                    let delivered = self.intake.deliver(jobs, reserved);
+                    acknowledge(&chunk).await?;
+                    if delivered.is_err() {
+                        return Ok(Some(Step::Stop));
+                    }
+                    chunk = rest;
+                }
+                Ok(Err(_closed)) => return Ok(Some(Step::Stop)),
+                Err(_no_room) => {
+                    self.let_in(&chunk, false).await?;
+                    acknowledge(&chunk).await?;
+                    return Ok(Some(Step::Idle));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Ends the consumer; what it had delivered is let in unclaimed (`keep`), or goes back.
+    async fn wind_up(
+        &self,
+        channel: &Channel,
+        tag: &str,
+        mut deliveries: futures_util::stream::ReadyChunks<Consumer>,
+        keep: bool,
+    ) -> Result<(), InletError> {
+        if keep {
+            channel.basic_cancel(tag.into(), BasicCancelOptions::default()).await?;
+            while let Some(chunk) = deliveries.next().await {
+                let chunk = chunk.into_iter().collect::<Result<Vec<Delivery>, lapin::Error>>()?;
+                self.let_in(&chunk, false).await?;
+                acknowledge(&chunk).await?;
+            }
+        }
+        channel.close(200, "done".into()).await?;
+        Ok(())
+    }
+
+    /// One commit for a whole chunk. While the store is away the chunk waits: unacknowledged, so
+    /// nothing is lost if this process ends meanwhile.
+    async fn let_in(&self, chunk: &[Delivery], claim: bool) -> Result<Vec<Claimed>, InletError> {
+        let mut jobs = Vec::new();
+        let mut sources = Vec::new();
+        for delivery in chunk {
+            match message::read(delivery, &self.parts.catalog, self.parts.envelope_bytes_max) {
+                Message::Job(job, origin) => {
+                    self.parts.metrics.let_in(&self.provider, job.id_was_given);
+                    let owner = claim.then(|| self.parts.owner.clone());
+                    jobs.push(NewJob { job: *job, origin, owner });
+                    sources.push(delivery);
+                }
+                Message::Buried(buried) => self.bury(*buried).await?,
+            }
+        }
+        let inserted = self.insert(jobs).await?;
+        let mut claimed = Vec::new();
+        for (outcome, delivery) in inserted.into_iter().zip(sources) {
+            match outcome {
+                Inserted::Created(Some(job)) => claimed.push(job),
+                Inserted::Created(None) | Inserted::Exists(_) => {}
+                Inserted::Conflict => {
+                    let error = "another job has this id with other content".to_owned();
+                    self.bury(message::buried(delivery, DeadReason::Conflict, error)).await?;
+                }
+            }
+        }
+        Ok(claimed)
+    }
+
+    async fn insert(&self, jobs: Vec<NewJob>) -> Result<Vec<Inserted>, InletError> {
+        if jobs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut reconnect = Reconnect::new();
+        loop {
+            match self.parts.store.insert(jobs.clone(), self.parts.clock.wall_ms()).await {
+                Ok(inserted) => return Ok(inserted),
+                Err(error) => self.parts.wait_for_store(error, &mut reconnect).await?,
+            }
+        }
+    }
+
+    async fn bury(&self, buried: crate::store::Buried) -> Result<(), InletError> {
+        self.parts.bury(buried).await
+    }
+}
+
+/// Acknowledges a chunk and all before it, which is what one consumer a channel makes right.
+async fn acknowledge(chunk: &[Delivery]) -> Result<(), InletError> {
+    let Some(last) = chunk.last() else { return Ok(()) };
+    // False: the channel is gone. The broker delivers all of it again, and the store knows it.
+    if last.acker.ack(BasicAckOptions { multiple: true }).await? { Ok(()) } else { Err(InletError::AckLost) }
+}

@@ -1,0 +1,201 @@
+//! Supervises the connection: any error or end of a consumer ends the session, and a new one is
+//! built from the ground with growing waits. The client's own recovery is not used.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use lapin::{Connection, ConnectionProperties};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::topology::{self, Topology};
+use super::{drain, lane::Lane};
+use crate::clock::Clock;
+use crate::dispatch::Intake;
+use crate::job::{Catalog, DeadReason};
+use crate::readiness::Readiness;
+use crate::secrets::Secret;
+use crate::store::{Buried, OwnerId, Store, StoreError};
+use crate::supervise::Reconnect;
+use crate::telemetry::InletMetrics;
+
+/// A connection must stand within this time.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The part's name in `/readyz`.
+const PART: &str = "queue";
+
+/// What ended a session.
+#[derive(Debug, thiserror::Error)]
+pub enum InletError {
+    /// The broker or the connection to it.
+    #[error("{0}")]
+    Amqp(#[from] lapin::Error),
+    /// No connection in time.
+    #[error("no connection to the broker within {CONNECT_TIMEOUT:?}")]
+    Timeout,
+    /// The broker cancelled a consumer.
+    #[error("the broker ended the consumer {0}")]
+    ConsumerEnded(String),
+    /// An acknowledgement had nowhere to go.
+    #[error("the channel closed before a delivery was acknowledged")]
+    AckLost,
+    /// The store refused for good.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A consumer panicked.
+    #[error("a consumer failed: {0}")]
+    Failed(#[from] tokio::task::JoinError),
+}
+
+/// What every consumer works with.
+#[derive(Debug)]
+pub struct InletParts {
+    /// Where jobs go.
+    pub store: Store,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Who claims them.
+    pub owner: OwnerId,
+    /// What they are checked against.
+    pub catalog: Catalog,
+    /// Largest envelope.
+    pub envelope_bytes_max: usize,
+    /// Whether the broker can be reached.
+    pub readiness: Readiness,
+    /// Counters.
+    pub metrics: InletMetrics,
+}
+
+impl InletParts {
+    /// Keeps a message that is no job. Waits while the store is away.
+    pub(super) async fn bury(&self, buried: Buried) -> Result<(), InletError> {
+        let mut reconnect = Reconnect::new();
+        loop {
+            match self.store.bury(buried.clone(), self.clock.wall_ms()).await {
+                Ok(_) => return Ok(()),
+                Err(error) => self.wait_for_store(error, &mut reconnect).await?,
+            }
+        }
+    }
+
+    /// Waits where the same call may go through later.
+    pub(super) async fn wait_for_store(&self, error: StoreError, reconnect: &mut Reconnect) -> Result<(), InletError> {
+        match error {
+            StoreError::Unavailable(_) => {
+                let wait = reconnect.wait();
+                tracing::warn!(error = %error, ?wait, "deliveries wait for the store");
+                tokio::time::sleep(wait).await;
+                Ok(())
+            }
+            other => Err(other.into()),
+        }
+    }
+}
+
+/// The way in of every configured lane.
+#[derive(Debug)]
+pub struct Inlet {
+    parts: Arc<InletParts>,
+    url: Secret,
+    topology: Topology,
+    lanes: Vec<(String, String, u16, Intake)>,
+}
+
+/// Connects to a broker.
+///
+/// # Errors
+/// [`InletError`] where it refuses or does not answer in time.
+pub async fn connect(url: &Secret, name: &str) -> Result<Connection, InletError> {
+    let properties = ConnectionProperties::default().with_connection_name(name.into());
+    tokio::time::timeout(CONNECT_TIMEOUT, Connection::connect(url.expose(), properties))
+        .await
+        .map_err(|_| InletError::Timeout)?
+        .map_err(InletError::Amqp)
+}
+
+impl Inlet {
+    /// `lanes`: provider, lane, prefetch and the dispatcher's intake.
+    pub fn new(parts: InletParts, url: Secret, topology: Topology, lanes: Vec<(String, String, u16, Intake)>) -> Self {
+        parts.readiness.declare(PART);
+        Self { parts: Arc::new(parts), url, topology, lanes }
+    }
+
+    /// Runs until shutdown, through any number of sessions.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let mut reconnect = Reconnect::new();
+        while !shutdown.is_cancelled() {
+            let error = match self.session(&shutdown, &mut reconnect).await {
+                Ok(()) => break,
+                Err(error) => error,
+            };
+            let wait = reconnect.wait();
+            let text = error.to_string();
+            self.parts.readiness.set(PART, Err(text.clone()));
+            tracing::warn!(error = text, ?wait, "the connection to RabbitMQ is down; jobs wait in the broker");
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    async fn session(&self, shutdown: &CancellationToken, reconnect: &mut Reconnect) -> Result<(), InletError> {
+        let connection = connect(&self.url, &format!("paceline {} consume", self.parts.owner)).await?;
+        self.topology.declare(&connection.create_channel().await?).await?;
+        let connection = Arc::new(connection);
+        let session = shutdown.child_token();
+        let mut tasks = self.spawn(&connection, &session);
+        if self.parts.readiness.set(PART, Ok(())) {
+            tracing::info!(lanes = self.lanes.len(), "consuming from RabbitMQ");
+        }
+        reconnect.reset();
+        let mut events = connection.events_listener();
+        let mut result = Ok(());
+        while result.is_ok() && !tasks.is_empty() {
+            tokio::select! {
+                Some(ended) = tasks.join_next() => result = ended.unwrap_or_else(|e| Err(e.into())),
+                Some(event) = events.next() => result = self.on_event(event),
+            }
+        }
+        session.cancel();
+        // Never aborted: a consumer between its commit and its owner would leave claimed jobs behind.
+        while let Some(ended) = tasks.join_next().await {
+            if let Err(error) = ended.unwrap_or_else(|e| Err(e.into())) {
+                tracing::debug!(%error, "a consumer ended with its session");
+            }
+        }
+        if let Err(error) = connection.close(200, "done".into()).await {
+            tracing::debug!(%error, "closing the connection");
+        }
+        result
+    }
+
+    fn spawn(&self, connection: &Arc<Connection>, session: &CancellationToken) -> JoinSet<Result<(), InletError>> {
+        let mut tasks = JoinSet::new();
+        for (provider, lane, prefetch, intake) in self.lanes.iter().cloned() {
+            let (parts, connection, session) = (Arc::clone(&self.parts), Arc::clone(connection), session.clone());
+            tasks.spawn(async move {
+                Lane { parts: &parts, provider, lane, prefetch, intake }.run(&connection, &session).await
+            });
+        }
+        for (queue, reason) in
+            [(topology::UNROUTABLE, DeadReason::Unroutable), (topology::REJECTED, DeadReason::Rejected)]
+        {
+            let (parts, connection, session) = (Arc::clone(&self.parts), Arc::clone(connection), session.clone());
+            tasks.spawn(async move { drain::run(&parts, &connection, queue, reason, &session).await });
+        }
+        tasks
+    }
+
+    fn on_event(&self, event: lapin::Event) -> Result<(), InletError> {
+        match event {
+            lapin::Event::Error(error) => Err(error.into()),
+            lapin::Event::ConnectionBlocked(reason) => {
+                tracing::warn!(reason, "RabbitMQ blocks publishers (an alarm); consuming goes on");
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+}

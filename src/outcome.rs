@@ -1,0 +1,225 @@
+//! What a response, or the lack of one, means: one table, pure.
+//!
+//! The body's reason is read before the status where providers are known to put it there
+//! (403 and 429 mean several things). What follows for the job is said in [`crate::retry`], what
+//! follows for keys and budgets in [`crate::dispatch`].
+
+/// How much of a body is searched for a reason, in bytes.
+const REASON_BYTES_MAX: usize = 4 * 1024;
+
+/// What came back from a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reply<'a> {
+    /// A whole answer.
+    Answered {
+        /// HTTP status.
+        status: u16,
+        /// The body, or its beginning.
+        body: &'a [u8],
+        /// The header fields said that no request is left (`x-ratelimit-remaining: 0` and alike).
+        nothing_left: bool,
+    },
+    /// The call surely never reached the provider: no connection, no TLS session.
+    NotSent,
+    /// It may have reached the provider; there was no answer, or half of one.
+    Lost,
+}
+
+/// What it means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// Done.
+    Success,
+    /// Too many calls; not executed.
+    RateLimited,
+    /// A quota is used up; not executed.
+    QuotaExhausted,
+    /// The key was refused; not executed.
+    Credential,
+    /// A redirect, which is never followed: keys go to the base URL only.
+    Redirect,
+    /// Likely to go away by itself.
+    Transient,
+    /// Nobody knows whether it was executed.
+    Unknown,
+    /// Refused for good.
+    Permanent,
+}
+
+impl Outcome {
+    /// Every outcome.
+    pub const ALL: [Self; 8] = [
+        Self::Success,
+        Self::RateLimited,
+        Self::QuotaExhausted,
+        Self::Credential,
+        Self::Redirect,
+        Self::Transient,
+        Self::Unknown,
+        Self::Permanent,
+    ];
+
+    /// The name in attempts and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::RateLimited => "rate_limited",
+            Self::QuotaExhausted => "quota_exhausted",
+            Self::Credential => "credential",
+            Self::Redirect => "redirect",
+            Self::Transient => "transient",
+            Self::Unknown => "unknown",
+            Self::Permanent => "permanent",
+        }
+    }
+}
+
+/// One row: these statuses, with one of these reasons in the body where any are listed.
+struct Rule {
+    statuses: &'static [(u16, u16)],
+    reasons: &'static [&'static str],
+    outcome: Outcome,
+}
+
+/// Reasons of a quota that will not come back within seconds.
+const QUOTA_REASONS: &[&str] =
+    &["insufficient_quota", "dailyLimitExceeded", "quotaExceeded", "billing_hard_limit_reached"];
+/// Reasons of a rate limit under a status that also means something else.
+const RATE_REASONS: &[&str] = &[
+    "rateLimitExceeded",
+    "userRateLimitExceeded",
+    "rate_limit_exceeded",
+    "rate_limited",
+    "RequestThrottled",
+    "Throttling",
+    "ThrottlingException",
+    "SlowDown",
+    "secondary rate limit",
+];
+/// Reasons that speak of the key.
+const KEY_REASONS: &[&str] = &[
+    "invalid_api_key",
+    "API_KEY_INVALID",
+    "API_KEY_SERVICE_BLOCKED",
+    "keyInvalid",
+    "keyExpired",
+    "account_suspended",
+    "account_deactivated",
+    "token_revoked",
+];
+
+/// The table. The first row that fits decides.
+const RULES: &[Rule] = &[
+    Rule { statuses: &[(402, 402)], reasons: &[], outcome: Outcome::QuotaExhausted },
+    Rule { statuses: &[(403, 403), (429, 429)], reasons: QUOTA_REASONS, outcome: Outcome::QuotaExhausted },
+    Rule { statuses: &[(429, 429)], reasons: &[], outcome: Outcome::RateLimited },
+    Rule { statuses: &[(403, 403), (503, 503)], reasons: RATE_REASONS, outcome: Outcome::RateLimited },
+    Rule { statuses: &[(401, 401)], reasons: &[], outcome: Outcome::Credential },
+    Rule { statuses: &[(403, 403)], reasons: KEY_REASONS, outcome: Outcome::Credential },
+    Rule { statuses: &[(200, 299), (304, 304)], reasons: &[], outcome: Outcome::Success },
+    Rule { statuses: &[(300, 399)], reasons: &[], outcome: Outcome::Redirect },
+    Rule { statuses: &[(408, 408), (425, 425)], reasons: &[], outcome: Outcome::Transient },
+    Rule { statuses: &[(501, 501), (505, 505)], reasons: &[], outcome: Outcome::Permanent },
+    Rule { statuses: &[(500, 599)], reasons: &[], outcome: Outcome::Transient },
+    Rule { statuses: &[(0, u16::MAX)], reasons: &[], outcome: Outcome::Permanent },
+];
+
+/// What a reply means.
+pub fn classify(reply: Reply<'_>) -> Outcome {
+    let (status, body, nothing_left) = match reply {
+        Reply::NotSent => return Outcome::Transient,
+        Reply::Lost => return Outcome::Unknown,
+        Reply::Answered { status, body, nothing_left } => (status, body, nothing_left),
+    };
+    if status == 403 && nothing_left {
+        return Outcome::RateLimited;
+    }
+    let head = &body[..body.len().min(REASON_BYTES_MAX)];
+    let fits = |rule: &&Rule| {
+        rule.statuses.iter().any(|(from, to)| (*from..=*to).contains(&status))
+            && (rule.reasons.is_empty() || rule.reasons.iter().any(|reason| contains(head, reason)))
+    };
+    RULES.iter().find(fits).map_or(Outcome::Permanent, |rule| rule.outcome)
+}
+
+/// Whether the provider may have executed the call: the question of `at_most_once`.
+pub fn may_have_been_executed(outcome: Outcome, reply: Reply<'_>) -> bool {
+    match outcome {
+        Outcome::Success | Outcome::Unknown => true,
+        Outcome::RateLimited
+        | Outcome::QuotaExhausted
+        | Outcome::Credential
+        | Outcome::Redirect
+        | Outcome::Permanent => false,
+        // 425 (RFC 8470): the server was unwilling to process the request.
+        Outcome::Transient => !matches!(reply, Reply::NotSent | Reply::Answered { status: 425, .. }),
+    }
+}
+
+fn contains(haystack: &[u8], needle: &str) -> bool {
+    haystack.windows(needle.len()).any(|window| window == needle.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(status: u16, body: &str) -> Outcome {
+        classify(Reply::Answered { status, body: body.as_bytes(), nothing_left: false })
+    }
+
+    #[test]
+    fn the_table() {
+        use Outcome::{Credential, Permanent, QuotaExhausted, RateLimited, Redirect, Success, Transient, Unknown};
+        for (status, body, expected) in [
+            (200, "", Success),
+            (204, "", Success),
+            (200, "rate_limit_exceeded", Success),
+            (304, "", Success),
+            (301, "", Redirect),
+            (307, "", Redirect),
+            (400, "", Permanent),
+            (401, "", Credential),
+            (402, "", QuotaExhausted),
+            (403, "", Permanent),
+            (403, r#"{"error":{"errors":[{"reason":"userRateLimitExceeded"}]}}"#, RateLimited),
+            (403, r#"{"reason":"dailyLimitExceeded"}"#, QuotaExhausted),
+            (403, r#"{"code":"invalid_api_key"}"#, Credential),
+            (404, "", Permanent),
+            (408, "", Transient),
+            (409, "", Permanent),
+            (422, "", Permanent),
+            (425, "", Transient),
+            (429, "", RateLimited),
+            (429, r#"{"error":{"type":"insufficient_quota"}}"#, QuotaExhausted),
+            (500, "", Transient),
+            (501, "", Permanent),
+            (503, "", Transient),
+            (503, "<Code>SlowDown</Code>", RateLimited),
+            (529, "", Transient),
+            (999, "", Permanent),
+        ] {
+            assert_eq!(outcome(status, body), expected, "{status} {body}");
+        }
+        assert_eq!(classify(Reply::NotSent), Transient);
+        assert_eq!(classify(Reply::Lost), Unknown);
+        let empty = Reply::Answered { status: 403, body: b"", nothing_left: true };
+        assert_eq!(classify(empty), RateLimited);
+    }
+
+    #[test]
+    fn what_surely_was_not_executed_may_be_sent_again() {
+        let check = |status: u16| {
+            let reply = Reply::Answered { status, body: b"", nothing_left: false };
+            may_have_been_executed(classify(reply), reply)
+        };
+        for status in [401, 402, 425, 429, 400, 301] {
+            assert!(!check(status), "{status}");
+        }
+        for status in [200, 408, 500, 502, 503, 504, 529] {
+            assert!(check(status), "{status}");
+        }
+        assert!(!may_have_been_executed(Outcome::Transient, Reply::NotSent));
+        assert!(may_have_been_executed(Outcome::Unknown, Reply::Lost));
+    }
+}

@@ -1,0 +1,103 @@
+//! What has to be done now and then: jobs of dead dispatchers are rescued, jobs past their
+//! deadline expire, old rows go. One pass each, several processes may run them at once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::config::StoreConfig;
+use crate::store::{OwnerId, Store, StoreError};
+
+/// Owners say that they live this often.
+pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(2);
+/// An owner that was silent for so long is dead.
+pub const SILENT_FOR: Duration = Duration::from_secs(15);
+/// Rescue and expiry run this often.
+const PASS_EVERY: Duration = Duration::from_secs(3);
+/// Retention runs once in so many passes.
+const RETENTION_PASSES: u32 = 20;
+/// Rows of one statement.
+const BATCH: u32 = 500;
+
+/// Says every two seconds that this owner lives, until shutdown.
+pub async fn heartbeat(store: Store, owner: OwnerId, roles: String, shutdown: CancellationToken) {
+    let mut failing = false;
+    loop {
+        let beat = store.heartbeat(&owner, &roles).await;
+        match beat {
+            Ok(()) => failing = false,
+            Err(error) if !std::mem::replace(&mut failing, true) => {
+                tracing::warn!(%error, "the store does not hear that this process lives");
+            }
+            Err(_) => {}
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(HEARTBEAT_EVERY) => {}
+        }
+    }
+}
+
+/// The passes of the scheduler role.
+#[derive(Debug)]
+pub struct Scheduler {
+    store: Store,
+    clock: Arc<dyn Clock>,
+    keep: StoreConfig,
+}
+
+impl Scheduler {
+    /// Retention as configured.
+    pub fn new(store: Store, clock: Arc<dyn Clock>, keep: StoreConfig) -> Self {
+        Self { store, clock, keep }
+    }
+
+    /// Passes until shutdown.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let mut pass = 0_u32;
+        let mut failing = false;
+        loop {
+            match self.pass(pass.is_multiple_of(RETENTION_PASSES)).await {
+                Ok(()) => failing = false,
+                Err(error) if !std::mem::replace(&mut failing, true) => {
+                    tracing::warn!(%error, "upkeep of the store fails; trying again");
+                }
+                Err(_) => {}
+            }
+            pass = pass.wrapping_add(1);
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(PASS_EVERY) => {}
+            }
+        }
+    }
+
+    async fn pass(&self, retention: bool) -> Result<(), StoreError> {
+        let rescued = self.store.rescue(SILENT_FOR, self.clock.wall_ms()).await?;
+        if rescued > 0 {
+            tracing::warn!(jobs = rescued, "rescued the jobs of a process that ended without letting go of them");
+        }
+        while self.store.expire_due(BATCH, self.clock.wall_ms()).await? >= u64::from(BATCH) {}
+        if retention {
+            self.retain().await?;
+        }
+        Ok(())
+    }
+
+    async fn retain(&self) -> Result<(), StoreError> {
+        let before =
+            |keep: Duration| self.clock.wall_ms().saturating_sub(i64::try_from(keep.as_millis()).unwrap_or(i64::MAX));
+        loop {
+            let removed =
+                self.store.retain(before(self.keep.keep_succeeded), before(self.keep.keep_dead), BATCH).await?;
+            if removed.jobs + removed.dead_letters > 0 {
+                tracing::info!(jobs = removed.jobs, dead_letters = removed.dead_letters, "retention removed old rows");
+            }
+            if removed.jobs.max(removed.dead_letters) < u64::from(BATCH) {
+                return Ok(());
+            }
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! Completions on their way to endpoints.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::time::Duration;
+
+use super::dialect::{Db, Rows, Tx, on_db};
+use super::events::{Ended, kind_of, response_of};
+use super::{DeliveryJob, DeliveryNext, DeliveryRecord, Endpoint, Event, OwnerId, StoreError, endpoints};
+use crate::clock::WallMs;
+use crate::job::JobState;
+
+/// Bytes of bodies in one claim, more or less: the last one may go over it.
+const CLAIM_BYTES_MAX: i64 = 16 * 1024 * 1024;
+
+/// Adds the deliveries that the ended jobs asked for; whether there is one to make now.
+pub(super) async fn insert(tx: &mut Tx, ended: &[Ended<'_>]) -> Result<bool, StoreError> {
+    let asked: Vec<(&Ended<'_>, &crate::job::Callback)> = ended
+        .iter()
+        .filter_map(|e| Some((e, e.callback.as_ref()?)))
+        .filter(|(e, callback)| kind_of(e.state).is_some_and(|kind| callback.wants(kind)))
+        .collect();
+    let Some(now_ms) = asked.first().map(|(e, _)| e.record.at_ms) else { return Ok(false) };
+    let urls: BTreeSet<_> = asked.iter().filter_map(|(e, c)| Some((e.job.tenant, c.url.as_deref()?))).collect();
+    let ids: BTreeSet<_> = asked.iter().filter_map(|(e, c)| Some((e.job.tenant, c.endpoint.as_deref()?))).collect();
+    let by_url = endpoints::implicit(tx, &urls, now_ms).await?;
+    let by_id = endpoints::registered(tx, &ids).await?;
+    let mut targets = Vec::with_capacity(asked.len());
+    for (e, callback) in &asked {
+        let url = callback.url.as_deref().and_then(|url| by_url.get(&(e.job.tenant, url)));
+        let id = callback.endpoint.as_deref().and_then(|id| by_id.get(&(e.job.tenant, id)));
+        if callback.endpoint.is_some() && id.is_none() {
+            tracing::warn!(
+                job = e.job.id,
+                endpoint = callback.endpoint,
+                "no such endpoint: the completion stays undelivered"
+            );
+        }
+        targets.extend(url.into_iter().chain(id).map(|target| (*e, *target)));
+    }
+    let rows = Rows::new()
+        .int("job_pk", targets.iter().map(|(e, _)| Some(e.record.pk)))
+        .int("run", targets.iter().map(|(e, _)| Some(i64::from(e.record.run))))
+        .int("endpoint_pk", targets.iter().map(|(_, target)| Some(target.0)))
+        .text("state", targets.iter().map(|(_, target)| Some(if target.1 { "pending" } else { "disabled" })))
+        .int("at_ms", targets.iter().map(|(e, _)| Some(e.record.at_ms)));
+    let insert = "INSERT INTO deliveries (event_pk, kind, endpoint_pk, state, due_ms, created_ms)
+        SELECT e.pk, 'webhook', v.endpoint_pk, v.state, v.at_ms, v.at_ms
+        FROM v JOIN events e ON e.job_pk = v.job_pk AND e.run = v.run";
+    rows.execute(tx, insert).await?;
+    Ok(targets.iter().any(|(_, target)| target.1))
+}
+
+/// Rounds of a claim in which nothing but deliveries for disabled endpoints is found.
+const SET_ASIDE_ROUNDS: u32 = 32;
+
+/// What a notifier asks for.
+#[derive(Debug, Clone)]
+pub(super) struct Claim {
+    pub owner: OwnerId,
+    pub limit: u32,
+    pub now_ms: WallMs,
+    pub lease: Duration,
+}
+
+/// pk, epoch, attempts, event, endpoint, state.
+type ClaimedRow = (i64, i64, i64, i64, Option<i64>, String);
+
+/// Claims what is due, oldest first. What is due for a disabled endpoint is set aside on the way,
+/// so that it cannot stand in front of the others.
+pub(super) async fn claim(tx: &mut Tx, claim: &Claim) -> Result<Vec<DeliveryJob>, StoreError> {
+    let lapses_ms = claim.now_ms.saturating_add(i64::try_from(claim.lease.as_millis()).unwrap_or(i64::MAX));
+    let sql = format!(
+        "WITH due AS MATERIALIZED (
+            SELECT pk, due_ms, COALESCE((SELECT length(e.body) FROM events e WHERE e.pk = deliveries.event_pk), 0) AS bytes
+            FROM deliveries
+            WHERE state = 'pending' AND due_ms <= $1 AND kind = 'webhook' ORDER BY due_ms, pk LIMIT $2{lock}),
+        bounded AS (SELECT pk, SUM(bytes) OVER (ORDER BY due_ms, pk) - bytes AS before FROM due)
+        UPDATE deliveries SET
+            state = CASE WHEN EXISTS (SELECT 1 FROM endpoints n WHERE n.pk = deliveries.endpoint_pk AND n.enabled)
+                THEN 'pending' ELSE 'disabled' END,
+            owner = CASE WHEN EXISTS (SELECT 1 FROM endpoints n WHERE n.pk = deliveries.endpoint_pk AND n.enabled)
+                THEN $3 ELSE NULL END,
+            epoch = deliveries.epoch + 1,
+            due_ms = $4
+        FROM bounded WHERE deliveries.pk = bounded.pk AND bounded.before < $5
+        RETURNING deliveries.pk, deliveries.epoch, deliveries.attempts, deliveries.event_pk, deliveries.endpoint_pk,
+            deliveries.state",
+        lock = tx.skip_locked()
+    );
+    for _ in 0..SET_ASIDE_ROUNDS {
+        let sql = sqlx::AssertSqlSafe(sql.as_str());
+        let mut rows: Vec<ClaimedRow> = on_db!(tx, |c| sqlx::query_as(sql)
+            .bind(claim.now_ms)
+            .bind(i64::from(claim.limit))
+            .bind(&claim.owner)
+            .bind(lapses_ms)
+            .bind(CLAIM_BYTES_MAX)
+            .fetch_all(c)
+            .await)?;
+        let found = rows.len();
+        rows.retain(|row| row.5 == "pending");
+        if found == 0 || !rows.is_empty() {
+            return load(tx, rows).await;
+        }
+    }
+    Ok(Vec::new())
+}
+
+/// An event, its job, and the answer: pk, id, state, at, attempts, reason, error, job, provider,
+/// tenant, metadata, and what was answered.
+type EventRow = (
+    i64,
+    String,
+    String,
+    WallMs,
+    i64,
+    Option<String>,
+    Option<String>,
+    String,
+    String,
+    String,
+    Option<String>,
+    Option<i64>,
+    Option<String>,
+    Option<String>,
+    bool,
+    Option<Vec<u8>>,
+);
+type EndpointRow = (i64, String, String, String, bool);
+
+fn event_of(row: EventRow) -> Result<(i64, Event), StoreError> {
+    let (pk, id, state, at_ms, attempts, reason, error, job_id, provider, tenant, metadata, a, b, c, d, e) = row;
+    let kind = JobState::from_name(&state).and_then(kind_of);
+    let kind = kind.ok_or_else(|| StoreError::Corrupt(format!("event {id} is of state {state:?}")))?;
+    let response = response_of((a, b, c, d, e));
+    let attempts = super::number(attempts);
+    Ok((pk, Event { id, kind, at_ms, attempts, reason, error, response, job_id, provider, tenant, metadata }))
+}
+
+/// Reads the events and endpoints of what was claimed.
+async fn load(tx: &mut Tx, mut rows: Vec<ClaimedRow>) -> Result<Vec<DeliveryJob>, StoreError> {
+    rows.sort_unstable_by_key(|row| row.0);
+    let event_pks: HashSet<i64> = rows.iter().map(|row| row.3).collect();
+    let keys = Rows::new().int("pk", event_pks.into_iter().map(Some));
+    let select =
+        "SELECT e.pk, e.id, e.state, e.at_ms, e.attempts, e.reason, e.error, j.id, j.provider, j.tenant, j.metadata,
+            e.status, e.headers, e.content_type, e.truncated, e.body
+        FROM v JOIN events e ON e.pk = v.pk JOIN jobs j ON j.pk = e.job_pk";
+    let events: Vec<EventRow> = keys.fetch(tx, select).await?;
+    let known: HashMap<i64, Event> = events.into_iter().map(event_of).collect::<Result<_, _>>()?;
+    let endpoint_pks: HashSet<i64> = rows.iter().filter_map(|row| row.4).collect();
+    let keys = Rows::new().int("pk", endpoint_pks.into_iter().map(Some));
+    let select = "SELECT n.pk, n.id, n.tenant, n.url, n.implicit FROM v JOIN endpoints n ON n.pk = v.pk";
+    let endpoints: Vec<EndpointRow> = keys.fetch(tx, select).await?;
+    let endpoints: HashMap<i64, Endpoint> = endpoints
+        .into_iter()
+        .map(|(pk, id, tenant, url, implicit)| (pk, Endpoint { pk, id, tenant, url, implicit }))
+        .collect();
+    rows.into_iter()
+        .map(|(pk, epoch, attempts, event_pk, endpoint_pk, _)| {
+            let event = known.get(&event_pk).cloned();
+            let endpoint = endpoint_pk.and_then(|pk| endpoints.get(&pk)).cloned();
+            let (Some(event), Some(endpoint)) = (event, endpoint) else {
+                return Err(StoreError::Corrupt(format!("delivery {pk} has lost its event or its endpoint")));
+            };
+            Ok(DeliveryJob { pk, epoch, attempts: super::number(attempts), endpoint, event })
+        })
+        .collect()
+}
+
+/// When the next delivery is due, or the claim of one lapses.
+pub(super) async fn next_due(db: &Db) -> Result<Option<WallMs>, StoreError> {
+    let sql = "SELECT due_ms FROM deliveries WHERE state = 'pending' ORDER BY due_ms, pk LIMIT 1";
+    let row: Option<(WallMs,)> = on_db!(read db, |c| sqlx::query_as(sql).fetch_optional(c).await)?;
+    Ok(row.map(|r| r.0))
+}
+
+/// Writes what became of claimed deliveries. A record of an earlier claim changes nothing.
+pub(super) async fn record(tx: &mut Tx, records: &[&DeliveryRecord]) -> Result<(), StoreError> {
+    let mut left: Vec<&DeliveryRecord> = records.to_vec();
+    while !left.is_empty() {
+        let mut seen = HashSet::with_capacity(left.len());
+        let (mut round, later): (Vec<_>, Vec<_>) = left.into_iter().partition(|r| seen.insert(r.pk));
+        left = later;
+        round.sort_unstable_by_key(|r| r.pk);
+        record_round(tx, &round).await?;
+    }
+    Ok(())
+}
+
+async fn record_round(tx: &mut Tx, records: &[&DeliveryRecord]) -> Result<(), StoreError> {
+    let state = |r: &DeliveryRecord| match r.next {
+        DeliveryNext::Delivered => "delivered",
+        DeliveryNext::Retry { .. } => "pending",
+        DeliveryNext::Failed => "failed",
+        DeliveryNext::Gone => "disabled",
+    };
+    let due = |r: &DeliveryRecord| match r.next {
+        DeliveryNext::Retry { due_ms } => Some(due_ms),
+        _ => None,
+    };
+    let rows = Rows::new()
+        .int("pk", records.iter().map(|r| Some(r.pk)))
+        .int("epoch", records.iter().map(|r| Some(r.epoch)))
+        .int("n", records.iter().map(|r| Some(i64::from(r.n))))
+        .text("state", records.iter().map(|r| Some(state(r))))
+        .int("due_ms", records.iter().map(|r| due(r)))
+        .int("finished_ms", records.iter().map(|r| due(r).is_none().then_some(r.at_ms)));
+    let update = "UPDATE deliveries SET state = v.state, attempts = v.n, owner = NULL,
+            due_ms = COALESCE(v.due_ms, deliveries.due_ms), finished_ms = v.finished_ms
+        FROM v WHERE deliveries.pk = v.pk AND deliveries.epoch = v.epoch AND deliveries.state = 'pending'
+        RETURNING deliveries.pk, deliveries.endpoint_pk";
+    let hits: Vec<(i64, Option<i64>)> = rows.fetch(tx, update).await?;
+    let hits: HashMap<i64, Option<i64>> = hits.into_iter().collect();
+    let done: Vec<&DeliveryRecord> = records.iter().filter(|r| hits.contains_key(&r.pk)).copied().collect();
+    insert_attempts(tx, &done).await?;
+    let gone: BTreeSet<i64> = done
+        .iter()
+        .filter(|r| r.next == DeliveryNext::Gone)
+        .filter_map(|r| hits.get(&r.pk).copied().flatten())
+        .collect();
+    let rows = Rows::new().int("pk", gone.into_iter().map(Some));
+    let disable = "UPDATE endpoints SET enabled = FALSE, disabled_reason = 'gone' FROM v WHERE endpoints.pk = v.pk";
+    // What else is pending for it is set aside when it is claimed, never in one great update.
+    rows.execute(tx, disable).await?;
+    Ok(())
+}
+
+async fn insert_attempts(tx: &mut Tx, records: &[&DeliveryRecord]) -> Result<(), StoreError> {
+    let rows = Rows::new()
+        .int("delivery_pk", records.iter().map(|r| Some(r.pk)))
+        .int("n", records.iter().map(|r| Some(i64::from(r.n))))
+        .int("at_ms", records.iter().map(|r| Some(r.at_ms)))
+        .int("status", records.iter().map(|r| r.status.map(i64::from)))
+        .int("latency_ms", records.iter().map(|r| Some(r.latency_ms)))
+        .text("error", records.iter().map(|r| r.error.as_deref()));
+    let insert = "INSERT INTO delivery_attempts (delivery_pk, n, at_ms, status, latency_ms, error)
+        SELECT delivery_pk, n, at_ms, status, latency_ms, error FROM v WHERE TRUE
+        ON CONFLICT (delivery_pk, n) DO NOTHING";
+    rows.execute(tx, insert).await?;
+    Ok(())
+}
+
+pub(super) async fn depth(db: &Db) -> Result<i64, StoreError> {
+    let sql = "SELECT COUNT(*) FROM deliveries WHERE state = 'pending'";
+    let row: (i64,) = on_db!(read db, |c| sqlx::query_as(sql).fetch_one(c).await)?;
+    Ok(row.0)
+}

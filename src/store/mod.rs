@@ -1,0 +1,525 @@
+//! The store: jobs, attempts, events, deliveries and dead letters, in SQLite or PostgreSQL.
+//!
+//! SQL is written once for both; `dialect.rs` holds every difference. Times are milliseconds of
+//! the caller's clock, so that tests own time; only leases will use the database's clock.
+#![expect(missing_docs, reason = "the types carry the documentation")]
+
+mod attempts;
+mod connect;
+mod dead;
+mod deliveries;
+mod dialect;
+mod endpoints;
+mod events;
+mod jobs;
+mod outcomes;
+mod owners;
+mod retention;
+mod types;
+mod wakes;
+mod writer;
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::broadcast;
+
+use crate::clock::WallMs;
+use dialect::Db;
+pub use types::*;
+use wakes::{Pending, Wakes};
+use writer::{Request, Writer};
+
+/// What can go wrong with the store.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// It cannot be reached, is read-only, full or busy: the same call may go through later.
+    #[error("the store is not available: {0}")]
+    Unavailable(#[source] sqlx::Error),
+    /// Anything else the database said.
+    #[error("the store refused a statement: {0}")]
+    Database(#[source] sqlx::Error),
+    /// The SQLite file is in use by another `paceline serve`.
+    #[error("{path} is in use by another paceline process: stop it, or give this one its own store.url")]
+    Locked { path: String },
+    /// The URL is neither SQLite nor PostgreSQL.
+    #[error("store.url: {0}")]
+    Url(String),
+    /// A migration failed or is missing.
+    #[error("the store's schema: {0}")]
+    Migration(#[source] sqlx::migrate::MigrateError),
+    /// A row that this version cannot read.
+    #[error("the store holds a row that cannot be read: {0}")]
+    Corrupt(String),
+}
+
+/// How to open a store.
+#[derive(Debug, Clone)]
+pub struct StoreOptions {
+    /// `sqlite://path` or `postgres://…`
+    pub url: String,
+    /// Hold the file's lock (SQLite): there is one `serve` at a time.
+    pub exclusive: bool,
+    /// Connections at most.
+    pub connections_max: u32,
+}
+
+/// How many rows a pass of retention removed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Removed {
+    pub jobs: u64,
+    pub dead_letters: u64,
+}
+
+/// Counts for metrics and readiness.
+#[derive(Debug, Clone, Default)]
+pub struct Depth {
+    /// (provider, lane, state, jobs) of jobs that are not terminal.
+    pub jobs: Vec<(String, String, String, i64)>,
+    pub deliveries_pending: i64,
+    pub dead_letters: i64,
+}
+
+/// One transaction, done again where others were in the way, and given up when the database stays
+/// silent. (A function over async closures would not be `Send`.)
+macro_rules! act {
+    ($store:expr, |$tx:ident, $wakes:ident| $work:expr) => {{
+        let Inner { db, wakes, .. } = &*$store.inner;
+        let mut collisions = 0;
+        loop {
+            let once = async {
+                let mut transaction = db.begin().await?;
+                let mut pending = Pending::default();
+                let ($tx, $wakes) = (&mut transaction, &mut pending);
+                let done = $work?;
+                wakes.commit(transaction, pending).await?;
+                Ok(done)
+            };
+            match db.in_time(once).await {
+                Err(error) if dialect::is_collision(&error) && collisions < COLLISIONS_MAX => collisions += 1,
+                done => break done,
+            }
+        }
+    }};
+}
+
+/// Attempts at a transaction that others were in the way of (a deadlock).
+const COLLISIONS_MAX: u32 = 5;
+
+/// The open store. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    db: Db,
+    wakes: Wakes,
+    /// Lets jobs and messages in.
+    arrivals: Writer,
+    /// Writes what becomes of them. On SQLite, where there is one writer, it is the same.
+    outcomes: Writer,
+    /// What runs until the store is closed: the listener, and the one that lets go of lost claims.
+    background: Vec<tokio::task::AbortHandle>,
+    /// Held until the store is dropped.
+    lock: Option<File>,
+    /// The owners that live in this process.
+    owners: Mutex<BTreeSet<OwnerId>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.background.iter().for_each(tokio::task::AbortHandle::abort);
+    }
+}
+
+impl Store {
+    /// Opens the store; its schema is brought up to date by [`Store::migrate`].
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`] where another process holds the file, [`StoreError::Unavailable`]
+    /// where the database cannot be reached, [`StoreError::Url`].
+    pub async fn open(options: &StoreOptions) -> Result<Self, StoreError> {
+        let connect::Opened { db, listen, lock } = connect::open(options).await?;
+        let (wakes, lost) = Wakes::new();
+        let arrivals = Writer::start(db.clone(), wakes.clone());
+        let outcomes = if db.is_sqlite() { arrivals.clone() } else { Writer::start(db.clone(), wakes.clone()) };
+        let mut background = vec![tokio::spawn(wakes.clone().let_go(db.clone(), lost)).abort_handle()];
+        background.extend(listen.map(|options| tokio::spawn(wakes.clone().listen(options)).abort_handle()));
+        let owners = Mutex::default();
+        Ok(Self { inner: Arc::new(Inner { db, wakes, arrivals, outcomes, background, lock, owners }) })
+    }
+
+    /// Runs the migrations that are missing; how many there were.
+    ///
+    /// # Errors
+    /// [`StoreError::Migration`].
+    pub async fn migrate(&self) -> Result<u32, StoreError> {
+        connect::migrate(self.db()).await
+    }
+
+    /// Whether the database answers, and can be written to.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        act!(self, |tx, _wakes| tx.check_writable().await)
+    }
+
+    /// Writes what is waiting, then closes every connection. All calls fail afterwards.
+    pub async fn close(&self) {
+        self.inner.arrivals.close().await;
+        self.inner.outcomes.close().await;
+        self.inner.background.iter().for_each(tokio::task::AbortHandle::abort);
+        match self.db() {
+            Db::Postgres(pool) => pool.close().await,
+            Db::Sqlite { read, write } => {
+                read.close().await;
+                write.close().await;
+            }
+        }
+    }
+
+    /// What waiting parts should look at, from now on. A receiver that lags misses some: all that
+    /// waits must also look by itself from time to time.
+    pub fn wakes(&self) -> broadcast::Receiver<Wake> {
+        self.inner.wakes.subscribe()
+    }
+
+    fn db(&self) -> &Db {
+        &self.inner.db
+    }
+
+    // Group commit: each goes through the batching writer and returns after the commit that covers it.
+
+    /// Lets jobs in; the answers are in their order.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]: whether it was committed is not known. Doing it again is safe:
+    /// what is there already is answered with [`Inserted::Exists`].
+    pub async fn insert(&self, jobs: Vec<NewJob>, now_ms: WallMs) -> Result<Vec<Inserted>, StoreError> {
+        let owners: BTreeSet<&OwnerId> = jobs.iter().filter_map(|job| job.owner.as_ref()).collect();
+        for owner in owners {
+            self.introduce(owner).await?;
+        }
+        let arrivals =
+            jobs.into_iter().map(|job| jobs::Arrival::prepare(job, now_ms)).collect::<Result<Vec<_>, _>>()?;
+        self.inner.arrivals.ask(|reply| Request::Insert(arrivals, now_ms, reply)).await
+    }
+
+    /// Writes what becomes of a claimed job.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]: whether it was committed is not known. Doing it again is safe,
+    /// and answered with [`Recorded::Superseded`] where the first one ended the job.
+    pub async fn record(&self, record: Record) -> Result<Recorded, StoreError> {
+        self.inner.outcomes.ask(|reply| Request::Record(Box::new(record), reply)).await
+    }
+
+    /// Writes what becomes of a claimed delivery; a late record changes nothing.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]; doing it again is safe.
+    pub async fn record_delivery(&self, record: DeliveryRecord) -> Result<(), StoreError> {
+        self.inner.outcomes.ask(|reply| Request::RecordDelivery(Box::new(record), reply)).await
+    }
+
+    /// Keeps a message that never became a job; the id of its dead letter.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]; doing it again may keep it twice.
+    pub async fn bury(&self, message: Buried, now_ms: WallMs) -> Result<String, StoreError> {
+        self.inner.arrivals.ask(|reply| Request::Bury(Box::new(message), now_ms, reply)).await
+    }
+
+    // Claims.
+
+    /// Claims jobs that are due, oldest first, at most `limit` and about 16 MiB of them.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]. A claim whose answer is lost is found again by
+    /// [`Store::rescue`] when its owner falls silent.
+    pub async fn claim_due(
+        &self,
+        owner: &OwnerId,
+        provider: &str,
+        lane: &str,
+        limit: u32,
+        now_ms: WallMs,
+    ) -> Result<Vec<Claimed>, StoreError> {
+        self.introduce(owner).await?;
+        self.inner.wakes.interested_in(provider);
+        let claim =
+            jobs::Claim { owner: owner.clone(), provider: provider.to_owned(), lane: lane.to_owned(), limit, now_ms };
+        if self.db().is_sqlite() {
+            return self.inner.outcomes.ask(|reply| Request::Claim(claim, reply)).await;
+        }
+        act!(self, |tx, wakes| jobs::claim(tx, &claim, wakes).await)
+    }
+
+    /// When the next unclaimed job of that provider (any lane) is due, if any: for the polling fallback to sleep until then.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn next_due(&self, provider: &str) -> Result<Option<WallMs>, StoreError> {
+        self.db().in_time(jobs::next_due(self.db(), provider)).await
+    }
+
+    /// Claims deliveries that are due, oldest first, until `now_ms` + `lease`: then they are due again.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn claim_deliveries(
+        &self,
+        owner: &OwnerId,
+        limit: u32,
+        now_ms: WallMs,
+        lease: Duration,
+    ) -> Result<Vec<DeliveryJob>, StoreError> {
+        self.introduce(owner).await?;
+        let claim = deliveries::Claim { owner: owner.clone(), limit, now_ms, lease };
+        if self.db().is_sqlite() {
+            return self.inner.outcomes.ask(|reply| Request::ClaimDeliveries(claim, reply)).await;
+        }
+        act!(self, |tx, _wakes| deliveries::claim(tx, &claim).await)
+    }
+
+    /// When the next delivery is due, or the claim of one lapses.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn next_delivery_due(&self) -> Result<Option<WallMs>, StoreError> {
+        self.db().in_time(deliveries::next_due(self.db())).await
+    }
+
+    // Reading. Without a tenant, an id that several have stands for the first one's.
+
+    /// A job with its attempts.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn job(&self, tenant: Option<&str>, id: &str) -> Result<Option<JobView>, StoreError> {
+        self.db().in_time(jobs::job(self.db(), tenant, id)).await
+    }
+
+    /// Jobs, newest first.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn jobs(&self, filter: &JobFilter, cursor: Option<i64>, limit: u32) -> Result<Page<JobView>, StoreError> {
+        self.db().in_time(jobs::list(self.db(), filter, cursor, limit)).await
+    }
+
+    /// The provider's answer in the job's present run, once that has ended with one.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn result(&self, tenant: Option<&str>, id: &str) -> Result<Option<StoredResponse>, StoreError> {
+        self.db().in_time(events::result(self.db(), tenant, id)).await
+    }
+
+    /// A dead letter with its attempts.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn dead_letter(&self, tenant: Option<&str>, id: &str) -> Result<Option<DeadView>, StoreError> {
+        self.db().in_time(dead::letter(self.db(), tenant, id)).await
+    }
+
+    /// Dead letters, newest first.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn dead_letters(
+        &self,
+        filter: &DeadFilter,
+        cursor: Option<i64>,
+        limit: u32,
+    ) -> Result<Page<DeadView>, StoreError> {
+        self.db().in_time(dead::list(self.db(), filter, cursor, limit)).await
+    }
+
+    /// Counts what is not done. Walks over all of it: not for every second.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn depth(&self) -> Result<Depth, StoreError> {
+        Ok(Depth {
+            jobs: self.db().in_time(jobs::depth(self.db())).await?,
+            deliveries_pending: self.db().in_time(deliveries::depth(self.db())).await?,
+            dead_letters: self.db().in_time(dead::depth(self.db())).await?,
+        })
+    }
+
+    // Acts of people.
+
+    /// Withdraws a job; asks its dispatcher ([`Wake::Cancel`]) where one holds it.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn cancel(&self, tenant: Option<&str>, id: &str, now_ms: WallMs) -> Result<Cancelled, StoreError> {
+        act!(self, |tx, wakes| jobs::cancel(tx, tenant, id, now_ms, wakes).await)
+    }
+
+    /// Runs a dead job again, as its next run. A deadline that would have passed when that run is
+    /// due is dropped: with it the replay would expire at once.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn replay(
+        &self,
+        tenant: Option<&str>,
+        id: &str,
+        how: &Replay,
+        now_ms: WallMs,
+    ) -> Result<Replayed, StoreError> {
+        act!(self, |tx, wakes| dead::replay(tx, tenant, id, how, now_ms, wakes).await)
+    }
+
+    /// Removes dead letters, at most `limit`; their jobs stay until retention takes them.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn purge_dead(&self, filter: &DeadFilter, limit: u32) -> Result<u64, StoreError> {
+        act!(self, |tx, _wakes| dead::purge(tx, filter, limit).await)
+    }
+
+    // Upkeep.
+
+    /// Says that the owner lives, by the database's clock.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn heartbeat(&self, owner: &OwnerId, role: &str) -> Result<(), StoreError> {
+        act!(self, |tx, _wakes| owners::heartbeat(tx, owner, role).await)?;
+        self.known_owners().insert(owner.clone());
+        Ok(())
+    }
+
+    /// Lets go of all that the owner holds, at an orderly end: jobs are due again at once. An
+    /// `at_most_once` job whose call was begun and not recorded is dead (`outcome_unknown`).
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn retire(&self, owner: &OwnerId, now_ms: WallMs) -> Result<u64, StoreError> {
+        let released = owners::retire(self.db(), &self.inner.wakes, owner, now_ms).await?;
+        self.known_owners().remove(owner);
+        Ok(released)
+    }
+
+    /// Does the same for owners that died: whose heartbeat is older than `silent_for`, or that
+    /// never had one. On an exclusive store nobody but this process can live: everything that
+    /// others hold is let go of, whatever `silent_for` says. Several may rescue at once.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn rescue(&self, silent_for: Duration, now_ms: WallMs) -> Result<u64, StoreError> {
+        let living = self.inner.lock.is_some().then_some(&self.inner.owners);
+        owners::rescue(self.db(), &self.inner.wakes, living, silent_for, now_ms).await
+    }
+
+    /// Ends unclaimed jobs whose deadline has passed, at most `limit`; how many.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn expire_due(&self, limit: u32, now_ms: WallMs) -> Result<u64, StoreError> {
+        act!(self, |tx, wakes| retention::expire(tx, limit, now_ms, wakes).await)
+    }
+
+    /// Removes jobs that ended before the given times (expired and cancelled ones go with those
+    /// that succeeded), with all that belongs to them, and dead letters; at most `limit` of each.
+    /// A job stays while a delivery of it is pending.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn retain(
+        &self,
+        succeeded_before_ms: WallMs,
+        dead_before_ms: WallMs,
+        limit: u32,
+    ) -> Result<Removed, StoreError> {
+        act!(self, |tx, _wakes| retention::remove(tx, succeeded_before_ms, dead_before_ms, limit).await)
+    }
+
+    fn known_owners(&self) -> std::sync::MutexGuard<'_, BTreeSet<OwnerId>> {
+        self.inner.owners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nobody holds anything without a heartbeat: a rescuer would take it for dead.
+    async fn introduce(&self, owner: &OwnerId) -> Result<(), StoreError> {
+        if self.known_owners().contains(owner) {
+            return Ok(());
+        }
+        self.heartbeat(owner, "").await
+    }
+}
+
+/// A count or a number of ours, as it came back from a BIGINT.
+fn number(value: i64) -> u32 {
+    u32::try_from(value).unwrap_or(if value < 0 { 0 } else { u32::MAX })
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn message(bytes: usize) -> Buried {
+        let (error, tenant, headers) = ("odd".to_owned(), String::new(), "{}".to_owned());
+        Buried {
+            reason: DeadReason::Malformed,
+            error,
+            tenant,
+            provider: None,
+            lane: None,
+            raw: Bytes::from(vec![1; bytes]),
+            headers,
+        }
+    }
+
+    /// SQLite's own limit of pages stands in for the disk's: both are SQLITE_FULL.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_full_disk_refuses_what_does_not_fit_and_loses_nothing() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let url = format!("sqlite://{}", folder.path().join("paceline.db").display());
+        let store = Store::open(&StoreOptions { url, exclusive: true, connections_max: 2 }).await.expect("opened");
+        store.migrate().await.expect("migrated");
+        let Db::Sqlite { write, .. } = store.db() else { panic!("it is SQLite") };
+        sqlx::query("PRAGMA max_page_count = 200").execute(write).await.expect("limited");
+        let mut kept = 0;
+        let refused = loop {
+            match store.bury(message(50_000), 1).await {
+                Ok(_) => kept += 1,
+                Err(error) => break error,
+            }
+            assert!(kept < 100, "the limit holds");
+        };
+        assert!(matches!(refused, StoreError::Unavailable(_)), "{refused:?}");
+        let (small, large) = tokio::join!(store.bury(message(10), 1), store.bury(message(50_000), 1));
+        kept += i64::from(small.is_ok()) + i64::from(large.is_ok());
+        sqlx::query("PRAGMA max_page_count = 100000").execute(write).await.expect("there is room again");
+        store.bury(message(50_000), 1).await.expect("it goes on by itself");
+        assert_eq!(store.depth().await.expect("counted").dead_letters, kept + 1);
+        store.close().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn another_process_that_writes_for_too_long_is_no_lasting_error() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let url = format!("sqlite://{}", folder.path().join("paceline.db").display());
+        let options = StoreOptions { url, exclusive: false, connections_max: 2 };
+        let (store, other) =
+            (Store::open(&options).await.expect("opened"), Store::open(&options).await.expect("opened"));
+        store.migrate().await.expect("migrated");
+        let tx = other.db().begin().await.expect("it writes");
+        assert!(matches!(store.bury(message(1), 1).await, Err(StoreError::Unavailable(_))));
+        drop(tx);
+        other.close().await;
+        store.bury(message(1), 1).await.expect("it is free again");
+        store.close().await;
+    }
+}

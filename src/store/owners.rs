@@ -1,0 +1,162 @@
+//! The processes that hold jobs: their heartbeats, and what becomes of jobs they let go of.
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use super::dialect::{Db, Tx, on_db};
+use super::wakes::{Pending, Wakes};
+use super::{Attempt, DeadReason, JobPk, Next, OwnerId, Record, Recorded, StoreError, number, outcomes};
+use crate::clock::WallMs;
+use crate::job::JobState;
+
+/// Jobs let go of in one transaction.
+const BATCH: i64 = 256;
+
+/// Says that the owner lives, by the database's clock.
+pub(super) async fn heartbeat(tx: &mut Tx, owner: &str, role: &str) -> Result<(), StoreError> {
+    let now = tx.now_ms();
+    let sql = format!(
+        "INSERT INTO owners (id, role, started_ms, seen_ms) VALUES ($1, $2, {now}, {now})
+         ON CONFLICT (id) DO UPDATE SET role = excluded.role, seen_ms = excluded.seen_ms"
+    );
+    let sql = sqlx::AssertSqlSafe(sql);
+    on_db!(tx, |c| sqlx::query(sql).bind(owner).bind(role).execute(c).await.map(drop))?;
+    Ok(())
+}
+
+/// Why an owner lets go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Why {
+    /// It shuts down in order: what it holds was not sent, or its outcome is recorded.
+    Retired,
+    /// It died: a call may have been made that nobody recorded.
+    Died,
+}
+
+/// Lets go of everything that `owner` holds, and forgets it.
+pub(super) async fn retire(db: &Db, wakes: &Wakes, owner: &str, now_ms: WallMs) -> Result<u64, StoreError> {
+    let_go(db, wakes, owner, Why::Retired, now_ms).await
+}
+
+/// Lets go of everything that dead owners hold: those silent for `silent_for`, and those that
+/// never said they live. With `living` given (an exclusive store), everybody else is dead.
+pub(super) async fn rescue(
+    db: &Db,
+    wakes: &Wakes,
+    living: Option<&Mutex<BTreeSet<OwnerId>>>,
+    silent_for: Duration,
+    now_ms: WallMs,
+) -> Result<u64, StoreError> {
+    let mut released = 0;
+    for owner in db.in_time(dead_owners(db, living, silent_for)).await? {
+        released += let_go(db, wakes, &owner, Why::Died, now_ms).await?;
+    }
+    Ok(released)
+}
+
+async fn dead_owners(
+    db: &Db,
+    living: Option<&Mutex<BTreeSet<OwnerId>>>,
+    silent_for: Duration,
+) -> Result<Vec<OwnerId>, StoreError> {
+    let mut tx = db.begin().await?;
+    let sql = format!(
+        "SELECT held.id, CASE WHEN o.seen_ms >= {now} - $1 THEN TRUE ELSE FALSE END AS lives
+         FROM (SELECT owner AS id FROM jobs WHERE owner IS NOT NULL
+            UNION SELECT owner AS id FROM deliveries WHERE owner IS NOT NULL
+            UNION SELECT id FROM owners) AS held
+         LEFT JOIN owners o ON o.id = held.id",
+        now = tx.now_ms()
+    );
+    let sql = sqlx::AssertSqlSafe(sql);
+    let silent_ms = i64::try_from(silent_for.as_millis()).unwrap_or(i64::MAX / 2);
+    let rows: Vec<(String, bool)> = on_db!(&mut tx, |c| sqlx::query_as(sql).bind(silent_ms).fetch_all(c).await)?;
+    tx.commit().await?;
+    // Looked at after the rows: who holds something by then was known before.
+    let living = living.map(|living| living.lock().unwrap_or_else(PoisonError::into_inner));
+    let dead = |id: &str, lives: bool| living.as_ref().map_or(!lives, |living| !living.contains(id));
+    Ok(rows.into_iter().filter(|(id, lives)| dead(id, *lives)).map(|(id, _)| id).collect())
+}
+
+/// pk, epoch, run, attempts, failures, started.
+type Held = (JobPk, i64, i64, i64, i64, bool);
+
+async fn let_go(db: &Db, wakes: &Wakes, owner: &str, why: Why, now_ms: WallMs) -> Result<u64, StoreError> {
+    let mut released = 0;
+    loop {
+        match db.in_time(let_go_some(db, wakes, owner, why, now_ms)).await? {
+            0 => return Ok(released),
+            some => released += some,
+        }
+    }
+}
+
+/// One transaction of it. The last one, which finds no job, ends the owner.
+async fn let_go_some(db: &Db, wakes: &Wakes, owner: &str, why: Why, now_ms: WallMs) -> Result<u64, StoreError> {
+    let mut tx = db.begin().await?;
+    let mut pending = Pending::default();
+    let sql = format!(
+        "SELECT pk, epoch, run, attempts, failures, started FROM jobs WHERE owner = $1 ORDER BY pk LIMIT $2{}",
+        tx.for_update()
+    );
+    let sql = sqlx::AssertSqlSafe(sql);
+    let held: Vec<Held> = on_db!(&mut tx, |c| sqlx::query_as(sql).bind(owner).bind(BATCH).fetch_all(c).await)?;
+    if held.is_empty() {
+        free_deliveries(&mut tx, owner, now_ms, &mut pending).await?;
+        let sql = "DELETE FROM owners WHERE id = $1";
+        on_db!(&mut tx, |c| sqlx::query(sql).bind(owner).execute(c).await.map(drop))?;
+    }
+    if why == Why::Died {
+        mark_orphaned(&mut tx, &held).await?;
+    }
+    let records: Vec<Record> = held.iter().map(|held| farewell(held, now_ms)).collect();
+    let answers = outcomes::record(&mut tx, &records.iter().collect::<Vec<_>>(), &mut pending).await?;
+    if answers.contains(&Recorded::Superseded) {
+        return Err(StoreError::Corrupt(format!("{owner} holds a job that has ended")));
+    }
+    wakes.commit(tx, pending).await?;
+    Ok(held.len() as u64)
+}
+
+/// A job whose call may have left, and that may be sent at most once, is dead; all else is due.
+fn farewell(held: &Held, now_ms: WallMs) -> Record {
+    let (pk, epoch, run, attempts, failures, started) = held;
+    let lost = "its dispatcher ended while the call was being made: nobody knows whether it was executed";
+    let attempt = started.then(|| Attempt {
+        n: number(*attempts).saturating_add(1),
+        at_ms: now_ms,
+        key: String::new(),
+        status: None,
+        outcome: "unknown".to_owned(),
+        latency_ms: 0,
+        error: Some(lost.to_owned()),
+    });
+    let next = if *started {
+        Next::Finish {
+            state: JobState::Dead,
+            reason: Some(DeadReason::OutcomeUnknown),
+            error: Some(lost.to_owned()),
+            response: None,
+        }
+    } else {
+        Next::Release
+    };
+    Record { pk: *pk, epoch: *epoch, run: number(*run), attempt, failures: number(*failures), at_ms: now_ms, next }
+}
+
+async fn mark_orphaned(tx: &mut Tx, held: &[Held]) -> Result<(), StoreError> {
+    let rows = super::dialect::Rows::new().int("pk", held.iter().map(|h| Some(h.0)));
+    rows.execute(tx, "UPDATE jobs SET orphaned = TRUE FROM v WHERE jobs.pk = v.pk").await?;
+    Ok(())
+}
+
+async fn free_deliveries(tx: &mut Tx, owner: &str, now_ms: WallMs, wakes: &mut Pending) -> Result<(), StoreError> {
+    let sql = "UPDATE deliveries SET owner = NULL, due_ms = $2 WHERE owner = $1 AND state = 'pending'";
+    let freed =
+        on_db!(tx, |c| sqlx::query(sql).bind(owner).bind(now_ms).execute(c).await.map(|done| done.rows_affected()))?;
+    if freed > 0 {
+        wakes.deliveries();
+    }
+    Ok(())
+}

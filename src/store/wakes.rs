@@ -1,0 +1,235 @@
+//! Who has something to do now: a broadcast inside the process, and on PostgreSQL a notification
+//! to the others. A wake may get lost (a slow receiver, a broken connection): polling is the fallback.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
+use tokio::sync::{broadcast, mpsc};
+
+use super::dialect::{Db, Rows, Tx};
+use super::{JobPk, Next, Record, StoreError, Wake, outcomes};
+use crate::clock::WallMs;
+
+/// Wakes that a receiver may lag behind before it misses some.
+const BACKLOG: usize = 1024;
+/// The channel of `NOTIFY`.
+const CHANNEL: &str = "paceline";
+/// Between two attempts to listen, or to let go of lost claims.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// The wakes of one transaction: sent when it is committed, each once.
+#[derive(Debug, Default)]
+pub(super) struct Pending {
+    /// Provider, and whether other processes must know.
+    jobs: BTreeMap<String, bool>,
+    deliveries: bool,
+    cancels: BTreeSet<JobPk>,
+    /// What is claimed by it, ready to be let go of.
+    claims: Vec<Record>,
+}
+
+impl Pending {
+    /// Jobs of that provider are due, or will be. `everywhere`: not only in this process, which
+    /// knows the job already.
+    pub fn jobs(&mut self, provider: &str, everywhere: bool) {
+        match self.jobs.get_mut(provider) {
+            Some(known) => *known |= everywhere,
+            None => {
+                self.jobs.insert(provider.to_owned(), everywhere);
+            }
+        }
+    }
+
+    pub const fn deliveries(&mut self) {
+        self.deliveries = true;
+    }
+
+    pub fn cancel(&mut self, pk: JobPk) {
+        self.cancels.insert(pk);
+    }
+
+    /// A job is claimed: if nobody hears of it, it must be let go of.
+    pub fn claim(&mut self, pk: JobPk, epoch: i64, run: u32, failures: u32, now_ms: WallMs) {
+        self.claims.push(Record { pk, epoch, run, attempt: None, failures, at_ms: now_ms, next: Next::Release });
+    }
+}
+
+/// Claims whose commit is under way. A connection that breaks now leaves open whether they are
+/// made: their owner, who lives, would hold jobs that it never heard of.
+struct Doubt<'a> {
+    claims: Vec<Record>,
+    lost: &'a mpsc::UnboundedSender<Vec<Record>>,
+}
+
+impl Doubt<'_> {
+    fn dispel(mut self) {
+        self.claims.clear();
+    }
+}
+
+impl Drop for Doubt<'_> {
+    fn drop(&mut self) {
+        if !self.claims.is_empty() {
+            // With the task that lets go of them, the store is gone as well.
+            self.lost.send(std::mem::take(&mut self.claims)).ok();
+        }
+    }
+}
+
+/// The process's end of it.
+#[derive(Debug, Clone)]
+pub(super) struct Wakes {
+    sender: broadcast::Sender<Wake>,
+    /// Marks what this process sent, so that it is not woken twice.
+    instance: Arc<str>,
+    /// Providers that were claimed for here: woken after a time without notifications.
+    providers: Arc<Mutex<BTreeSet<String>>>,
+    /// Claims that nobody heard of.
+    lost: mpsc::UnboundedSender<Vec<Record>>,
+}
+
+impl Wakes {
+    /// And the claims that get lost, for [`Wakes::let_go`].
+    pub fn new() -> (Self, mpsc::UnboundedReceiver<Vec<Record>>) {
+        let (lost, claims) = mpsc::unbounded_channel();
+        let wakes = Self {
+            sender: broadcast::channel(BACKLOG).0,
+            instance: uuid::Uuid::now_v7().simple().to_string().into(),
+            providers: Arc::default(),
+            lost,
+        };
+        (wakes, claims)
+    }
+
+    /// Lets go of claims that nobody heard of, as soon as the database is back; for ever.
+    pub async fn let_go(self, db: Db, mut lost: mpsc::UnboundedReceiver<Vec<Record>>) {
+        while let Some(claims) = lost.recv().await {
+            while let Err(error) = self.release(&db, &claims).await {
+                tracing::warn!(%error, jobs = claims.len(), "claims may have been lost with a connection: trying to let go of them");
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+
+    async fn release(&self, db: &Db, claims: &[Record]) -> Result<(), StoreError> {
+        let mut tx = db.begin().await?;
+        let mut pending = Pending::default();
+        outcomes::record(&mut tx, &claims.iter().collect::<Vec<_>>(), &mut pending).await?;
+        self.commit(tx, pending).await
+    }
+
+    pub fn subscribe(&self) -> broadcast::Receiver<Wake> {
+        self.sender.subscribe()
+    }
+
+    pub fn interested_in(&self, provider: &str) {
+        let mut known = self.providers.lock().unwrap_or_else(PoisonError::into_inner);
+        if !known.contains(provider) {
+            known.insert(provider.to_owned());
+        }
+    }
+
+    /// Commits, and wakes whoever has something to do then.
+    pub async fn commit(&self, mut tx: Tx, mut pending: Pending) -> Result<(), StoreError> {
+        if matches!(tx, Tx::Postgres(_)) {
+            self.notify(&mut tx, &pending).await?;
+            let doubt = Doubt { claims: std::mem::take(&mut pending.claims), lost: &self.lost };
+            tx.commit().await?;
+            doubt.dispel();
+        } else {
+            // SQLite says for certain whether it committed.
+            tx.commit().await?;
+        }
+        for provider in pending.jobs.into_keys() {
+            self.send(Wake::Jobs(provider));
+        }
+        if pending.deliveries {
+            self.send(Wake::Deliveries);
+        }
+        for pk in pending.cancels {
+            self.send(Wake::Cancel(pk));
+        }
+        Ok(())
+    }
+
+    fn send(&self, wake: Wake) {
+        // Nobody listens: nobody waits.
+        drop(self.sender.send(wake));
+    }
+
+    async fn notify(&self, tx: &mut Tx, pending: &Pending) -> Result<(), StoreError> {
+        let instance = &self.instance;
+        let jobs = pending.jobs.iter().filter(|(_, everywhere)| **everywhere);
+        let texts: Vec<String> = jobs
+            .map(|(provider, _)| format!("{instance} jobs {provider}"))
+            .chain(pending.deliveries.then(|| format!("{instance} deliveries")))
+            .chain(pending.cancels.iter().map(|pk| format!("{instance} cancel {pk}")))
+            .collect();
+        let rows = Rows::new().text("message", texts.iter().map(|t| Some(t.as_str())));
+        rows.execute(tx, "SELECT pg_notify('paceline', message) FROM v").await?;
+        Ok(())
+    }
+
+    /// Listens to the other processes for ever, on a connection of its own.
+    pub async fn listen(self, options: PgConnectOptions) {
+        let mut missed = false;
+        loop {
+            let told = self.listen_once(&options, missed).await;
+            if let Err(error) = told {
+                tracing::warn!(%error, "notifications of PostgreSQL are cut off: polling until they are back");
+            }
+            missed = true;
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    async fn listen_once(&self, options: &PgConnectOptions, missed: bool) -> Result<(), sqlx::Error> {
+        let pool = PgPoolOptions::new().max_connections(1).acquire_timeout(Duration::from_secs(5));
+        let pool = pool.connect_with(options.clone()).await?;
+        let mut listener = PgListener::connect_with(&pool).await?;
+        listener.eager_reconnect(false);
+        listener.listen(CHANNEL).await?;
+        if missed {
+            self.send(Wake::Deliveries);
+            let known = self.providers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            known.into_iter().for_each(|provider| self.send(Wake::Jobs(provider)));
+        }
+        while let Some(told) = listener.try_recv().await? {
+            if let Some(wake) = self.read(told.payload()) {
+                self.send(wake);
+            }
+        }
+        Ok(())
+    }
+
+    /// What another process said.
+    fn read(&self, text: &str) -> Option<Wake> {
+        let (instance, what) = text.split_once(' ')?;
+        if *instance == *self.instance {
+            return None;
+        }
+        match what.split_once(' ') {
+            Some(("jobs", provider)) => Some(Wake::Jobs(provider.to_owned())),
+            Some(("cancel", pk)) => pk.parse().ok().map(Wake::Cancel),
+            None if what == "deliveries" => Some(Wake::Deliveries),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_say_is_read_and_ones_own_is_not() {
+        let (wakes, _lost) = Wakes::new();
+        assert_eq!(wakes.read("other jobs geo-coder"), Some(Wake::Jobs("geo-coder".to_owned())));
+        assert_eq!(wakes.read("other deliveries"), Some(Wake::Deliveries));
+        assert_eq!(wakes.read("other cancel 7"), Some(Wake::Cancel(7)));
+        assert_eq!(wakes.read("other nonsense"), None);
+        assert_eq!(wakes.read(&format!("{} deliveries", wakes.instance)), None);
+    }
+}

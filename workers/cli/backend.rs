@@ -1,0 +1,260 @@
+//! How a command reaches the system: a server's API, or the store itself. Both answer alike.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::Method;
+use paceline::api::{Desk, Submitted, Tenancy};
+use paceline::clock::SystemClock;
+use paceline::config::Config;
+use paceline::job::is_job_id;
+use paceline::secrets::Secret;
+use paceline::store::{Origin, Store, StoreOptions};
+use serde::Serialize;
+use serde_json::Value;
+use url::form_urlencoded::Serializer;
+
+use super::Globals;
+use super::failure::{Exit, Failure};
+use super::http::HttpApi;
+
+/// Whether a store that is not there yet may be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missing {
+    /// It is made.
+    Create,
+    /// There is nothing to look at.
+    Fail,
+}
+
+/// A running system, one way or the other.
+pub enum Backend {
+    /// A server.
+    Http(HttpApi),
+    /// The store, opened by this process.
+    Store {
+        /// What can be asked of it.
+        desk: Desk,
+        /// To be closed at the end.
+        store: Store,
+        /// Its URL without a password.
+        place: String,
+    },
+}
+
+impl Backend {
+    /// By `--url`; else the API that the configuration names, if it answers; else its store.
+    pub async fn open(globals: &Globals, missing: Missing) -> Result<Self, Failure> {
+        let token = std::env::var(&globals.token_env).ok().filter(|t| !t.trim().is_empty());
+        let token = token.map(|text| Secret::new(text.trim().to_owned()));
+        if let Some(url) = &globals.url {
+            return HttpApi::new(url, token).map(Self::Http);
+        }
+        let config = globals.load().map_err(|failure| Failure {
+            message: format!(
+                "{}\n(with --url or PACELINE_URL a server is asked, and needs none here)",
+                failure.message
+            ),
+            ..failure
+        })?;
+        let api = HttpApi::new(&format!("http://{}", reachable(config.api.listen)), token)?;
+        if api.is_there().await {
+            tracing::info!(api = api.place(), "using the API of a running server");
+            return Ok(Self::Http(api));
+        }
+        tracing::info!(api = api.place(), "no server answers: opening the store");
+        let (store, place) = open_store(&config, missing).await.map_err(|failure| Failure {
+            message: format!("no server answers at {}, and {}", api.place(), failure.message),
+            ..failure
+        })?;
+        let clock = Arc::new(SystemClock::new());
+        let desk = Desk::new(store.clone(), Arc::new(config.catalog()), clock, config.api.envelope_bytes_max);
+        Ok(Self::Store { desk, store, place })
+    }
+
+    /// Where it is, for people.
+    pub fn place(&self) -> String {
+        match self {
+            Self::Http(api) => api.place(),
+            Self::Store { place, .. } => place.clone(),
+        }
+    }
+
+    /// Lets go of it.
+    pub async fn close(self) {
+        if let Self::Store { store, .. } = self {
+            store.close().await;
+        }
+    }
+
+    /// `POST /v1/jobs`
+    pub async fn submit(&self, body: Vec<u8>) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::POST, &["v1", "jobs"], "", Some(body)).await?),
+            Self::Store { desk, .. } => {
+                match desk.submit(&Tenancy::all(), Bytes::from(body), Origin::default()).await? {
+                    Submitted::One(job) => value(&job),
+                    Submitted::Many(items) => value(&items),
+                }
+            }
+        }
+    }
+
+    /// `GET /v1/jobs`
+    pub async fn jobs(&self, query: &str) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::GET, &["v1", "jobs"], query, None).await?),
+            Self::Store { desk, .. } => value(&desk.jobs(Tenancy::all(), query).await?),
+        }
+    }
+
+    /// `GET /v1/jobs/{id}`
+    pub async fn job(&self, of: Named<'_>) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::GET, &["v1", "jobs", of.id], &of.query(), None).await?),
+            Self::Store { desk, .. } => value(&desk.job(&of.tenancy()?, of.id).await?),
+        }
+    }
+
+    /// `GET /v1/jobs/{id}/result`
+    pub async fn result(&self, of: Named<'_>) -> Result<Vec<u8>, Failure> {
+        match self {
+            Self::Http(api) => api.call(Method::GET, &["v1", "jobs", of.id, "result"], &of.query(), None).await,
+            Self::Store { desk, .. } => Ok(desk.result(&of.tenancy()?, of.id).await?.body.to_vec()),
+        }
+    }
+
+    /// `DELETE /v1/jobs/{id}`
+    pub async fn cancel(&self, of: Named<'_>) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::DELETE, &["v1", "jobs", of.id], &of.query(), None).await?),
+            Self::Store { desk, .. } => value(&desk.cancel(&of.tenancy()?, of.id).await?),
+        }
+    }
+
+    /// `GET /v1/dead-letters`
+    pub async fn dead_letters(&self, query: &str) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::GET, &["v1", "dead-letters"], query, None).await?),
+            Self::Store { desk, .. } => value(&desk.dead_letters(Tenancy::all(), query).await?),
+        }
+    }
+
+    /// `GET /v1/dead-letters/{id}`
+    pub async fn dead_letter(&self, of: Named<'_>) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::GET, &["v1", "dead-letters", of.id], &of.query(), None).await?),
+            Self::Store { desk, .. } => value(&desk.dead_letter(&of.tenancy()?, of.id).await?),
+        }
+    }
+
+    /// `POST /v1/dead-letters/{id}/replay`
+    pub async fn replay(&self, of: Named<'_>, body: &[u8]) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => {
+                let path = ["v1", "dead-letters", of.id, "replay"];
+                json(api.call(Method::POST, &path, &of.query(), Some(body.to_vec())).await?)
+            }
+            Self::Store { desk, .. } => value(&desk.replay(&of.tenancy()?, of.id, body).await?),
+        }
+    }
+
+    /// `DELETE /v1/dead-letters`
+    pub async fn purge(&self, query: &str) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::DELETE, &["v1", "dead-letters"], query, None).await?),
+            Self::Store { desk, .. } => value(&desk.purge(Tenancy::all(), query).await?),
+        }
+    }
+}
+
+/// An id, and the tenant where the same id exists for several.
+#[derive(Debug, Clone, Copy)]
+pub struct Named<'a> {
+    /// Of the form that [`job_id`] lets through.
+    pub id: &'a str,
+    /// Of `--tenant`.
+    pub tenant: Option<&'a str>,
+}
+
+impl Named<'_> {
+    fn query(self) -> String {
+        query(&[("tenant", self.tenant.map(str::to_owned))])
+    }
+
+    fn tenancy(self) -> Result<Tenancy, Failure> {
+        Ok(Tenancy::all().narrow(self.tenant.map(str::to_owned))?)
+    }
+}
+
+/// An id on the command line. `.` and `..` are ids, and no client can put them into a path.
+pub fn job_id(text: &str) -> Result<String, String> {
+    if is_job_id(text) && !matches!(text, "." | "..") {
+        Ok(text.to_owned())
+    } else {
+        Err("expected an id: 1 to 128 of A-Z a-z 0-9 . _ : -".to_owned())
+    }
+}
+
+/// A query of the parameters that are given.
+pub fn query(parameters: &[(&str, Option<String>)]) -> String {
+    let given = parameters.iter().filter_map(|(name, value)| value.as_ref().map(|value| (name, value)));
+    Serializer::new(String::new()).extend_pairs(given).finish()
+}
+
+/// Opens the configured store; its schema is brought up to date where nobody else uses it.
+pub async fn open_store(config: &Config, missing: Missing) -> Result<(Store, String), Failure> {
+    let url = config.store.url.expose();
+    let place = without_password(url);
+    let sqlite = url.starts_with("sqlite:");
+    if let Some(path) = sqlite_path(url).filter(|path| missing == Missing::Fail && !path.exists()) {
+        return Err(Failure::new(Exit::Unreachable, format!("the store {} is not there yet", path.display())));
+    }
+    let options = StoreOptions { url: url.to_owned(), exclusive: sqlite, connections_max: 4 };
+    let store =
+        Store::open(&options).await.map_err(|e| Failure { message: format!("the store {place}: {e}"), ..e.into() })?;
+    if sqlite {
+        store.migrate().await?;
+    }
+    Ok((store, place))
+}
+
+/// The file of a SQLite URL, unless it is in memory.
+fn sqlite_path(url: &str) -> Option<&Path> {
+    let rest = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:"))?;
+    let path = rest.split('?').next().unwrap_or_default();
+    (!path.is_empty() && path != ":memory:").then(|| Path::new(path))
+}
+
+/// A URL as it may be shown.
+pub fn without_password(url: &str) -> String {
+    if url.starts_with("sqlite:") {
+        return url.to_owned();
+    }
+    let Ok(mut parsed) = url::Url::parse(url) else { return "(a URL that cannot be read)".to_owned() };
+    if parsed.password().is_some() && parsed.set_password(Some("***")).is_err() {
+        return "(a URL with a password)".to_owned();
+    }
+    parsed.set_query(None);
+    parsed.to_string()
+}
+
+/// An address that listens everywhere is asked on this machine.
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listen.port())
+}
+
+fn value(of: &impl Serialize) -> Result<Value, Failure> {
+    serde_json::to_value(of).map_err(|e| Failure::new(Exit::Failed, e.to_string()))
+}
+
+fn json(body: Vec<u8>) -> Result<Value, Failure> {
+    serde_json::from_slice(&body).map_err(|e| Failure::new(Exit::Failed, format!("the answer is not JSON: {e}")))
+}

@@ -1,0 +1,218 @@
+//! Everything one process runs: which roles, built from one configuration, started and drained
+//! together. `serve`, `demo` and `bench` run the same one.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use paceline::api::{ApiParts, Tokens};
+use paceline::clock::{Clock, SystemClock};
+use paceline::config::Config;
+use paceline::readiness::Readiness;
+use paceline::schedule::{self, Scheduler};
+use paceline::store::{OwnerId, Store, StoreError, StoreOptions};
+use paceline::supervise::Reconnect;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::{api, dispatcher, notifier};
+
+/// The store is asked this often whether it is there.
+const PING_EVERY: Duration = Duration::from_secs(2);
+/// Connections to the database at most.
+const CONNECTIONS_MAX: u32 = 16;
+
+/// What a process does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Role {
+    /// The HTTP API.
+    Api,
+    /// Takes jobs in from RabbitMQ and makes the calls.
+    Dispatcher,
+    /// Delivers webhooks.
+    Notifier,
+    /// Rescue, deadlines, retention.
+    Scheduler,
+}
+
+impl Role {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Api, Self::Dispatcher, Self::Notifier, Self::Scheduler];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Api => "api",
+            Self::Dispatcher => "dispatcher",
+            Self::Notifier => "notifier",
+            Self::Scheduler => "scheduler",
+        }
+    }
+}
+
+/// A running process.
+pub struct System {
+    /// The open store.
+    pub store: Store,
+    /// Where the API listens, if it does.
+    pub api: Option<SocketAddr>,
+    owner: OwnerId,
+    clock: Arc<dyn Clock>,
+    tasks: JoinSet<anyhow::Result<()>>,
+    shutdown: CancellationToken,
+}
+
+/// What the roles are built from.
+pub struct Parts {
+    pub config: Arc<Config>,
+    pub store: Store,
+    pub clock: Arc<dyn Clock>,
+    pub owner: OwnerId,
+    pub readiness: Readiness,
+    pub registry: Registry,
+}
+
+impl System {
+    /// Opens the store (waiting for a database that is not there yet) and starts the roles.
+    pub async fn start(config: Config, roles: &[Role], shutdown: CancellationToken) -> anyhow::Result<Self> {
+        let config = Arc::new(config);
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let readiness = Readiness::default();
+        readiness.declare("store");
+        // The port first: one that is taken should be known before anything else starts.
+        let tokens = Tokens::new(&config.api.tokens);
+        let (listener, starting) = match roles.contains(&Role::Api) {
+            true => {
+                // Two handles of one socket: health checks are answered before the store is there.
+                let first = api::bind(config.api.listen, &tokens).await?.into_std()?;
+                let second = TcpListener::from_std(first.try_clone()?)?;
+                let starting = api::starting(TcpListener::from_std(first)?, readiness.clone(), tokens.clone());
+                (Some(second), Some(starting))
+            }
+            false => (None, None),
+        };
+        let opened = open_store(&config, &readiness, &shutdown).await;
+        if let Some(starting) = starting {
+            starting.stop().await;
+        }
+        let store = opened?;
+        let owner = format!("{}-{:08x}", std::process::id(), rand::random::<u32>());
+        let mut parts = Parts { config, store: store.clone(), clock, owner, readiness, registry: Registry::default() };
+        let mut tasks = JoinSet::new();
+        let api = listener.as_ref().map(TcpListener::local_addr).transpose()?;
+        start_upkeep(&parts, roles, &mut tasks, &shutdown);
+        if roles.contains(&Role::Dispatcher) {
+            dispatcher::start(&mut parts, &mut tasks, &shutdown)?;
+        }
+        if roles.contains(&Role::Notifier) {
+            notifier::start(&mut parts, &mut tasks, &shutdown)?;
+        }
+        let (owner, clock) = (parts.owner.clone(), Arc::clone(&parts.clock));
+        if let Some(listener) = listener {
+            let parts = ApiParts {
+                store: parts.store,
+                catalog: Arc::new(parts.config.catalog()),
+                clock: parts.clock,
+                tokens,
+                readiness: parts.readiness,
+                registry: parts.registry,
+                envelope_bytes_max: parts.config.api.envelope_bytes_max,
+            };
+            tasks.spawn(api::run(listener, parts, shutdown.clone().cancelled_owned()));
+        }
+        Ok(Self { store, api, owner, clock, tasks, shutdown })
+    }
+
+    /// Runs until the shutdown token, then until everything has drained.
+    ///
+    /// # Errors
+    /// The first part that failed; the others were drained.
+    pub async fn finish(mut self) -> anyhow::Result<()> {
+        let mut result = Ok(());
+        while let Some(ended) = self.tasks.join_next().await {
+            let ended = ended.context("a part of the process failed").and_then(|ended| ended);
+            if result.is_ok() && ended.is_err() {
+                result = ended;
+                self.shutdown.cancel();
+            }
+        }
+        // Whatever is still claimed goes back, so that nobody has to wait for a rescue.
+        match self.store.retire(&self.owner, self.clock.wall_ms()).await {
+            Ok(released) => tracing::debug!(released, "let go of the claims"),
+            Err(error) => tracing::warn!(%error, "claims stay until they are rescued"),
+        }
+        self.store.close().await;
+        result
+    }
+}
+
+async fn open_store(config: &Config, readiness: &Readiness, shutdown: &CancellationToken) -> anyhow::Result<Store> {
+    let options =
+        StoreOptions { url: config.store.url.expose().to_owned(), exclusive: true, connections_max: CONNECTIONS_MAX };
+    let mut reconnect = Reconnect::new();
+    loop {
+        let error = match open_once(&options).await {
+            Ok(store) => {
+                readiness.set("store", Ok(()));
+                return Ok(store);
+            }
+            Err(error @ StoreError::Unavailable(_)) => error,
+            Err(error) => return Err(error.into()),
+        };
+        let wait = reconnect.wait();
+        tracing::warn!(%error, ?wait, "the database cannot be reached; trying again");
+        readiness.set("store", Err(error.to_string()));
+        tokio::select! {
+            () = shutdown.cancelled() => return Err(error.into()),
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+async fn open_once(options: &StoreOptions) -> Result<Store, StoreError> {
+    let store = Store::open(options).await?;
+    store.migrate().await?;
+    Ok(store)
+}
+
+fn start_upkeep(parts: &Parts, roles: &[Role], tasks: &mut JoinSet<anyhow::Result<()>>, shutdown: &CancellationToken) {
+    let names = roles.iter().map(|role| role.name()).collect::<Vec<_>>().join(",");
+    let beat = schedule::heartbeat(parts.store.clone(), parts.owner.clone(), names, shutdown.clone());
+    tasks.spawn(async move {
+        beat.await;
+        Ok(())
+    });
+    let watch = watch_store(parts.store.clone(), parts.readiness.clone(), shutdown.clone());
+    tasks.spawn(async move {
+        watch.await;
+        Ok(())
+    });
+    if roles.contains(&Role::Scheduler) {
+        let scheduler = Scheduler::new(parts.store.clone(), Arc::clone(&parts.clock), parts.config.store.clone());
+        let shutdown = shutdown.clone();
+        tasks.spawn(async move {
+            scheduler.run(shutdown).await;
+            Ok(())
+        });
+    }
+}
+
+/// Keeps `/readyz` true about the store.
+async fn watch_store(store: Store, readiness: Readiness, shutdown: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(PING_EVERY) => {}
+        }
+        let result = store.ping().await.map_err(|error| error.to_string());
+        let error = result.clone().err();
+        if readiness.set("store", result) {
+            match error {
+                Some(error) => tracing::error!(error, "the store is not available; nothing is accepted, jobs wait"),
+                None => tracing::info!("the store is available again"),
+            }
+        }
+    }
+}
