@@ -278,7 +278,7 @@ fn the_index_agrees_with_a_scan() {
         let mut now = 0;
         for _ in 0..2_000 {
             now += dice.below(20);
-            let ask = Ask { cost: 1 + dice.below(12), ..Ask::default() };
+            let ask = Ask { cost: 1 + dice.below(4), ..Ask::default() };
             if dice.unit() < 0.05 {
                 pool.pause_key(KeyId(dice.below(30) as u32), t(now + dice.below(500)));
             }

@@ -514,3 +514,32 @@ fn answers_out_of_order_only_tighten() {
     assert_eq!(pool.snapshot(now + seconds(9.9)).budgets[0].keys[0].limits[0].used, 6);
     assert_eq!(pool.snapshot(now + seconds(10.1)).budgets[0].keys[0].limits[0].used, 0);
 }
+
+/// An edge told in whole seconds lies somewhere within two seconds (and the time of that answer): a call answered in
+/// between may have been counted after it, and keeps its slot for a whole window.
+#[test]
+fn a_coarse_edge_frees_only_what_was_surely_counted_before() {
+    let t = |millis: u64| Time::from_nanos(millis * MILLI);
+    for (later, freed) in [(3_900, true), (4_100, false), (5_500, false), (6_900, false)] {
+        let mut pool =
+            Pool::new(&one_key(LimitSpec::requests(2, seconds(10.0), Algorithm::FixedWindow)), Time::ZERO).unwrap();
+        let Acquire::Granted(permit) = pool.acquire(&Ask::default(), t(0)) else { panic!() };
+        let mut flight = pool.depart(permit, t(0));
+        let heads = [("x-ratelimit-limit", "2"), ("x-ratelimit-remaining", "1"), ("x-ratelimit-reset", "5")];
+        pool.first_byte(&mut flight, t(1_000), Some(&Signal::parse(heads, 200, None)));
+        pool.finish(flight, t(1_000), None);
+        // Between 4 s (departure + 5 s − 1 s) and 7 s (answer + 5 s + 1 s): the first call is free then in any case.
+        flown(&mut pool, later, &[], 200);
+        let Acquire::At(next) = pool.acquire(&Ask::default(), t(later)) else { panic!() };
+        assert!(next >= t(7_000) && next < t(7_010), "{next:?}");
+        flown(&mut pool, 7_010, &[], 200);
+        match pool.acquire(&Ask::default(), t(7_010)) {
+            Acquire::Granted(permit) => {
+                assert!(freed, "{later}");
+                pool.abandon(permit, t(7_010));
+            }
+            Acquire::At(next) => assert!(!freed && next >= t(later + 10_000), "{later}: {next:?}"),
+            other => panic!("{other:?}"),
+        }
+    }
+}

@@ -12,6 +12,10 @@ use super::shelf::Shelf;
 const FEW: usize = 8;
 /// So many kinds of asks are indexed; the one unused for longest makes room.
 const KINDS: usize = 32;
+/// Costs up to this have indices of their own.
+const EXACT_COSTS: u64 = 4;
+/// An index that was not used for so many choices is forgotten.
+const FORGET_AFTER: u64 = 1 << 14;
 /// One call moves the turn of a key of weight 1 on by so much.
 const STRIDE: u64 = 1 << 24;
 
@@ -25,7 +29,7 @@ struct Kind {
     budgets: Shelf,
     /// For budgets of several keys: an index of these.
     keys: Vec<Option<Shelf>>,
-    touched: Vec<KeyId>,
+    /// Nothing is computed yet.
     stale: bool,
     last_use: u64,
 }
@@ -34,6 +38,9 @@ struct Kind {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Choice {
     kinds: Vec<Kind>,
+    /// Keys whose entries have to be computed anew, and which ones these are.
+    touched: Vec<KeyId>,
+    is_touched: Vec<bool>,
     uses: u64,
     budget_turns: Vec<u64>,
     budget_weights: Vec<u64>,
@@ -49,6 +56,8 @@ impl Choice {
             |b: &super::bank::Budget| b.keys.iter().map(|&k| u64::from(bank.keys[k].weight)).sum::<u64>().max(1);
         Choice {
             kinds: Vec::new(),
+            touched: Vec::new(),
+            is_touched: vec![false; bank.keys.len()],
             uses: 0,
             budget_turns: vec![0; bank.budgets.len()],
             budget_weights: bank.budgets.iter().map(weight).collect(),
@@ -72,7 +81,7 @@ impl Choice {
             return self.look(bank, all, (cost, routes), except, now);
         }
         let kind = self.kind(bank, cost, routes);
-        self.refresh(kind, bank, now);
+        self.refresh(bank, now);
         let kind = &mut self.kinds[kind];
         let except = except.map(|key| &bank.keys[key.0 as usize]).map(|key| (key.budget, key.place));
         if let Some(budget) = among {
@@ -128,20 +137,15 @@ impl Choice {
         *turn = (*turn).max(*latest);
         *latest = *turn;
         *turn = turn.saturating_add((STRIDE / u64::from(key.weight)).max(1));
-        self.touch(number, bank);
+        self.touch(number);
     }
 
     /// Something happened to this key or its budget.
-    pub fn touch(&mut self, key: KeyId, bank: &Bank) {
-        for kind in &mut self.kinds {
-            if kind.stale || kind.touched.last() == Some(&key) {
-                continue;
-            }
-            kind.touched.push(key);
-            if kind.touched.len() > bank.keys.len() {
-                kind.stale = true;
-                kind.touched.clear();
-            }
+    pub fn touch(&mut self, key: KeyId) {
+        if let Some(is_touched) = self.is_touched.get_mut(key.0 as usize)
+            && !std::mem::replace(is_touched, true)
+        {
+            self.touched.push(key);
         }
     }
 
@@ -156,6 +160,10 @@ impl Choice {
 
     fn kind(&mut self, bank: &Bank, cost: u64, routes: Routes) -> usize {
         self.uses += 1;
+        let uses = self.uses;
+        if uses.is_multiple_of(FORGET_AFTER) {
+            self.kinds.retain(|kind| kind.last_use + FORGET_AFTER > uses);
+        }
         let least = if bank.counts_cost { cost } else { 1 };
         let cost = rounded(least);
         if let Some(found) = self.kinds.iter().position(|kind| kind.cost == cost && kind.routes == routes) {
@@ -174,40 +182,47 @@ impl Choice {
             least,
             budgets: Shelf::new(bank.budgets.len()),
             keys: bank.budgets.iter().map(several).collect(),
-            touched: Vec::new(),
             stale: true,
             last_use: self.uses,
         });
         self.kinds.len() - 1
     }
 
-    fn refresh(&mut self, kind: usize, bank: &mut Bank, now: Time) {
-        let kind = &mut self.kinds[kind];
-        if kind.stale {
-            kind.touched = (0..bank.keys.len() as u32).map(KeyId).collect();
+    /// Computes what happened to keys into every index, while the keys are still at hand (in the processor's caches).
+    fn refresh(&mut self, bank: &mut Bank, now: Time) {
+        while let Some(key) = self.touched.pop() {
+            self.is_touched[key.0 as usize] = false;
+            for kind in self.kinds.iter_mut().filter(|kind| !kind.stale) {
+                kind.compute(key, bank, (&self.budget_turns, &self.key_turns), now);
+            }
+        }
+        for kind in self.kinds.iter_mut().filter(|kind| kind.stale) {
             kind.stale = false;
+            for key in 0..bank.keys.len() as u32 {
+                kind.compute(KeyId(key), bank, (&self.budget_turns, &self.key_turns), now);
+            }
         }
-        let mut touched = std::mem::take(&mut kind.touched);
-        for key in touched.drain(..) {
-            let key = key.0 as usize;
-            let (budget, place) = (bank.keys[key].budget, bank.keys[key].place);
-            let mut free = bank.key_slot(key, kind.cost, kind.routes, now).at_most;
-            if free == Time::MAX {
-                // Rounded up it may be more than a limit ever allows.
-                free = bank.key_slot(key, kind.least, kind.routes, now).at_most;
-            }
-            if let Some(shelf) = &mut kind.keys[budget] {
-                shelf.set(place, free, self.key_turns[budget][place], now);
-                free = shelf.best(now, &self.key_turns[budget], None).map_or(Time::MAX, |best| best.1);
-            }
-            let mut shared = bank.budget_slot(budget, kind.cost, now).at_most;
-            if shared == Time::MAX {
-                shared = bank.budget_slot(budget, kind.least, now).at_most;
-            }
-            let free = free.max(shared);
-            kind.budgets.set(budget, free, self.budget_turns[budget], now);
+    }
+}
+
+impl Kind {
+    fn compute(&mut self, key: KeyId, bank: &mut Bank, turns: (&[u64], &[Vec<u64>]), now: Time) {
+        let key = key.0 as usize;
+        let (budget, place) = (bank.keys[key].budget, bank.keys[key].place);
+        let mut free = bank.key_slot(key, self.cost, self.routes, now).at_most;
+        if free == Time::MAX && self.least < self.cost {
+            // Rounded up it may be more than a limit ever allows.
+            free = bank.key_slot(key, self.least, self.routes, now).at_most;
         }
-        kind.touched = touched;
+        if let Some(shelf) = &mut self.keys[budget] {
+            shelf.set(place, free, turns.1[budget][place], now);
+            free = shelf.best(now, &turns.1[budget], None).map_or(Time::MAX, |best| best.1);
+        }
+        let mut shared = bank.budget_slot(budget, self.cost, now).at_most;
+        if shared == Time::MAX && self.least < self.cost {
+            shared = bank.budget_slot(budget, self.least, now).at_most;
+        }
+        self.budgets.set(budget, free.max(shared), turns.0[budget], now);
     }
 }
 
@@ -230,12 +245,9 @@ fn inner(
     keys.get(place).map(|&key| (KeyId(key as u32), free))
 }
 
-/// Costs of nearly the same size share an index: rounded up to four steps an octave, which may let a large call of a
-/// provider with many keys wait for a quarter more room than it needs.
+/// Costs share an index by powers of two: the more indices there are, the more has to be kept up to date with each
+/// call. The key that is found is judged by the true cost; another one that has room for just this cost may be
+/// overlooked, until the found one has room for it, too.
 fn rounded(cost: u64) -> u64 {
-    if cost <= 16 {
-        return cost;
-    }
-    let step = 1 << (cost.ilog2() - 2);
-    cost.div_ceil(step).saturating_mul(step)
+    if cost <= EXACT_COSTS { cost } else { cost.checked_next_power_of_two().unwrap_or(cost) }
 }

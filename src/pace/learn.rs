@@ -86,7 +86,7 @@ impl Pool {
             }
             n += 1;
         });
-        self.choice.touch(flight.key, &self.bank);
+        self.choice.touch(flight.key);
     }
 
     /// Which declared limit a reading is about: the one of that amount (and window), or the only one where the reading
@@ -156,7 +156,7 @@ impl Pool {
         for place in 0..self.bank.budgets[number].keys.len() {
             let key = self.bank.budgets[number].keys[place];
             self.bank.keys[key].limits.iter_mut().for_each(widen);
-            self.choice.touch(KeyId(key as u32), &self.bank);
+            self.choice.touch(KeyId(key as u32));
         }
         // Limits that several budgets share are as wide as the widest of these.
         let most = self.bank.budgets.iter().map(|budget| budget.widened).max();

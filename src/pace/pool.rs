@@ -230,7 +230,7 @@ impl Pool {
         let Permit { key, routes, cost, booked, freed, probe } = permit;
         let sent = at.max(booked);
         self.bank.each(key, routes, |limit| limit.depart(cost, sent));
-        self.choice.touch(key, &self.bank);
+        self.choice.touch(key);
         Flight { key, routes, cost, sent, answered: None, freed, probe }
     }
 
@@ -240,7 +240,7 @@ impl Pool {
         if permit.probe {
             self.end_probe(permit.key, self.seen.max(now));
         }
-        self.choice.touch(permit.key, &self.bank);
+        self.choice.touch(permit.key);
         self.loosened += 1;
     }
 
@@ -254,10 +254,10 @@ impl Pool {
     /// `earliest` as it would be if this permit were not there.
     pub(super) fn earliest_without(&mut self, permit: &Permit, ask: &Ask, now: Time) -> Time {
         self.bank.each(permit.key, permit.routes, |limit| limit.unbook(permit.cost));
-        self.choice.touch(permit.key, &self.bank);
+        self.choice.touch(permit.key);
         let free = self.earliest(ask, now);
         self.bank.each(permit.key, permit.routes, |limit| limit.book(permit.cost));
-        self.choice.touch(permit.key, &self.bank);
+        self.choice.touch(permit.key);
         free
     }
 
@@ -269,7 +269,7 @@ impl Pool {
         let (from, cost) = (flight.sent, flight.cost);
         self.bank.each(flight.key, flight.routes, |limit| limit.shift(cost, from, at));
         flight.sent = at;
-        self.choice.touch(flight.key, &self.bank);
+        self.choice.touch(flight.key);
     }
 
     /// The first byte of the answer: by now the provider has counted the call.
@@ -394,7 +394,7 @@ impl Pool {
     }
 
     fn answer_of(&mut self, key: KeyId) {
-        self.choice.touch(key, &self.bank);
+        self.choice.touch(key);
         let place = (self.answered % ANSWERS as u64) as usize;
         match self.answers.get_mut(place) {
             Some(slot) => *slot = key,
@@ -415,7 +415,7 @@ impl Pool {
     }
 
     pub(super) fn loosen(&mut self, key: KeyId) {
-        self.choice.touch(key, &self.bank);
+        self.choice.touch(key);
         self.loosened += 1;
     }
 

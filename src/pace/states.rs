@@ -19,7 +19,7 @@ impl Pool {
     pub fn pause_key(&mut self, key: KeyId, until: Time) {
         if let Some(state) = self.bank.keys.get_mut(key.0 as usize) {
             state.paused_until = state.paused_until.max(until);
-            self.choice.touch(key, &self.bank);
+            self.choice.touch(key);
         }
     }
 
@@ -107,7 +107,7 @@ impl Pool {
 
     pub(super) fn budget_changed(&mut self, budget: BudgetId) {
         if let Some(&key) = self.bank.budgets[budget.0 as usize].keys.first() {
-            self.choice.touch(KeyId(key as u32), &self.bank);
+            self.choice.touch(KeyId(key as u32));
         }
     }
 
