@@ -186,6 +186,20 @@ fn a_window_corrects_costs() {
     assert_eq!(used(&mut pool, t(1_502)), [0]);
 }
 
+/// Nobody knows what a call without answer cost, whatever is said about it: it keeps its estimate.
+#[test]
+fn a_call_without_answer_is_not_corrected_downwards() {
+    let spec = one_key(vec![LimitSpec::cost(100, seconds(1.0), Algorithm::SlidingWindow)]);
+    let mut pool = Pool::new(&spec, Time::ZERO).unwrap();
+    send(&mut pool, &costing(50), t(0));
+    let flight = depart(&mut pool, &costing(40), t(10));
+    pool.finish(flight, t(20), Some(0));
+    assert_eq!(used(&mut pool, t(20)), [90]);
+    let flight = depart(&mut pool, &costing(5), t(30));
+    pool.finish(flight, t(40), Some(15));
+    assert_eq!(used(&mut pool, t(40)), [105]);
+}
+
 #[test]
 fn a_bucket_corrects_costs_as_if_they_had_been_right() {
     // 100 units a second, 100 deep.

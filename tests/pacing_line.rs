@@ -109,6 +109,33 @@ fn a_lane_that_was_idle_gets_no_arrears() {
 }
 
 #[test]
+fn a_lane_that_was_blocked_gets_few_arrears() {
+    let spec = PoolSpec { limits: vec![window(10, 1)], keys: keys(2), lanes: lanes(&[1, 1]), ..PoolSpec::default() };
+    let mut pool = Pool::new(&spec, Time::ZERO).unwrap();
+    let mut line = Line::new(&spec.lanes);
+    pool.pause_key(KeyId(0), Time::MAX);
+    for n in 0..300 {
+        let _ = line.push(n, (n % 2) as usize, pin((n % 2) as u32));
+    }
+    let (mut now, mut sent) = (0, Vec::new());
+    while sent.len() < 140 {
+        if sent.len() == 100 {
+            pool.resume_key(KeyId(0));
+        }
+        match line.next(&mut pool, t(now)) {
+            Next::Ready(job, permit, _) => {
+                sent.push(job);
+                send(&mut pool, permit, t(now));
+            }
+            _ => now += 10,
+        }
+    }
+    assert!(sent[..100].iter().all(|job| job % 2 == 1));
+    let arrears = sent[100..].iter().filter(|job| *job % 2 == 0).count();
+    assert!((20..=30).contains(&arrears), "{arrears} of 40");
+}
+
+#[test]
 fn first_come_first_served_within_a_lane() {
     let spec = PoolSpec { key_limits: vec![window(6, 1)], keys: keys(2), ..PoolSpec::default() };
     let mut pool = Pool::new(&spec, Time::ZERO).unwrap();
@@ -357,6 +384,7 @@ fn every_state_has_a_way_out() {
     };
     let (key, budget) = (KeyId(0), BudgetId(0));
     pool.pause_key(key, t(10));
+    pool.pause_key(key, t(7)); // a longer pause stays
     assert_eq!(blocked(&mut pool, t(5)), (Why::KeyPaused(key), Some(t(10))));
     free(&mut pool, t(10));
     pool.pause_provider(Time::MAX);

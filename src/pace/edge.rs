@@ -13,14 +13,6 @@ pub(super) struct Edge {
     pub high: Time,
 }
 
-impl Edge {
-    /// When a call counted at `anchor` at the latest is forgotten.
-    fn forgets(self, anchor: Time, span: u64) -> Time {
-        let slid = anchor.plus(span);
-        if anchor < self.low { slid.min(self.high) } else { slid }
-    }
-}
-
 /// The last edge that was told of, and the one before: what was counted before that one is forgotten there, not later.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Edges {
@@ -62,10 +54,8 @@ impl Edges {
 
     /// When a call counted at `anchor` at the latest is forgotten, not counting guards.
     pub fn forgets(&self, anchor: Time, span: u64) -> Time {
-        match self.next_after(anchor) {
-            Some(edge) => edge.forgets(anchor, span),
-            None => anchor.plus(span),
-        }
+        let slid = anchor.plus(span);
+        self.next_after(anchor).map_or(slid, |edge| slid.min(edge.high))
     }
 
     /// The first known edge that surely comes after `anchor`.
