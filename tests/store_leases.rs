@@ -1,7 +1,7 @@
 //! Leases: one dispatcher at a time may spend a pacing group's budget, on both databases.
 
 #[path = "common/store.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, reason = "other tests use more of it")]
 mod common;
 
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use common::Fixture;
 use futures_util::future::join_all;
 use paceline::job::DeadReason;
-use paceline::store::{Buried, LeaseState, LeaseTake, LeaseView, Store, StoreError};
+use paceline::store::{Buried, LeaseState, LeaseTake, LeaseView, Store, StoreError, Wake};
 use sqlx::Connection as _;
 
 const TTL: Duration = Duration::from_secs(60);
@@ -46,6 +46,7 @@ contract! {
     a_lease_that_ran_out_untaken_can_be_renewed
     an_owner_takes_its_own_lease_again
     what_is_released_is_taken_at_once
+    releasing_wakes_those_who_wait
     renewing_and_taking_end_a_clean_state
     a_large_state_comes_back_as_it_was
     times_are_those_of_the_database
@@ -252,6 +253,35 @@ async fn what_is_released_is_taken_at_once(f: Fixture) {
     let last = last.expect("a state");
     assert_eq!((next, last.state.as_str(), last.clean), (epoch + 1, "all", true));
     assert!(last.saved_ago < SOON);
+}
+
+async fn releasing_wakes_those_who_wait(f: Fixture) {
+    let second = f.another().await;
+    let (mut here, mut there) = (f.store.wakes(), second.wakes());
+    let woken = Wake::Lease(owner("geo"));
+    let (epoch, _) = taken(&f.store, "one", TTL).await;
+    assert!(!release(&f.store, "two", epoch, "late").await);
+    assert!(renew(&f.store, "one", epoch, TTL, "some").await);
+    assert!(here.try_recv().is_err(), "nothing can be taken yet");
+    assert!(release(&f.store, "one", epoch, "all").await);
+    assert_eq!(tokio::time::timeout(SOON, here.recv()).await.expect("in time").expect("a wake"), woken);
+    assert!(here.try_recv().is_err(), "once");
+    if !f.is_sqlite() {
+        // The listener of the other process may still be connecting: release until it hears.
+        let begun = Instant::now();
+        while tokio::time::timeout(Duration::from_millis(100), there.recv()).await.is_err() {
+            assert!(begun.elapsed() < SOON, "the other process was never woken");
+            let (epoch, _) = taken(&f.store, "one", TTL).await;
+            assert!(release(&f.store, "one", epoch, "all").await);
+        }
+        // From here on every release is heard, and what was woken can take it.
+        let (epoch, _) = taken(&f.store, "one", TTL).await;
+        while there.try_recv().is_ok() {}
+        assert!(release(&f.store, "one", epoch, "all").await);
+        assert_eq!(tokio::time::timeout(SOON, there.recv()).await.expect("in time").expect("a wake"), woken);
+        assert!(taken(&second, "two", TTL).await.1.expect("a state").clean);
+    }
+    second.close().await;
 }
 
 async fn renewing_and_taking_end_a_clean_state(f: Fixture) {

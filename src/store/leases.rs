@@ -12,7 +12,8 @@ use std::time::Duration;
 use sqlx::AssertSqlSafe;
 
 use super::dialect::{Db, on_db};
-use super::{LeaseState, LeaseTake, LeaseView, OwnerId, StoreError};
+use super::wakes::Wakes;
+use super::{LeaseState, LeaseTake, LeaseView, OwnerId, StoreError, Wake};
 
 /// The lease of a pacing group, and who asks for it.
 #[derive(Debug, Clone, Copy)]
@@ -147,18 +148,36 @@ async fn write_state(
     Ok(written > 0)
 }
 
-/// Lets go of the lease with its state complete; `false`: it is somebody else's, or nobody's.
-pub(super) async fn release(db: &Db, asked: Asked<'_>, epoch: i64, state: &str) -> Result<bool, StoreError> {
-    let sql = format!(
+/// Lets go of the lease with its state complete, and wakes whoever waits for it; `false`: it is
+/// somebody else's, or nobody's.
+pub(super) async fn release(
+    db: &Db,
+    wakes: &Wakes,
+    asked: Asked<'_>,
+    epoch: i64,
+    state: &str,
+) -> Result<bool, StoreError> {
+    let mut sql = format!(
         "UPDATE leases SET owner = NULL, renewed_ms = {now}, expires_ms = {now}, clean = TRUE, state = $5
          WHERE provider = $1 AND name = $2 AND owner = $3 AND epoch = $4",
         now = db.now_ms()
     );
-    let (sql, Asked { provider, name, owner }) = (AssertSqlSafe(sql), asked);
-    let released = on_db!(write db, |c| {
-        let query = sqlx::query(sql).bind(provider).bind(name).bind(owner).bind(epoch).bind(state);
-        query.execute(c).await.map(|done| done.rows_affected())
-    })?;
+    let Asked { provider, name, owner } = asked;
+    let released = match db {
+        Db::Postgres(pool) => {
+            // Both in one statement: they are committed together.
+            sql = format!("WITH r AS ({sql} RETURNING 1) SELECT pg_notify('paceline', $6) FROM r");
+            let query = sqlx::query(AssertSqlSafe(sql)).bind(provider).bind(name).bind(owner).bind(epoch).bind(state);
+            query.bind(wakes.lease_message(provider)).execute(pool).await?.rows_affected()
+        }
+        Db::Sqlite { write, .. } => {
+            let query = sqlx::query(AssertSqlSafe(sql)).bind(provider).bind(name).bind(owner).bind(epoch).bind(state);
+            query.execute(write).await?.rows_affected()
+        }
+    };
+    if released > 0 {
+        wakes.send(Wake::Lease(provider.to_owned()));
+    }
     Ok(released > 0)
 }
 

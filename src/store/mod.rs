@@ -406,6 +406,7 @@ impl Store {
         owner: &OwnerId,
         ttl: Duration,
     ) -> Result<LeaseTake, StoreError> {
+        self.inner.wakes.interested_in(provider);
         let asked = leases::Asked { provider, name, owner };
         let alone = self.inner.lock.is_some();
         let work = async {
@@ -436,7 +437,7 @@ impl Store {
         self.db().in_lease_time(leases::renew(self.db(), asked, epoch, ttl, state)).await
     }
 
-    /// Lets go of a lease, with all that was spent: whoever waits for it has it at once. Nothing
+    /// Lets go of a lease, with all that was spent; whoever waits for it is woken ([`Wake::Lease`]). Nothing
     /// may be spent from the moment of asking on. `false`: it is not the owner's (any more), and
     /// nothing was changed.
     ///
@@ -451,7 +452,7 @@ impl Store {
         state: &str,
     ) -> Result<bool, StoreError> {
         let asked = leases::Asked { provider, name, owner };
-        self.db().in_lease_time(leases::release(self.db(), asked, epoch, state)).await
+        self.db().in_lease_time(leases::release(self.db(), &self.inner.wakes, asked, epoch, state)).await
     }
 
     /// Every lease there ever was, by provider and name.

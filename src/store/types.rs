@@ -501,6 +501,8 @@ pub struct LeaseView {
 pub enum Wake {
     /// Jobs of that provider are due.
     Jobs(String),
+    /// A lease of that provider was let go of.
+    Lease(String),
     /// Deliveries are due.
     Deliveries,
     /// Somebody asked to cancel a claimed job.

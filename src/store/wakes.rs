@@ -84,7 +84,7 @@ pub(super) struct Wakes {
     sender: broadcast::Sender<Wake>,
     /// Marks what this process sent, so that it is not woken twice.
     instance: Arc<str>,
-    /// Providers that were claimed for here: woken after a time without notifications.
+    /// Providers that were claimed for here, or leases of which were asked for: woken after a time without notifications.
     providers: Arc<Mutex<BTreeSet<String>>>,
     /// Claims that nobody heard of.
     lost: mpsc::UnboundedSender<Vec<Record>>,
@@ -154,9 +154,15 @@ impl Wakes {
         Ok(())
     }
 
-    fn send(&self, wake: Wake) {
+    /// Wakes this process.
+    pub fn send(&self, wake: Wake) {
         // Nobody listens: nobody waits.
         drop(self.sender.send(wake));
+    }
+
+    /// What tells the other processes that a lease of that provider can be taken.
+    pub fn lease_message(&self, provider: &str) -> String {
+        format!("{} lease {provider}", self.instance)
     }
 
     async fn notify(&self, tx: &mut Tx, pending: &Pending) -> Result<(), StoreError> {
@@ -194,7 +200,10 @@ impl Wakes {
         if missed {
             self.send(Wake::Deliveries);
             let known = self.providers.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            known.into_iter().for_each(|provider| self.send(Wake::Jobs(provider)));
+            for provider in known {
+                self.send(Wake::Lease(provider.clone()));
+                self.send(Wake::Jobs(provider));
+            }
         }
         while let Some(told) = listener.try_recv().await? {
             if let Some(wake) = self.read(told.payload()) {
@@ -212,6 +221,7 @@ impl Wakes {
         }
         match what.split_once(' ') {
             Some(("jobs", provider)) => Some(Wake::Jobs(provider.to_owned())),
+            Some(("lease", provider)) => Some(Wake::Lease(provider.to_owned())),
             Some(("cancel", pk)) => pk.parse().ok().map(Wake::Cancel),
             None if what == "deliveries" => Some(Wake::Deliveries),
             _ => None,
@@ -227,6 +237,8 @@ mod tests {
     fn what_others_say_is_read_and_ones_own_is_not() {
         let (wakes, _lost) = Wakes::new();
         assert_eq!(wakes.read("other jobs geo-coder"), Some(Wake::Jobs("geo-coder".to_owned())));
+        assert_eq!(wakes.read(&Wakes::new().0.lease_message("geo")), Some(Wake::Lease("geo".to_owned())));
+        assert_eq!(wakes.read(&wakes.lease_message("geo")), None);
         assert_eq!(wakes.read("other deliveries"), Some(Wake::Deliveries));
         assert_eq!(wakes.read("other cancel 7"), Some(Wake::Cancel(7)));
         assert_eq!(wakes.read("other nonsense"), None);
