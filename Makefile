@@ -16,7 +16,8 @@ build: ## the program, optimised: target/release/paceline
 
 .PHONY: demo
 demo: ## the whole system at work in under a minute, nothing else installed
-	cargo run --quiet --release --locked -- demo
+	cargo build --release --locked
+	@$(TARGET)/release/paceline demo
 
 # TEST narrows it down: make test TEST='--test pacing'. Services that already run are used, and left running.
 .PHONY: test

@@ -12,6 +12,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use ipnet::IpNet;
 
 use crate::job::Catalog;
@@ -351,6 +353,11 @@ fn token(raw: file::Token, env: &Lookup<'_>, problems: &mut Problems) -> Option<
 
 fn webhooks(raw: file::Webhooks, env: &Lookup<'_>, problems: &mut Problems) -> Option<WebhooksConfig> {
     let secret = raw.secret.and_then(|text| problems.take("webhooks.secret", secret(&text, env)));
+    if let Some(secret) = &secret
+        && !is_signing_secret(secret.expose())
+    {
+        problems.add("webhooks.secret", "expected whsec_ and 24 to 64 bytes in base64, such as whsec_$(openssl rand -base64 32)");
+    }
     let allow_networks = raw
         .allow_networks
         .iter()
@@ -372,6 +379,12 @@ fn webhooks(raw: file::Webhooks, env: &Lookup<'_>, problems: &mut Problems) -> O
         problems.add("webhooks.timeout", "expected more than 0s");
     }
     Some(WebhooksConfig { secret, allow_http: raw.allow_http, allow_networks, timeout, schedule })
+}
+
+/// `whsec_<base64>` of 24 to 64 bytes: the form of the Standard Webhooks scheme.
+fn is_signing_secret(text: &str) -> bool {
+    let decoded = text.strip_prefix("whsec_").and_then(|encoded| STANDARD.decode(encoded).ok());
+    decoded.is_some_and(|bytes| (24..=64).contains(&bytes.len()))
 }
 
 #[cfg(test)]

@@ -34,7 +34,8 @@ impl Invalid {
     /// An error at `path` (`$` is put in front).
     pub fn at(path: &str, message: impl Into<String>) -> Self {
         let path = match path {
-            "" | "." => "$".to_owned(),
+            // What is not JSON at all has no place.
+            "" | "." | "?" => "$".to_owned(),
             p if p.starts_with('[') => format!("${p}"),
             p => format!("$.{p}"),
         };

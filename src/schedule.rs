@@ -14,6 +14,8 @@ use crate::store::{OwnerId, Store, StoreError};
 pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(2);
 /// An owner that was silent for so long is dead.
 pub const SILENT_FOR: Duration = Duration::from_secs(15);
+/// After the store was away, the living get so long to say that they live before anybody is rescued.
+const CALM: Duration = Duration::from_secs(8);
 /// Rescue and expiry run this often.
 const PASS_EVERY: Duration = Duration::from_secs(3);
 /// Retention runs once in so many passes.
@@ -58,13 +60,17 @@ impl Scheduler {
     pub async fn run(self, shutdown: CancellationToken) {
         let mut pass = 0_u32;
         let mut failing = false;
+        let mut calm_at = self.clock.mono();
         loop {
-            match self.pass(pass.is_multiple_of(RETENTION_PASSES)).await {
+            let rescue = calm_at <= self.clock.mono();
+            match self.pass(rescue, pass.is_multiple_of(RETENTION_PASSES)).await {
                 Ok(()) => failing = false,
-                Err(error) if !std::mem::replace(&mut failing, true) => {
-                    tracing::warn!(%error, "upkeep of the store fails; trying again");
+                Err(error) => {
+                    calm_at = self.clock.mono() + CALM;
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::warn!(%error, "upkeep of the store fails; trying again");
+                    }
                 }
-                Err(_) => {}
             }
             pass = pass.wrapping_add(1);
             tokio::select! {
@@ -74,8 +80,8 @@ impl Scheduler {
         }
     }
 
-    async fn pass(&self, retention: bool) -> Result<(), StoreError> {
-        let rescued = self.store.rescue(SILENT_FOR, self.clock.wall_ms()).await?;
+    async fn pass(&self, rescue: bool, retention: bool) -> Result<(), StoreError> {
+        let rescued = if rescue { self.store.rescue_others(SILENT_FOR, self.clock.wall_ms()).await? } else { 0 };
         if rescued > 0 {
             tracing::warn!(jobs = rescued, "rescued the jobs of a process that ended without letting go of them");
         }

@@ -28,7 +28,7 @@ pub fn start(
         ..WebhookSettings::new(secrets)
     };
     let notifier = Notifier::new(parts.store.clone(), Arc::clone(&parts.clock), settings).context("webhooks")?;
-    notifier.stats().register(&mut parts.registry);
+    notifier.stats().register(parts.registry.sub_registry_with_prefix("paceline"));
     let shutdown = shutdown.clone();
     tasks.spawn(async move {
         notifier.run(shutdown).await;

@@ -16,6 +16,7 @@ use paceline::supervise::Reconnect;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::{api, dispatcher, notifier};
@@ -24,6 +25,9 @@ use crate::{api, dispatcher, notifier};
 const PING_EVERY: Duration = Duration::from_secs(2);
 /// Connections to the database at most.
 const CONNECTIONS_MAX: u32 = 16;
+
+/// At the end the store has this long to take claims back, and as long to close.
+const GOODBYE: Duration = Duration::from_secs(5);
 
 /// What a process does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -139,11 +143,14 @@ impl System {
             }
         }
         // Whatever is still claimed goes back, so that nobody has to wait for a rescue.
-        match self.store.retire(&self.owner, self.clock.wall_ms()).await {
-            Ok(released) => tracing::debug!(released, "let go of the claims"),
-            Err(error) => tracing::warn!(%error, "claims stay until they are rescued"),
+        match timeout(GOODBYE, self.store.retire(&self.owner, self.clock.wall_ms())).await {
+            Ok(Ok(released)) => tracing::debug!(released, "let go of the claims"),
+            Ok(Err(error)) => tracing::warn!(%error, "claims stay until they are rescued"),
+            Err(_) => tracing::warn!("the store is silent: claims stay until they are rescued"),
         }
-        self.store.close().await;
+        if timeout(GOODBYE, self.store.close()).await.is_err() {
+            tracing::warn!("the store is silent: its connections are cut");
+        }
         result
     }
 }

@@ -88,6 +88,15 @@ fn secrets_that_are_not_set_are_named_and_never_shown() {
 }
 
 #[test]
+fn a_signing_secret_that_cannot_sign_is_refused_at_once() {
+    for secret in ["whsec_abc", "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_AAAA", "whsec_?"] {
+        let text = SAMPLE.replace("env:HOOKS", "env:BAD_HOOKS");
+        let message = error(&text, &[("BAD_HOOKS", secret)]);
+        assert!(message.contains("webhooks.secret") && !message.contains("AAAA"), "{message}");
+    }
+}
+
+#[test]
 fn everything_that_is_wrong_is_reported_at_once() {
     let text = r#"
         [api]

@@ -148,6 +148,9 @@ struct InHand {
     lane: usize,
     ask: Ask,
     stage: Stage,
+    /// It was let go of behind this dispatcher's back and claimed again by it: what it is taken in by
+    /// as soon as the record that is under way is answered. Else nobody would hold what it owns.
+    again: Option<Box<Claimed>>,
 }
 
 #[derive(Debug)]
@@ -341,8 +344,8 @@ impl Core {
     }
 
     fn take_in(&mut self, claimed: Claimed, now: Now) {
-        if self.jobs.contains_key(&claimed.pk) {
-            return;
+        if let Some(held) = self.jobs.get_mut(&claimed.pk) {
+            return held.claimed_again(claimed);
         }
         let job = Arc::new(claimed.job.clone());
         let lane = self.lane_of(&job.lane);
@@ -351,7 +354,7 @@ impl Core {
         let ask = Ask { cost: job.cost, routes, pin: pin.flatten() };
         let pk = claimed.pk;
         let stage = Stage::Recording { again: false };
-        self.jobs.insert(pk, InHand { claimed, job: Arc::clone(&job), lane, ask, stage });
+        self.jobs.insert(pk, InHand { claimed, job: Arc::clone(&job), lane, ask, stage, again: None });
         if job.deadline_ms.is_some_and(|deadline| deadline <= now.wall) {
             return self.finish(pk, JobState::Expired, None, Some("its deadline passed".to_owned()), now);
         }
@@ -386,6 +389,7 @@ impl Core {
 
     fn line_up(&mut self, pk: JobPk) {
         let Some(held) = self.jobs.get_mut(&pk) else { return };
+        held.renew();
         held.stage = Stage::InLine(self.line.push(pk, held.lane, held.ask));
         self.in_line[held.lane] += 1;
     }
@@ -433,6 +437,7 @@ impl Core {
         }
         let flight = self.pool.depart(permit, now.mono);
         let Some(held) = self.jobs.get_mut(&pk) else { return self.pool.unsent(flight, now.mono) };
+        held.renew();
         held.claimed.attempts += 1;
         held.claimed.first_attempt_ms.get_or_insert(now.wall);
         held.stage = Stage::Open(Box::new(Open { flight, sent: now, mark, ended: None }));
@@ -580,7 +585,7 @@ impl Core {
                 Recorded::Done => self.send(pk, permit, Mark::Marked, now),
                 Recorded::Superseded => {
                     self.pool.abandon(permit, now.mono);
-                    self.forget(pk);
+                    self.forget(pk, now);
                 }
                 Recorded::CancelRequested => {
                     self.pool.abandon(permit, now.mono);
@@ -597,10 +602,10 @@ impl Core {
             Stage::Recording { again: true } => match recorded {
                 Recorded::Done if self.draining => self.record(pk, Next::Release, None, false, now),
                 Recorded::Done => self.line_up(pk),
-                Recorded::Superseded => self.forget(pk),
+                Recorded::Superseded => self.forget(pk, now),
                 Recorded::CancelRequested => self.finish(pk, JobState::Cancelled, None, None, now),
             },
-            Stage::Recording { again: false } => self.forget(pk),
+            Stage::Recording { again: false } => self.forget(pk, now),
             // A record of a job in line does not exist.
             in_line @ Stage::InLine(_) => held.stage = in_line,
         }
@@ -737,11 +742,32 @@ impl Core {
         })));
     }
 
-    fn forget(&mut self, pk: JobPk) {
-        if let Some(held) = self.jobs.remove(&pk)
-            && let Some(deadline) = held.job.deadline_ms
-        {
+    fn forget(&mut self, pk: JobPk, now: Now) {
+        let Some(held) = self.jobs.remove(&pk) else { return };
+        if let Some(deadline) = held.job.deadline_ms {
             self.deadlines.remove(&(deadline, pk));
+        }
+        if let Some(claimed) = held.again {
+            self.take_in(*claimed, now);
+        }
+    }
+}
+
+impl InHand {
+    /// The newer claim of the same run is the one whose records count.
+    fn claimed_again(&mut self, claimed: Claimed) {
+        if claimed.epoch <= self.claimed.epoch {
+            return;
+        }
+        self.again = Some(Box::new(claimed));
+        if matches!(self.stage, Stage::InLine(_) | Stage::Open(_)) {
+            self.renew();
+        }
+    }
+
+    fn renew(&mut self) {
+        if let Some(claimed) = self.again.take_if(|claimed| claimed.run == self.claimed.run) {
+            self.claimed.epoch = claimed.epoch;
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Runs the dispatcher of one provider: clocks, calls, commits and claims around [`Core`].
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc};
@@ -109,6 +110,8 @@ pub struct Dispatcher {
     inputs: mpsc::UnboundedReceiver<Input>,
     tasks: JoinSet<()>,
     room_at: Time,
+    /// Records that wait for the store.
+    waiting: Arc<AtomicUsize>,
 }
 
 impl Dispatcher {
@@ -119,7 +122,7 @@ impl Dispatcher {
     pub fn new(parts: DispatcherParts) -> Result<Self, DispatchError> {
         let provider = Arc::clone(&parts.provider);
         let name = || provider.name.clone();
-        let core = Core::new(Arc::clone(&provider), parts.clock.mono())
+        let mut core = Core::new(Arc::clone(&provider), parts.clock.mono())
             .map_err(|source| DispatchError::Limits { provider: name(), source })?;
         let client = Client::new(&provider).map_err(|source| DispatchError::Client { provider: name(), source })?;
         // Bounded by what feeds it: jobs by the credits of the intakes, calls by the core.
@@ -129,11 +132,10 @@ impl Dispatcher {
         let claims = Claims::new(lanes.iter().map(|lane| lane.name.clone()).collect());
         let label = ProviderLabel { provider: name() };
         let room_at = parts.clock.mono();
-        let mut core = core;
         core.allow(Allowance { until: Time::ZERO, calls: 0 });
         let tenure = Tenure::new(is_unlimited(&provider));
-        let tasks = JoinSet::new();
-        Ok(Self { parts, label, core, client, intakes, claims, tenure, release: Release::NotBegun, sender, inputs, tasks, room_at })
+        let (tasks, waiting, release) = (JoinSet::new(), Arc::default(), Release::NotBegun);
+        Ok(Self { parts, label, core, client, intakes, claims, tenure, release, sender, inputs, tasks, room_at, waiting })
     }
 
     /// The doors of its lanes, by name.
@@ -405,10 +407,10 @@ impl Dispatcher {
 
     fn record(&mut self, record: Box<Record>) {
         let parts = self.parts.clone();
-        let sender = self.sender.clone();
+        let (sender, waiting) = (self.sender.clone(), Arc::clone(&self.waiting));
         self.tasks.spawn(async move {
             let pk = record.pk;
-            let recorded = write(&parts, *record).await;
+            let recorded = write(&parts, *record, &waiting).await;
             let now = Now { mono: parts.clock.mono(), wall: parts.clock.wall_ms() };
             send(&sender, Input::Event(Event::Recorded { pk, recorded }, now));
         });
@@ -515,9 +517,9 @@ fn kept(answer: Answer) -> StoredResponse {
 }
 
 /// Writes a record, however long the store is away: the outcome of a call is not given up.
-async fn write(parts: &DispatcherParts, record: Record) -> Recorded {
+async fn write(parts: &DispatcherParts, record: Record, waiting: &AtomicUsize) -> Recorded {
     let mut reconnect = Reconnect::new();
-    let mut refusals = 0;
+    let (mut refusals, mut waits) = (0, None);
     loop {
         let error = match parts.store.record(record.clone()).await {
             Ok(recorded) => return recorded,
@@ -526,11 +528,35 @@ async fn write(parts: &DispatcherParts, record: Record) -> Recorded {
         let away = matches!(error, StoreError::Unavailable(_));
         refusals += u32::from(!away);
         if refusals >= REFUSALS_MAX {
-            tracing::error!(%error, job = record.pk, "an outcome cannot be recorded; the job will be rescued");
+            tracing::error!(%error, job = record.pk, "an outcome cannot be recorded; it stays claimed until this process ends");
             return Recorded::Superseded;
         }
         let wait = reconnect.wait();
-        tracing::warn!(%error, ?wait, "an outcome waits for the store");
+        // There may be a thousand of them: the first one is told.
+        let others = waits.get_or_insert_with(|| Waits::begin(waiting)).others;
+        if others == 0 {
+            tracing::warn!(%error, ?wait, provider = parts.provider.name, "outcomes wait for the store");
+        } else {
+            tracing::debug!(%error, ?wait, job = record.pk, "an outcome waits for the store");
+        }
         tokio::time::sleep(wait).await;
+    }
+}
+
+/// A record that waits for the store, counted until it does not.
+struct Waits<'a> {
+    waiting: &'a AtomicUsize,
+    others: usize,
+}
+
+impl<'a> Waits<'a> {
+    fn begin(waiting: &'a AtomicUsize) -> Self {
+        Self { waiting, others: waiting.fetch_add(1, Ordering::AcqRel) }
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.waiting.fetch_sub(1, Ordering::AcqRel);
     }
 }

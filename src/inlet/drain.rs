@@ -40,7 +40,7 @@ pub(super) async fn run(
             DeadReason::Unroutable => format!("no queue for the routing key {:?}", delivery.routing_key.as_str()),
             _ => "the broker gave it up after too many deliveries".to_owned(),
         };
-        parts.bury(message::buried(&delivery, reason, error)).await?;
+        parts.bury(message::buried(&delivery, reason, error), shutdown).await?;
         if !delivery.acker.ack(BasicAckOptions::default()).await? {
             return Err(InletError::AckLost);
         }

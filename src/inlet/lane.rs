@@ -15,7 +15,7 @@ use super::rabbit::{InletError, InletParts};
 use super::topology;
 use crate::dispatch::Intake;
 use crate::job::DeadReason;
-use crate::store::{Claimed, Inserted, NewJob};
+use crate::store::{Buried, Claimed, Inserted, NewJob};
 use crate::supervise::Reconnect;
 
 /// Deliveries in one commit at most.
@@ -86,7 +86,7 @@ impl Lane<'_> {
                 break step;
             }
         };
-        self.wind_up(&channel, &tag, deliveries, matches!(step, Step::Idle)).await?;
+        self.wind_up(&channel, &tag, deliveries, matches!(step, Step::Idle), shutdown).await?;
         Ok(step)
     }
 
@@ -101,9 +101,15 @@ impl Lane<'_> {
             match room {
                 Ok(Ok(reserved)) => {
                     let rest = chunk.split_off(reserved);
-                    let jobs = self.let_in(&chunk, true).await?;
-                    // Before the acknowledgement, which may fail: what is claimed must be known to its owner.
+                    let let_in = self.let_in(&chunk, true, shutdown).await;
+                    let (jobs, result) = match let_in {
+                        Ok((jobs, conflicts)) => (jobs, Ok(conflicts)),
+                        Err(error) => (Vec::new(), Err(error)),
+                    };
+                    // Before anything that may fail: what is claimed must be known to its owner, and the
+                    // reservation given back.
                     let delivered = self.intake.deliver(jobs, reserved);
+                    self.bury_all(result?, shutdown).await?;
                     acknowledge(&chunk).await?;
                     if delivered.is_err() {
                         return Ok(Some(Step::Stop));
@@ -112,8 +118,7 @@ impl Lane<'_> {
                 }
                 Ok(Err(_closed)) => return Ok(Some(Step::Stop)),
                 Err(_no_room) => {
-                    self.let_in(&chunk, false).await?;
-                    acknowledge(&chunk).await?;
+                    self.let_in_unclaimed(&chunk, shutdown).await?;
                     return Ok(Some(Step::Idle));
                 }
             }
@@ -128,22 +133,35 @@ impl Lane<'_> {
         tag: &str,
         mut deliveries: futures_util::stream::ReadyChunks<Consumer>,
         keep: bool,
+        shutdown: &CancellationToken,
     ) -> Result<(), InletError> {
         if keep {
             channel.basic_cancel(tag.into(), BasicCancelOptions::default()).await?;
             while let Some(chunk) = deliveries.next().await {
                 let chunk = chunk.into_iter().collect::<Result<Vec<Delivery>, lapin::Error>>()?;
-                self.let_in(&chunk, false).await?;
-                acknowledge(&chunk).await?;
+                self.let_in_unclaimed(&chunk, shutdown).await?;
             }
         }
         channel.close(200, "done".into()).await?;
         Ok(())
     }
 
-    /// One commit for a whole chunk. While the store is away the chunk waits: unacknowledged, so
-    /// nothing is lost if this process ends meanwhile.
-    async fn let_in(&self, chunk: &[Delivery], claim: bool) -> Result<Vec<Claimed>, InletError> {
+    /// Into the store, for whoever claims them there.
+    async fn let_in_unclaimed(&self, chunk: &[Delivery], shutdown: &CancellationToken) -> Result<(), InletError> {
+        let (_, conflicts) = self.let_in(chunk, false, shutdown).await?;
+        self.bury_all(conflicts, shutdown).await?;
+        acknowledge(chunk).await
+    }
+
+    /// One commit for a whole chunk: the claimed jobs, and the conflicts still to be buried. While
+    /// the store is away the chunk waits: unacknowledged, so nothing is lost if this process ends
+    /// meanwhile.
+    async fn let_in(
+        &self,
+        chunk: &[Delivery],
+        claim: bool,
+        shutdown: &CancellationToken,
+    ) -> Result<(Vec<Claimed>, Vec<Buried>), InletError> {
         let mut jobs = Vec::new();
         let mut sources = Vec::new();
         for delivery in chunk {
@@ -154,25 +172,32 @@ impl Lane<'_> {
                     jobs.push(NewJob { job: *job, origin, owner });
                     sources.push(delivery);
                 }
-                Message::Buried(buried) => self.bury(*buried).await?,
+                Message::Buried(buried) => self.parts.bury(*buried, shutdown).await?,
             }
         }
-        let inserted = self.insert(jobs).await?;
-        let mut claimed = Vec::new();
+        let inserted = self.insert(jobs, shutdown).await?;
+        let (mut claimed, mut conflicts) = (Vec::new(), Vec::new());
         for (outcome, delivery) in inserted.into_iter().zip(sources) {
             match outcome {
                 Inserted::Created(Some(job)) => claimed.push(job),
                 Inserted::Created(None) | Inserted::Exists(_) => {}
                 Inserted::Conflict => {
                     let error = "another job has this id with other content".to_owned();
-                    self.bury(message::buried(delivery, DeadReason::Conflict, error)).await?;
+                    conflicts.push(message::buried(delivery, DeadReason::Conflict, error));
                 }
             }
         }
-        Ok(claimed)
+        Ok((claimed, conflicts))
     }
 
-    async fn insert(&self, jobs: Vec<NewJob>) -> Result<Vec<Inserted>, InletError> {
+    async fn bury_all(&self, messages: Vec<Buried>, shutdown: &CancellationToken) -> Result<(), InletError> {
+        for message in messages {
+            self.parts.bury(message, shutdown).await?;
+        }
+        Ok(())
+    }
+
+    async fn insert(&self, jobs: Vec<NewJob>, shutdown: &CancellationToken) -> Result<Vec<Inserted>, InletError> {
         if jobs.is_empty() {
             return Ok(Vec::new());
         }
@@ -180,13 +205,9 @@ impl Lane<'_> {
         loop {
             match self.parts.store.insert(jobs.clone(), self.parts.clock.wall_ms()).await {
                 Ok(inserted) => return Ok(inserted),
-                Err(error) => self.parts.wait_for_store(error, &mut reconnect).await?,
+                Err(error) => self.parts.wait_for_store(error, &mut reconnect, shutdown).await?,
             }
         }
-    }
-
-    async fn bury(&self, buried: crate::store::Buried) -> Result<(), InletError> {
-        self.parts.bury(buried).await
     }
 }
 

@@ -31,6 +31,11 @@ pub enum InletError {
     /// The broker or the connection to it.
     #[error("{0}")]
     Amqp(#[from] lapin::Error),
+    /// The broker refuses a declaration, mostly because something of that name differs.
+    #[error(
+        "the broker refuses the topology: {0} (where a queue or an exchange stands there with other arguments, remove it)"
+    )]
+    Topology(#[source] lapin::Error),
     /// No connection in time.
     #[error("no connection to the broker within {CONNECT_TIMEOUT:?}")]
     Timeout,
@@ -43,6 +48,9 @@ pub enum InletError {
     /// The store refused for good.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The session ended while a delivery waited for the store: the broker has it still.
+    #[error("the session ended before the store was back")]
+    Stopped,
     /// A consumer panicked.
     #[error("a consumer failed: {0}")]
     Failed(#[from] tokio::task::JoinError),
@@ -68,27 +76,32 @@ pub struct InletParts {
 }
 
 impl InletParts {
-    /// Keeps a message that is no job. Waits while the store is away.
-    pub(super) async fn bury(&self, buried: Buried) -> Result<(), InletError> {
+    /// Keeps a message that is no job. Waits while the store is away, as long as the session lasts.
+    pub(super) async fn bury(&self, buried: Buried, session: &CancellationToken) -> Result<(), InletError> {
         let mut reconnect = Reconnect::new();
         loop {
             match self.store.bury(buried.clone(), self.clock.wall_ms()).await {
                 Ok(_) => return Ok(()),
-                Err(error) => self.wait_for_store(error, &mut reconnect).await?,
+                Err(error) => self.wait_for_store(error, &mut reconnect, session).await?,
             }
         }
     }
 
     /// Waits where the same call may go through later.
-    pub(super) async fn wait_for_store(&self, error: StoreError, reconnect: &mut Reconnect) -> Result<(), InletError> {
-        match error {
-            StoreError::Unavailable(_) => {
-                let wait = reconnect.wait();
-                tracing::warn!(error = %error, ?wait, "deliveries wait for the store");
-                tokio::time::sleep(wait).await;
-                Ok(())
-            }
-            other => Err(other.into()),
+    pub(super) async fn wait_for_store(
+        &self,
+        error: StoreError,
+        reconnect: &mut Reconnect,
+        session: &CancellationToken,
+    ) -> Result<(), InletError> {
+        if !matches!(error, StoreError::Unavailable(_)) {
+            return Err(error.into());
+        }
+        let wait = reconnect.wait();
+        tracing::warn!(error = %error, ?wait, "deliveries wait for the store");
+        tokio::select! {
+            () = session.cancelled() => Err(InletError::Stopped),
+            () = tokio::time::sleep(wait) => Ok(()),
         }
     }
 }
@@ -114,6 +127,21 @@ pub async fn connect(url: &Secret, name: &str) -> Result<Connection, InletError>
         .map_err(InletError::Amqp)
 }
 
+/// How a consumer ended. One that stopped because the session did is no news.
+fn of_consumer(ended: Result<Result<(), InletError>, tokio::task::JoinError>) -> Result<(), InletError> {
+    match ended {
+        Ok(Err(InletError::Stopped)) => Ok(()),
+        Ok(ended) => ended,
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn close(connection: &Connection) {
+    if let Err(error) = connection.close(200, "done".into()).await {
+        tracing::debug!(%error, "closing the connection");
+    }
+}
+
 impl Inlet {
     /// `lanes`: provider, lane, prefetch and the dispatcher's intake.
     pub fn new(parts: InletParts, url: Secret, topology: Topology, lanes: Vec<(String, String, u16, Intake)>) -> Self {
@@ -132,7 +160,7 @@ impl Inlet {
             let wait = reconnect.wait();
             let text = error.to_string();
             self.parts.readiness.set(PART, Err(text.clone()));
-            tracing::warn!(error = text, ?wait, "the connection to RabbitMQ is down; jobs wait in the broker");
+            tracing::warn!(error = text, ?wait, "RabbitMQ cannot be used now; jobs wait in the broker");
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 () = tokio::time::sleep(wait) => {}
@@ -142,7 +170,10 @@ impl Inlet {
 
     async fn session(&self, shutdown: &CancellationToken, reconnect: &mut Reconnect) -> Result<(), InletError> {
         let connection = connect(&self.url, &format!("paceline {} consume", self.parts.owner)).await?;
-        self.topology.declare(&connection.create_channel().await?).await?;
+        if let Err(error) = self.topology.declare(&connection.create_channel().await?).await {
+            close(&connection).await;
+            return Err(InletError::Topology(error));
+        }
         let connection = Arc::new(connection);
         let session = shutdown.child_token();
         let mut tasks = self.spawn(&connection, &session);
@@ -154,20 +185,18 @@ impl Inlet {
         let mut result = Ok(());
         while result.is_ok() && !tasks.is_empty() {
             tokio::select! {
-                Some(ended) = tasks.join_next() => result = ended.unwrap_or_else(|e| Err(e.into())),
+                Some(ended) = tasks.join_next() => result = of_consumer(ended),
                 Some(event) = events.next() => result = self.on_event(event),
             }
         }
         session.cancel();
         // Never aborted: a consumer between its commit and its owner would leave claimed jobs behind.
         while let Some(ended) = tasks.join_next().await {
-            if let Err(error) = ended.unwrap_or_else(|e| Err(e.into())) {
+            if let Err(error) = of_consumer(ended) {
                 tracing::debug!(%error, "a consumer ended with its session");
             }
         }
-        if let Err(error) = connection.close(200, "done".into()).await {
-            tracing::debug!(%error, "closing the connection");
-        }
+        close(&connection).await;
         result
     }
 

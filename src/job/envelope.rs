@@ -449,13 +449,10 @@ fn check_retry(retry: &RetryOverrides) -> Result<(), Invalid> {
 fn check_callback(callback: Option<&Callback>, catalog: &Catalog) -> Result<(), Invalid> {
     let Some(callback) = callback else { return Ok(()) };
     match (&callback.endpoint, &callback.url) {
-        (Some(endpoint), None) => {
-            if endpoint.strip_prefix("ep_").is_some_and(is_job_id) {
-                Ok(())
-            } else {
-                Err(Invalid::at("callback.endpoint", "expected the id of a registered endpoint, ep_…"))
-            }
-        }
+        (Some(_), None) => Err(Invalid::at(
+            "callback.endpoint",
+            "there is no such endpoint: endpoints cannot be registered yet, use callback.url",
+        )),
         (None, Some(_)) if !catalog.callbacks => Err(Invalid::at(
             "callback.url",
             "bare URLs need webhooks.secret in the configuration, by which their events are signed",

@@ -42,7 +42,7 @@ const EXTRA_MAX: usize = 16;
 
 /// What a call does; see the table above.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
+#[expect(missing_docs, reason = "the table above describes every one")]
 pub enum Behaviour {
     Ok,
     Echo,

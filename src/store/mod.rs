@@ -417,8 +417,19 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn rescue(&self, silent_for: Duration, now_ms: WallMs) -> Result<u64, StoreError> {
-        let living = self.inner.lock.is_some().then_some(&self.inner.owners);
-        owners::rescue(self.db(), &self.inner.wakes, living, silent_for, now_ms).await
+        let only_here = self.inner.lock.is_some();
+        let living = only_here.then_some(owners::Living { here: &self.inner.owners, only_here });
+        owners::rescue(self.db(), &self.inner.wakes, living.as_ref(), silent_for, now_ms).await
+    }
+
+    /// The same, but the owners that live in this process do, whatever their heartbeats say: after an
+    /// outage of the database these are old.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn rescue_others(&self, silent_for: Duration, now_ms: WallMs) -> Result<u64, StoreError> {
+        let living = owners::Living { here: &self.inner.owners, only_here: self.inner.lock.is_some() };
+        owners::rescue(self.db(), &self.inner.wakes, Some(&living), silent_for, now_ms).await
     }
 
     /// Ends unclaimed jobs whose deadline has passed, at most `limit`; how many.

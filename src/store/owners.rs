@@ -39,27 +39,31 @@ pub(super) async fn retire(db: &Db, wakes: &Wakes, owner: &str, now_ms: WallMs) 
     let_go(db, wakes, owner, Why::Retired, now_ms).await
 }
 
+/// Who surely lives.
+pub(super) struct Living<'a> {
+    /// The owners of this process.
+    pub here: &'a Mutex<BTreeSet<OwnerId>>,
+    /// Nobody else can (an exclusive store).
+    pub only_here: bool,
+}
+
 /// Lets go of everything that dead owners hold: those silent for `silent_for`, and those that
-/// never said they live. With `living` given (an exclusive store), everybody else is dead.
+/// never said they live.
 pub(super) async fn rescue(
     db: &Db,
     wakes: &Wakes,
-    living: Option<&Mutex<BTreeSet<OwnerId>>>,
+    living: Option<&Living<'_>>,
     silent_for: Duration,
     now_ms: WallMs,
 ) -> Result<u64, StoreError> {
     let mut released = 0;
-    for owner in db.in_time(dead_owners(db, living, silent_for)).await? {
+    for owner in dead_owners(db, living, silent_for).await? {
         released += let_go(db, wakes, &owner, Why::Died, now_ms).await?;
     }
     Ok(released)
 }
 
-async fn dead_owners(
-    db: &Db,
-    living: Option<&Mutex<BTreeSet<OwnerId>>>,
-    silent_for: Duration,
-) -> Result<Vec<OwnerId>, StoreError> {
+async fn dead_owners(db: &Db, living: Option<&Living<'_>>, silent_for: Duration) -> Result<Vec<OwnerId>, StoreError> {
     let mut tx = db.begin().await?;
     let sql = format!(
         "SELECT held.id, CASE WHEN o.seen_ms >= {now} - $1 THEN TRUE ELSE FALSE END AS lives
@@ -74,54 +78,49 @@ async fn dead_owners(
     let rows: Vec<(String, bool)> = on_db!(&mut tx, |c| sqlx::query_as(sql).bind(silent_ms).fetch_all(c).await)?;
     tx.commit().await?;
     // Looked at after the rows: who holds something by then was known before.
-    let living = living.map(|living| living.lock().unwrap_or_else(PoisonError::into_inner));
-    let dead = |id: &str, lives: bool| living.as_ref().map_or(!lives, |living| !living.contains(id));
+    let only_here = living.is_some_and(|living| living.only_here);
+    let here = living.map(|living| living.here.lock().unwrap_or_else(PoisonError::into_inner));
+    let dead = |id: &str, lives: bool| here.as_ref().is_none_or(|here| !here.contains(id)) && (only_here || !lives);
     Ok(rows.into_iter().filter(|(id, lives)| dead(id, *lives)).map(|(id, _)| id).collect())
 }
 
-/// pk, epoch, run, attempts, failures, started.
-type Held = (JobPk, i64, i64, i64, i64, bool);
+/// pk, epoch, run, attempts, failures, started, running.
+type Held = (JobPk, i64, i64, i64, i64, bool, String);
 
 async fn let_go(db: &Db, wakes: &Wakes, owner: &str, why: Why, now_ms: WallMs) -> Result<u64, StoreError> {
     let mut released = 0;
     loop {
-        match db.in_time(let_go_some(db, wakes, owner, why, now_ms)).await? {
-            0 => return Ok(released),
-            some => released += some,
+        let mut tx = db.begin().await?;
+        let mut pending = Pending::default();
+        let sql = format!(
+            "SELECT pk, epoch, run, attempts, failures, started, state FROM jobs WHERE owner = $1 ORDER BY pk LIMIT $2{}",
+            tx.for_update()
+        );
+        let sql = sqlx::AssertSqlSafe(sql);
+        let held: Vec<Held> = on_db!(&mut tx, |c| sqlx::query_as(sql).bind(owner).bind(BATCH).fetch_all(c).await)?;
+        if held.is_empty() {
+            free_deliveries(&mut tx, owner, now_ms, &mut pending).await?;
+            let sql = "DELETE FROM owners WHERE id = $1";
+            on_db!(&mut tx, |c| sqlx::query(sql).bind(owner).execute(c).await.map(drop))?;
+            wakes.commit(tx, pending).await?;
+            return Ok(released);
         }
+        if why == Why::Died {
+            mark_orphaned(&mut tx, &held).await?;
+        }
+        let records: Vec<Record> = held.iter().map(|held| farewell(held, now_ms)).collect();
+        let answers = outcomes::record(&mut tx, &records.iter().collect::<Vec<_>>(), &mut pending).await?;
+        if answers.contains(&Recorded::Superseded) {
+            return Err(StoreError::Corrupt(format!("{owner} holds a job that has ended")));
+        }
+        wakes.commit(tx, pending).await?;
+        released += held.len() as u64;
     }
-}
-
-/// One transaction of it. The last one, which finds no job, ends the owner.
-async fn let_go_some(db: &Db, wakes: &Wakes, owner: &str, why: Why, now_ms: WallMs) -> Result<u64, StoreError> {
-    let mut tx = db.begin().await?;
-    let mut pending = Pending::default();
-    let sql = format!(
-        "SELECT pk, epoch, run, attempts, failures, started FROM jobs WHERE owner = $1 ORDER BY pk LIMIT $2{}",
-        tx.for_update()
-    );
-    let sql = sqlx::AssertSqlSafe(sql);
-    let held: Vec<Held> = on_db!(&mut tx, |c| sqlx::query_as(sql).bind(owner).bind(BATCH).fetch_all(c).await)?;
-    if held.is_empty() {
-        free_deliveries(&mut tx, owner, now_ms, &mut pending).await?;
-        let sql = "DELETE FROM owners WHERE id = $1";
-        on_db!(&mut tx, |c| sqlx::query(sql).bind(owner).execute(c).await.map(drop))?;
-    }
-    if why == Why::Died {
-        mark_orphaned(&mut tx, &held).await?;
-    }
-    let records: Vec<Record> = held.iter().map(|held| farewell(held, now_ms)).collect();
-    let answers = outcomes::record(&mut tx, &records.iter().collect::<Vec<_>>(), &mut pending).await?;
-    if answers.contains(&Recorded::Superseded) {
-        return Err(StoreError::Corrupt(format!("{owner} holds a job that has ended")));
-    }
-    wakes.commit(tx, pending).await?;
-    Ok(held.len() as u64)
 }
 
 /// A job whose call may have left, and that may be sent at most once, is dead; all else is due.
 fn farewell(held: &Held, now_ms: WallMs) -> Record {
-    let (pk, epoch, run, attempts, failures, started) = held;
+    let (pk, epoch, run, attempts, failures, started, _) = held;
     let lost = "its dispatcher ended while the call was being made: nobody knows whether it was executed";
     let attempt = started.then(|| Attempt {
         n: number(*attempts).saturating_add(1),
@@ -153,8 +152,7 @@ async fn mark_orphaned(tx: &mut Tx, held: &[Held]) -> Result<(), StoreError> {
 
 async fn free_deliveries(tx: &mut Tx, owner: &str, now_ms: WallMs, wakes: &mut Pending) -> Result<(), StoreError> {
     let sql = "UPDATE deliveries SET owner = NULL, due_ms = $2 WHERE owner = $1 AND state = 'pending'";
-    let freed =
-        on_db!(tx, |c| sqlx::query(sql).bind(owner).bind(now_ms).execute(c).await.map(|done| done.rows_affected()))?;
+    let freed = on_db!(tx, |c| sqlx::query(sql).bind(owner).bind(now_ms).execute(c).await.map(|done| done.rows_affected()))?;
     if freed > 0 {
         wakes.deliveries();
     }

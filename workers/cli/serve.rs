@@ -1,5 +1,7 @@
 //! `paceline serve`: run the system.
 
+use std::time::{Duration, Instant};
+
 use clap::Args as ClapArgs;
 use paceline::config::{Config, QueueConfig};
 use tokio::signal::unix::{SignalKind, signal};
@@ -70,16 +72,25 @@ fn tell(config: &Config) {
     tracing::info!(configuration = file, store, queue, providers = config.providers.len(), "starting");
 }
 
+/// Signals closer together than this count as one.
+const SAME_SIGNAL: Duration = Duration::from_millis(300);
+
 /// The first signal drains, the second ends.
 fn stop_on_signals(shutdown: CancellationToken) -> Result<(), Failure> {
     let listen = |kind| signal(kind).map_err(|e| Failure::new(Exit::Failed, format!("cannot listen for signals: {e}")));
     let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
     tokio::spawn(async move {
+        let mut first: Option<Instant> = None;
         loop {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
+            // Some supervisors signal the process and its group: that is one wish, not two.
+            if first.is_some_and(|first| first.elapsed() < SAME_SIGNAL) {
+                continue;
+            }
+            first.get_or_insert_with(Instant::now);
             if shutdown.is_cancelled() {
                 tracing::warn!("second signal: ending at once; what was in hand is rescued by the next process");
                 std::process::exit(130);

@@ -1,0 +1,320 @@
+//! The broker and the database stop, die and come back while the built binary works: it waits, says
+//! so, loses nothing, and goes on without a restart. One test after the other.
+
+mod common;
+
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+
+use common::broker::Broker;
+use common::cut::Cut;
+use common::services::Services;
+use common::world::{Mode, SECRET, Serve, World, in_world};
+use common::{SOON, holds, until};
+use futures_util::FutureExt as _;
+use paceline::sim::{
+    Lognormal, ProviderHandle, ProviderOptions, ProviderSim, ReceiverHandle, ReceiverOptions, ReceiverSim, SimKey,
+};
+use serde_json::{Value, json};
+
+const KEY: &str = "outage-key-0123456789";
+/// A service needs some seconds to be back, and a reconnection waits up to 13.
+const BACK: Duration = Duration::from_secs(40);
+
+/// Runs a test that stops services; afterwards both run again, however it ended.
+async fn outage(test: impl AsyncFnOnce(&Services, &World)) {
+    let services = Services::alone().await;
+    in_world(Mode::Scaled, async |world| {
+        let done = AssertUnwindSafe(test(&services, world)).catch_unwind().await;
+        services.up().await;
+        if let Err(panic) = done {
+            std::panic::resume_unwind(panic);
+        }
+    })
+    .await;
+}
+
+async fn provider(world: &World, open: u64) -> ProviderHandle {
+    let options = ProviderOptions {
+        keys: vec![SimKey::new("a1", KEY)],
+        latency: Some(Lognormal::ms(20, 60)),
+        ..ProviderOptions::default()
+    };
+    let sim = ProviderSim::start(options).await.expect("a provider");
+    world.provider(&sim.base_url(), &[("a1", KEY)], &format!("key_limits = [ {{ concurrency = {open} }} ]"));
+    sim
+}
+
+async fn receiver() -> ReceiverHandle {
+    let options = ReceiverOptions { secrets: vec![SECRET.to_owned()], ..ReceiverOptions::default() };
+    ReceiverSim::start(options).await.expect("a receiver")
+}
+
+fn jobs(world: &World, prefix: &str, count: usize, path: &str, hook: &str) -> Vec<Value> {
+    let job = |n| {
+        json!({
+            "id": format!("{prefix}{n}"), "provider": world.provider,
+            "request": { "method": "POST", "path": path }, "callback": { "url": hook },
+        })
+    };
+    (0..count).map(job).collect()
+}
+
+async fn publish(world: &World, jobs: &[Value]) {
+    let broker = Broker::connect().await;
+    let message = |job: &Value| (job["id"].as_str().expect("an id").to_owned(), job.to_string().into_bytes());
+    broker.publish_all(&world.provider, jobs.iter().map(message)).await;
+    broker.close().await;
+}
+
+/// The waits that the log names, one a try, in milliseconds.
+fn waits(serve: &Serve, what: &str) -> Vec<f64> {
+    let log = serve.log();
+    let lines = log.lines().filter(|line| line.contains(what));
+    lines
+        .filter_map(|line| {
+            let wait = line.split("wait=").nth(1)?.split_whitespace().next()?;
+            let split = wait.find(|c: char| c.is_ascii_alphabetic() || c == 'µ')?;
+            let number: f64 = wait[..split].parse().ok()?;
+            Some(if &wait[split..] == "s" { number * 1e3 } else { number })
+        })
+        .collect()
+}
+
+fn assert_growing(waits: &[f64]) {
+    assert!(waits.len() >= 4, "one line a try: {waits:?}");
+    assert!(waits[3] > waits[0] * 1.5, "they grow: {waits:?}");
+    assert!(waits.iter().all(|wait| *wait <= 13_500.0), "{waits:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_is_absent_at_the_start_is_waited_for() {
+    outage(async |services, world| {
+        let _sim = provider(world, 8).await;
+        services.stop("rabbitmq").await;
+        let serve = world.serve();
+        let api = world.api();
+        let said = api.red_parts(&["queue"], SOON).await.concat();
+        assert!(said.contains("onnection refused"), "{said}");
+        assert_eq!(api.get("/healthz").await.0, 200);
+        assert_eq!(api.get("/readyz").await.0, 503);
+        // HTTP does not need it.
+        api.accept(&json!({ "id": "h1", "provider": world.provider, "request": { "path": "/ok" } })).await;
+        api.job_in("h1", &["succeeded"]).await;
+        until("it tries again and again", SOON, async || holds(waits(&serve, "RabbitMQ").len() >= 4)).await;
+        assert_growing(&waits(&serve, "RabbitMQ"));
+        services.up().await;
+        api.green(BACK).await;
+        publish(world, &jobs(world, "b", 5, "/ok", "http://127.0.0.1:1/")).await;
+        for n in 0..5 {
+            api.job_in(&format!("b{n}"), &["succeeded"]).await;
+        }
+        serve.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_is_absent_at_the_start_is_waited_for() {
+    outage(async |services, world| {
+        let _sim = provider(world, 8).await;
+        services.stop("postgres").await;
+        let mut serve = world.serve();
+        let api = world.api();
+        api.red_parts(&["store"], SOON).await;
+        assert_eq!(api.get("/healthz").await.0, 200);
+        let (status, problem) =
+            api.post("/v1/jobs", &json!({ "provider": world.provider, "request": { "path": "/ok" } })).await;
+        assert_eq!((status, &problem["type"]), (503, &json!("urn:paceline:problem:unavailable")), "{problem}");
+        until("it tries again and again", SOON, async || holds(waits(&serve, "the database").len() >= 4)).await;
+        assert_growing(&waits(&serve, "the database"));
+        assert!(serve.is_alive());
+        services.up().await;
+        api.green(BACK).await;
+        publish(world, &jobs(world, "b", 5, "/ok", "http://127.0.0.1:1/")).await;
+        for n in 0..5 {
+            api.job_in(&format!("b{n}"), &["succeeded"]).await;
+        }
+        serve.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_restarts_or_dies_while_it_is_consumed_loses_and_doubles_nothing() {
+    outage(async |services, world| {
+        let sim = provider(world, 2).await;
+        let hooks = receiver().await;
+        let serve = world.serving().await;
+        let api = world.api();
+        publish(world, &jobs(world, "r", 600, "/slow/40", &hooks.hook(""))).await;
+        sim.wait_accepted(50, SOON).await.expect("calls");
+        services.restart("rabbitmq").await;
+        api.green(BACK).await;
+        publish(world, &jobs(world, "s", 50, "/ok", &hooks.hook(""))).await;
+        let calls = sim.stats().accepted;
+        sim.wait_accepted(calls + 20, SOON).await.expect("it goes on");
+        services.kill("rabbitmq").await;
+        api.red_parts(&["queue"], SOON).await;
+        // What was let in goes on, and so does HTTP.
+        api.accept(&json!({ "id": "h1", "provider": world.provider, "request": { "path": "/ok" } })).await;
+        services.up().await;
+        api.green(BACK).await;
+        world.all_done(651, Duration::from_secs(90)).await;
+        world.at_rest(651).await;
+        assert_eq!(sim.executions(2), [], "no call was made twice");
+        assert_eq!(sim.stats().executed, 651);
+        hooks.wait_acknowledged(650, SOON).await.expect("every event");
+        serve.stop().await;
+    })
+    .await;
+}
+
+/// Longer than the time after which a silent process counts as dead.
+const LONG: Duration = Duration::from_secs(17);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_is_away_while_jobs_run_loses_and_doubles_nothing() {
+    outage(async |services, world| {
+        let sim = provider(world, 8).await;
+        let hooks = receiver().await;
+        let serve = world.serving().await;
+        let api = world.api();
+        publish(world, &jobs(world, "d", 120, "/slow/1200", &hooks.hook(""))).await;
+        let mut once = jobs(world, "o", 4, "/slow/1200", &hooks.hook(""));
+        once.iter_mut().for_each(|job| job["delivery"] = "at_most_once".into());
+        api.accept_all(&once).await;
+        for (round, outage) in ["restart", "stop", "kill"].into_iter().enumerate() {
+            let calls = sim.stats().accepted;
+            sim.wait_accepted(calls + 9, SOON).await.expect("calls go out");
+            match outage {
+                "restart" => services.restart("postgres").await,
+                "stop" => {
+                    services.stop("postgres").await;
+                    let began = tokio::time::Instant::now();
+                    api.red_parts(&["store"], SOON).await;
+                    let job = json!({ "id": "refused", "provider": world.provider, "request": { "path": "/ok" } });
+                    let (status, problem) = api.post("/v1/jobs", &job).await;
+                    assert_eq!(
+                        (status, &problem["type"]),
+                        (503, &json!("urn:paceline:problem:unavailable")),
+                        "{problem}"
+                    );
+                    assert_eq!(api.get("/v1/jobs/d1").await.0, 503);
+                    assert_eq!(api.get("/healthz").await.0, 200);
+                    // These wait in the broker, or unacknowledged.
+                    publish(world, &jobs(world, "w", 20, "/ok", &hooks.hook(""))).await;
+                    tokio::time::sleep_until(began + LONG).await;
+                    services.up().await;
+                }
+                _ => {
+                    services.kill("postgres").await;
+                    services.up().await;
+                }
+            }
+            api.green(BACK).await;
+            let id = format!("after{round}");
+            api.accept(&json!({ "id": id, "provider": world.provider, "request": { "path": "/ok" } })).await;
+        }
+        let all = 120 + 4 + 20 + 3;
+        world.all_done(all, Duration::from_secs(60)).await;
+        let succeeded = world.number("SELECT COUNT(*) FROM jobs WHERE state = 'succeeded'").await;
+        assert_eq!(succeeded, all, "every outcome was recorded");
+        assert_eq!(sim.executions(2), [], "and no call was made twice");
+        world.at_rest(all).await;
+        hooks.wait_acknowledged(144, BACK).await.expect("every event");
+        serve.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_ends_in_order_even_while_the_database_is_away() {
+    outage(async |services, world| {
+        let sim = provider(world, 2).await;
+        let mut serve = world.serving().await;
+        let api = world.api();
+        services.stop("postgres").await;
+        api.red_parts(&["store"], SOON).await;
+        publish(world, &jobs(world, "f", 10, "/ok", "http://127.0.0.1:1/")).await;
+        until("deliveries wait for the store", SOON, async || holds(serve.log().contains("deliveries wait"))).await;
+        serve.terminate();
+        let status = serve.ended(Duration::from_secs(20)).await;
+        assert_eq!(status.code(), Some(0), "{}", serve.log());
+        services.up().await;
+        let serve = world.serving().await;
+        world.all_done(10, Duration::from_secs(60)).await;
+        world.at_rest(10).await;
+        assert_eq!(sim.stats().executed, 10);
+        serve.stop().await;
+    })
+    .await;
+}
+
+/// To the database its process looks dead, and yet it lives: its heartbeats did not arrive for long.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_rescues_the_jobs_of_the_living() {
+    outage(async |_services, world| {
+        let sim = provider(world, 8).await;
+        let hooks = receiver().await;
+        let serve = world.serving().await;
+        publish(world, &jobs(world, "l", 24, "/slow/4000", &hooks.hook(""))).await;
+        let mut once = jobs(world, "o", 4, "/slow/4000", &hooks.hook(""));
+        once.iter_mut().for_each(|job| job["delivery"] = "at_most_once".into());
+        world.api().accept_all(&once).await;
+        sim.wait_accepted(8, SOON).await.expect("calls");
+        // As after an outage: the upkeep looks before the next heartbeat is written.
+        until("all is done in spite of it", Duration::from_secs(40), async || {
+            world.execute("UPDATE owners SET seen_ms = 0").await;
+            holds(world.open_jobs().await == 0 && world.number("SELECT COUNT(*) FROM jobs").await == 28)
+        })
+        .await;
+        assert!(!serve.log().contains("rescued"), "{}", serve.log());
+        assert_eq!(world.number("SELECT COUNT(*) FROM jobs WHERE state = 'succeeded'").await, 28);
+        assert_eq!(sim.executions(2), []);
+        world.at_rest(28).await;
+        serve.stop().await;
+    })
+    .await;
+}
+
+/// A connection that breaks while it commits: nobody knows whether it did.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commits_whose_answers_are_lost_leave_no_orphans_and_double_no_call() {
+    outage(async |_services, world| {
+        let sim = provider(world, 8).await;
+        let hooks = receiver().await;
+        let mut url = url::Url::parse(world.database()).expect("a URL");
+        let database = format!("{}:{}", url.host_str().expect("a host"), url.port().unwrap_or(5432));
+        let cut = Cut::start(database).await;
+        url.set_port(Some(cut.address.port())).expect("a port");
+        world.set("DATABASE_URL", url.as_str());
+        let serve = world.serving().await;
+        cut.every(4);
+        let over_http = jobs(world, "h", 100, "/fail/1", &hooks.hook(""));
+        for batch in over_http.chunks(10) {
+            until("they are accepted", SOON, async || {
+                let answer = world.api().try_post("/v1/jobs", &Value::Array(batch.to_vec())).await?;
+                holds(answer.0 == 202)
+            })
+            .await;
+        }
+        for batch in jobs(world, "b", 150, "/ok", &hooks.hook("")).chunks(15) {
+            publish(world, batch).await;
+        }
+        until("enough of them are cut", SOON, async || {
+            let (before, after) = cut.counts();
+            holds(before >= 15 && after >= 15)
+        })
+        .await;
+        cut.every(0);
+        world.all_done(250, Duration::from_secs(60)).await;
+        world.at_rest(250).await;
+        let succeeded = world.number("SELECT COUNT(*) FROM jobs WHERE state = 'succeeded'").await;
+        assert_eq!(succeeded, 250);
+        assert_eq!(sim.executions(2), [], "no call was made twice");
+        hooks.wait_acknowledged(250, BACK).await.expect("every event");
+        serve.stop().await;
+    })
+    .await;
+}
