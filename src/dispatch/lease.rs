@@ -228,7 +228,7 @@ impl Tenure {
     pub(super) fn wake_at(&self) -> Option<Time> {
         match self.state {
             State::Without { ask_at } => Some(ask_at),
-            State::Held { renew_at, valid_until, .. } => Some(renew_at.min(valid_until.max(renew_at))),
+            State::Held { renew_at, .. } => Some(renew_at),
             State::Asking | State::Renewing { .. } => None,
         }
     }
