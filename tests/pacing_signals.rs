@@ -19,27 +19,12 @@ fn parse(status: u16, heads: &[(&'static str, &'static str)]) -> Signal {
 type Heads<'a> = &'a [(&'a str, &'a str)];
 
 /// Unit, limit, remaining, reset in milliseconds, window in seconds, family.
-type Row = (
-    Unit,
-    Option<u64>,
-    Option<u64>,
-    Option<u64>,
-    Option<u64>,
-    Family,
-);
+type Row = (Unit, Option<u64>, Option<u64>, Option<u64>, Option<u64>, Family);
 
 fn rows(signal: &Signal) -> Vec<Row> {
     let millis = |time: Duration| time.as_millis() as u64;
-    let row = |r: &Reading| {
-        (
-            r.unit,
-            r.limit,
-            r.remaining,
-            r.resets_in.map(millis),
-            r.window.map(|w| w.as_secs()),
-            r.family,
-        )
-    };
+    let row =
+        |r: &Reading| (r.unit, r.limit, r.remaining, r.resets_in.map(millis), r.window.map(|w| w.as_secs()), r.family);
     signal.readings.iter().map(row).collect()
 }
 
@@ -50,10 +35,7 @@ fn every_family_is_read() {
     let table: &[(Heads<'_>, &[Row])] = &[
         (
             &[
-                (
-                    "RateLimit-Policy",
-                    "\"burst\";q=100;w=60,\"daily\";q=1000;w=86400",
-                ),
+                ("RateLimit-Policy", "\"burst\";q=100;w=60,\"daily\";q=1000;w=86400"),
                 ("RateLimit", "\"burst\";r=50;t=30"),
             ],
             &[
@@ -63,10 +45,7 @@ fn every_family_is_read() {
         ),
         (
             &[
-                (
-                    "ratelimit-policy",
-                    "\"a,b\";q=10;w=1;qu=\"content-bytes\";pk=:cGs=:",
-                ),
+                ("ratelimit-policy", "\"a,b\";q=10;w=1;qu=\"content-bytes\";pk=:cGs=:"),
                 ("ratelimit", "\"a,b\";r=0;t=1"),
             ],
             &[(Cost, Some(10), Some(0), Some(1_000), Some(1), Ietf)],
@@ -76,11 +55,7 @@ fn every_family_is_read() {
             &[(Requests, Some(100), Some(7), Some(12_000), None, Ietf)],
         ),
         (
-            &[
-                ("RateLimit-Limit", "100, 100;w=60"),
-                ("RateLimit-Remaining", "3"),
-                ("RateLimit-Reset", "5"),
-            ],
+            &[("RateLimit-Limit", "100, 100;w=60"), ("RateLimit-Remaining", "3"), ("RateLimit-Reset", "5")],
             &[(Requests, Some(100), Some(3), Some(5_000), None, Ietf)],
         ),
         // GitHub: epoch seconds, read against Date.
@@ -91,22 +66,11 @@ fn every_family_is_read() {
                 ("X-RateLimit-Reset", "1772452860"),
                 ("X-RateLimit-Used", "1"),
             ],
-            &[(
-                Requests,
-                Some(5000),
-                Some(4999),
-                Some(60_000),
-                None,
-                XRateLimit,
-            )],
+            &[(Requests, Some(5000), Some(4999), Some(60_000), None, XRateLimit)],
         ),
         // Epoch milliseconds.
         (
-            &[
-                ("x-ratelimit-limit", "10"),
-                ("x-ratelimit-remaining", "0"),
-                ("x-ratelimit-reset", "1772452801500"),
-            ],
+            &[("x-ratelimit-limit", "10"), ("x-ratelimit-remaining", "0"), ("x-ratelimit-reset", "1772452801500")],
             &[(Requests, Some(10), Some(0), Some(1_500), None, XRateLimit)],
         ),
         // Discord: the wait in seconds beside the epoch; the wait is finer.
@@ -122,11 +86,7 @@ fn every_family_is_read() {
         ),
         // X.
         (
-            &[
-                ("x-rate-limit-limit", "15"),
-                ("x-rate-limit-remaining", "2"),
-                ("x-rate-limit-reset", "1772453700"),
-            ],
+            &[("x-rate-limit-limit", "15"), ("x-rate-limit-remaining", "2"), ("x-rate-limit-reset", "1772453700")],
             &[(Requests, Some(15), Some(2), Some(900_000), None, XRateLimit)],
         ),
         (
@@ -140,21 +100,11 @@ fn every_family_is_read() {
             ],
             &[
                 (Requests, Some(60), Some(59), Some(250), None, OpenAi),
-                (
-                    Cost,
-                    Some(150_000),
-                    Some(149_984),
-                    Some(360_000),
-                    None,
-                    OpenAi,
-                ),
+                (Cost, Some(150_000), Some(149_984), Some(360_000), None, OpenAi),
             ],
         ),
         (
-            &[
-                ("X-RateLimit-Limit-Minute", "20"),
-                ("X-RateLimit-Remaining-Minute", "19"),
-            ],
+            &[("X-RateLimit-Limit-Minute", "20"), ("X-RateLimit-Remaining-Minute", "19")],
             &[(Requests, Some(20), Some(19), None, Some(60), OpenAi)],
         ),
         (
@@ -164,20 +114,14 @@ fn every_family_is_read() {
                 ("anthropic-ratelimit-requests-reset", "2026-03-02T12:00:01Z"),
                 ("anthropic-ratelimit-input-tokens-limit", "40000"),
                 ("anthropic-ratelimit-input-tokens-remaining", "39000"),
-                (
-                    "anthropic-ratelimit-input-tokens-reset",
-                    "2026-03-02T14:00:00.5+02:00",
-                ),
+                ("anthropic-ratelimit-input-tokens-reset", "2026-03-02T14:00:00.5+02:00"),
             ],
             &[
                 (Requests, Some(50), Some(0), Some(1_000), None, Anthropic),
                 (Cost, Some(40_000), Some(39_000), Some(500), None, Anthropic),
             ],
         ),
-        (
-            &[("X-Shopify-Shop-Api-Call-Limit", "32/40")],
-            &[(Requests, Some(40), Some(8), None, None, Shopify)],
-        ),
+        (&[("X-Shopify-Shop-Api-Call-Limit", "32/40")], &[(Requests, Some(40), Some(8), None, None, Shopify)]),
         (
             &[
                 ("X-HubSpot-RateLimit-Max", "100"),
@@ -187,50 +131,17 @@ fn every_family_is_read() {
                 ("X-HubSpot-RateLimit-Daily-Remaining", "249000"),
             ],
             &[
-                (
-                    Requests,
-                    Some(100),
-                    Some(0),
-                    Some(10_000),
-                    Some(10),
-                    HubSpot,
-                ),
-                (
-                    Requests,
-                    Some(250_000),
-                    Some(249_000),
-                    None,
-                    Some(86_400),
-                    HubSpot,
-                ),
+                (Requests, Some(100), Some(0), Some(10_000), Some(10), HubSpot),
+                (Requests, Some(250_000), Some(249_000), None, Some(86_400), HubSpot),
             ],
         ),
         (
-            &[(
-                "Sforce-Limit-Info",
-                "api-usage=18/5000; per-app-api-usage=17/250(appName=sample)",
-            )],
-            &[(
-                Requests,
-                Some(5_000),
-                Some(4_982),
-                None,
-                Some(86_400),
-                Salesforce,
-            )],
+            &[("Sforce-Limit-Info", "api-usage=18/5000; per-app-api-usage=17/250(appName=sample)")],
+            &[(Requests, Some(5_000), Some(4_982), None, Some(86_400), Salesforce)],
         ),
-        (
-            &[("Twilio-Concurrent-Requests", "3")],
-            &[(Concurrency, None, None, None, None, Twilio)],
-        ),
-        (
-            &[("x-amzn-RateLimit-Limit", "0.0167")],
-            &[(Requests, Some(1), None, None, Some(59), Amazon)],
-        ),
-        (
-            &[("x-amzn-RateLimit-Limit", "15.0")],
-            &[(Requests, Some(15), None, None, Some(1), Amazon)],
-        ),
+        (&[("Twilio-Concurrent-Requests", "3")], &[(Concurrency, None, None, None, None, Twilio)]),
+        (&[("x-amzn-RateLimit-Limit", "0.0167")], &[(Requests, Some(1), None, None, Some(59), Amazon)]),
+        (&[("x-amzn-RateLimit-Limit", "15.0")], &[(Requests, Some(15), None, None, Some(1), Amazon)]),
     ];
     for (heads, expected) in table {
         assert_eq!(&rows(&parse(200, heads)), expected, "{heads:?}");
@@ -241,14 +152,8 @@ fn every_family_is_read() {
 fn retry_after_is_seconds_or_a_date() {
     let wait = |status, value| parse(status, &[("Retry-After", value)]).retry_after;
     assert_eq!(wait(429, "120"), Some(Duration::from_secs(120)));
-    assert_eq!(
-        wait(503, "Mon, 02 Mar 2026 12:01:30 GMT"),
-        Some(Duration::from_secs(90))
-    );
-    assert_eq!(
-        wait(429, "Mon, 02 Mar 2026 11:00:00 GMT"),
-        Some(Duration::ZERO)
-    );
+    assert_eq!(wait(503, "Mon, 02 Mar 2026 12:01:30 GMT"), Some(Duration::from_secs(90)));
+    assert_eq!(wait(429, "Mon, 02 Mar 2026 11:00:00 GMT"), Some(Duration::ZERO));
     assert_eq!(wait(429, "1.5"), Some(Duration::from_millis(1_500)));
     assert_eq!(
         parse(429, &[("retry-after-ms", "250"), ("retry-after", "1")]).retry_after,
@@ -271,33 +176,13 @@ fn what_counts_as_refused() {
     assert!(parse(429, &[]).limited);
     assert!(!parse(403, &[]).limited);
     assert!(!parse(503, &[("retry-after", "5")]).limited);
-    assert!(
-        parse(
-            403,
-            &[("x-ratelimit-limit", "60"), ("x-ratelimit-remaining", "0")]
-        )
-        .limited
-    );
-    let jira = parse(
-        503,
-        &[
-            ("RateLimit-Reason", "jira-quota-global-based"),
-            ("X-RateLimit-NearLimit", "true"),
-        ],
-    );
+    assert!(parse(403, &[("x-ratelimit-limit", "60"), ("x-ratelimit-remaining", "0")]).limited);
+    let jira = parse(503, &[("RateLimit-Reason", "jira-quota-global-based"), ("X-RateLimit-NearLimit", "true")]);
     assert!(jira.limited && jira.near_limit);
     assert_eq!(jira.reason.as_deref(), Some("jira-quota-global-based"));
-    let stripe = parse(
-        429,
-        &[("Stripe-Rate-Limited-Reason", "endpoint-concurrency")],
-    );
+    let stripe = parse(429, &[("Stripe-Rate-Limited-Reason", "endpoint-concurrency")]);
     assert_eq!(stripe.reason.as_deref(), Some("endpoint-concurrency"));
-    assert_eq!(
-        parse(429, &[("retry-after", "1")])
-            .families()
-            .collect::<Vec<_>>(),
-        [Family::RetryAfter]
-    );
+    assert_eq!(parse(429, &[("retry-after", "1")]).families().collect::<Vec<_>>(), [Family::RetryAfter]);
 }
 
 #[test]
@@ -340,53 +225,20 @@ fn absurd_values_are_left_out_and_contradictions_read_tightly() {
             ],
         );
         assert!(
-            signal
-                .readings
-                .iter()
-                .all(|reading| reading.limit.is_none() && reading.remaining.is_none()),
+            signal.readings.iter().all(|reading| reading.limit.is_none() && reading.remaining.is_none()),
             "{absurd:?} {signal:?}"
         );
     }
     // A year 2300 reset, and one long ago.
-    assert_eq!(
-        rows(&parse(
-            200,
-            &[
-                ("x-ratelimit-remaining", "0"),
-                ("x-ratelimit-reset", "10413792000")
-            ]
-        ))[0]
-            .3,
-        None
-    );
-    assert_eq!(
-        rows(&parse(
-            200,
-            &[
-                ("x-ratelimit-remaining", "0"),
-                ("x-ratelimit-reset", "1500000000")
-            ]
-        ))[0]
-            .3,
-        Some(0)
-    );
+    assert_eq!(rows(&parse(200, &[("x-ratelimit-remaining", "0"), ("x-ratelimit-reset", "10413792000")]))[0].3, None);
+    assert_eq!(rows(&parse(200, &[("x-ratelimit-remaining", "0"), ("x-ratelimit-reset", "1500000000")]))[0].3, Some(0));
     let twice = [
         ("x-ratelimit-remaining", "5"),
         ("X-RateLimit-Remaining", "2"),
         ("x-ratelimit-reset", "1"),
         ("x-ratelimit-reset", "9"),
     ];
-    assert_eq!(
-        rows(&parse(200, &twice))[0],
-        (
-            Unit::Requests,
-            None,
-            Some(2),
-            Some(9_000),
-            None,
-            Family::XRateLimit
-        )
-    );
+    assert_eq!(rows(&parse(200, &twice))[0], (Unit::Requests, None, Some(2), Some(9_000), None, Family::XRateLimit));
 }
 
 const NAMES: &[&str] = &[
@@ -476,50 +328,27 @@ proptest! {
 }
 
 fn one_key(limit: LimitSpec) -> PoolSpec {
-    let keys = vec![KeySpec {
-        label: "k".into(),
-        weight: 1,
-        budget: None,
-    }];
-    PoolSpec {
-        key_limits: vec![limit],
-        keys,
-        ..PoolSpec::default()
-    }
+    let keys = vec![KeySpec { label: "k".into(), weight: 1, budget: None }];
+    PoolSpec { key_limits: vec![limit], keys, ..PoolSpec::default() }
 }
 
-const CALL: Job = Job {
-    ask: Ask {
-        cost: 1,
-        routes: Routes::NONE,
-        pin: None,
-    },
-    lane: 0,
-    actual: None,
-};
+const CALL: Job = Job { ask: Ask { cost: 1, routes: Routes::NONE, pin: None }, lane: 0, actual: None };
 
 /// A provider that says `remaining: 0` in most of its answers does not slow an exact pacer down.
 #[test]
 fn remaining_zero_at_full_use_costs_nothing() {
     for (n, window) in [(100, 10 * SECOND), (10, SECOND)] {
         for seed in 0..4 {
-            let limit =
-                LimitSpec::requests(n, Duration::from_nanos(window), Algorithm::SlidingWindow);
+            let limit = LimitSpec::requests(n, Duration::from_nanos(window), Algorithm::SlidingWindow);
             let mut spec = one_key(limit);
             if seed % 2 == 1 {
                 // The same limit, declared of the provider as a whole.
                 std::mem::swap(&mut spec.limits, &mut spec.key_limits);
             }
             let used = |tells| {
-                let (mut pool, mut line) = (
-                    Pool::new(&spec, Time::ZERO).unwrap(),
-                    Line::new(&spec.lanes),
-                );
+                let (mut pool, mut line) = (Pool::new(&spec, Time::ZERO).unwrap(), Line::new(&spec.lanes));
                 let mut server = SlidingLog::new(n, window);
-                let world = World {
-                    tells,
-                    ..World::default()
-                };
+                let world = World { tells, ..World::default() };
                 let report = run(
                     &mut pool,
                     &mut line,
@@ -534,10 +363,7 @@ fn remaining_zero_at_full_use_costs_nothing() {
                 report.utilisation(n, window, None)
             };
             let (silent, telling) = (used(false), used(true));
-            assert!(
-                telling >= silent - 1e-9,
-                "seed {seed}: {silent} silent, {telling} telling"
-            );
+            assert!(telling >= silent - 1e-9, "seed {seed}: {silent} silent, {telling} telling");
         }
     }
 }
@@ -547,31 +373,14 @@ fn remaining_zero_at_full_use_costs_nothing() {
 fn foreign_use_is_noticed() {
     let spec = one_key(LimitSpec::requests(50, seconds(5.0), Algorithm::Smooth));
     let refused = |tells| {
-        let (mut pool, mut line) = (
-            Pool::new(&spec, Time::ZERO).unwrap(),
-            Line::new(&spec.lanes),
-        );
+        let (mut pool, mut line) = (Pool::new(&spec, Time::ZERO).unwrap(), Line::new(&spec.lanes));
         let mut server = SlidingLog::new(50, 5 * SECOND);
-        let world = World {
-            tells,
-            foreign: 0.3,
-            ..World::default()
-        };
-        let report = run(
-            &mut pool,
-            &mut line,
-            &world,
-            &mut [&mut server],
-            (SECOND, 100 * SECOND),
-            9,
-            &mut Dice(3),
-            |_, _| Some(CALL),
-        );
-        (
-            report.refused(),
-            report.arrivals.len(),
-            pool.snapshot(Time::from_nanos(101 * SECOND)).pacing_errors,
-        )
+        let world = World { tells, foreign: 0.3, ..World::default() };
+        let report =
+            run(&mut pool, &mut line, &world, &mut [&mut server], (SECOND, 100 * SECOND), 9, &mut Dice(3), |_, _| {
+                Some(CALL)
+            });
+        (report.refused(), report.arrivals.len(), pool.snapshot(Time::from_nanos(101 * SECOND)).pacing_errors)
     };
     let (blind, seeing) = (refused(false), refused(true));
     println!("refused of sent: {blind:?} blind, {seeing:?} seeing");
@@ -582,15 +391,9 @@ fn foreign_use_is_noticed() {
 
 fn flown(pool: &mut Pool, at: u64, heads: &[(&str, &str)], status: u16) {
     let now = Time::from_nanos(at * MILLI);
-    let Acquire::Granted(permit) = pool.acquire(&Ask::default(), now) else {
-        panic!("not granted at {at} ms")
-    };
+    let Acquire::Granted(permit) = pool.acquire(&Ask::default(), now) else { panic!("not granted at {at} ms") };
     let mut flight = pool.depart(permit, now);
-    pool.first_byte(
-        &mut flight,
-        now,
-        Some(&Signal::parse(heads.iter().copied(), status, None)),
-    );
+    pool.first_byte(&mut flight, now, Some(&Signal::parse(heads.iter().copied(), status, None)));
     pool.finish(flight, now, None);
 }
 
@@ -602,50 +405,30 @@ fn where_nothing_is_declared_the_answer_pauses() {
     flown(
         &mut pool,
         1,
-        &[
-            ("x-ratelimit-limit", "60"),
-            ("x-ratelimit-remaining", "1"),
-            ("x-ratelimit-reset", "30"),
-        ],
+        &[("x-ratelimit-limit", "60"), ("x-ratelimit-remaining", "1"), ("x-ratelimit-reset", "30")],
         200,
     );
     flown(
         &mut pool,
         2,
-        &[
-            ("x-ratelimit-limit", "60"),
-            ("x-ratelimit-remaining", "0"),
-            ("x-ratelimit-reset", "30"),
-        ],
+        &[("x-ratelimit-limit", "60"), ("x-ratelimit-remaining", "0"), ("x-ratelimit-reset", "30")],
         200,
     );
     let blocked = pool.acquire(&Ask::default(), Time::from_nanos(3 * MILLI));
     assert!(
         matches!(blocked, Acquire::Blocked { why: Why::BudgetPaused(_), until: Some(at) } if at >= Time::from_nanos(30_002 * MILLI))
     );
-    assert!(matches!(
-        pool.snapshot(Time::from_nanos(3 * MILLI)).budgets[0].state,
-        BudgetState::Paused(_)
-    ));
+    assert!(matches!(pool.snapshot(Time::from_nanos(3 * MILLI)).budgets[0].state, BudgetState::Paused(_)));
 }
 
 #[test]
 fn a_refusal_pauses_counts_and_widens_once_per_round() {
-    let mut pool = Pool::new(
-        &one_key(LimitSpec::requests(
-            10,
-            seconds(1.0),
-            Algorithm::SlidingWindow,
-        )),
-        Time::ZERO,
-    )
-    .unwrap();
+    let mut pool =
+        Pool::new(&one_key(LimitSpec::requests(10, seconds(1.0), Algorithm::SlidingWindow)), Time::ZERO).unwrap();
     let now = Time::from_nanos(SECOND);
     let mut flights = Vec::new();
     for _ in 0..4 {
-        let Acquire::Granted(permit) = pool.acquire(&Ask::default(), now) else {
-            panic!()
-        };
+        let Acquire::Granted(permit) = pool.acquire(&Ask::default(), now) else { panic!() };
         flights.push(pool.depart(permit, now));
     }
     for (n, mut flight) in flights.into_iter().enumerate() {
@@ -655,43 +438,24 @@ fn a_refusal_pauses_counts_and_widens_once_per_round() {
     }
     let state = pool.snapshot(now + seconds(0.1));
     assert_eq!(state.pacing_errors, 4);
-    assert!(
-        (state.budgets[0].guard - 0.005).abs() < 1e-9,
-        "{}",
-        state.budgets[0].guard
-    );
+    assert!((state.budgets[0].guard - 0.005).abs() < 1e-9, "{}", state.budgets[0].guard);
     // No time was given: one second, and a little jitter; then the pauses double.
-    let Acquire::Blocked {
-        until: Some(first), ..
-    } = pool.acquire(&Ask::default(), now + seconds(0.1))
-    else {
+    let Acquire::Blocked { until: Some(first), .. } = pool.acquire(&Ask::default(), now + seconds(0.1)) else {
         panic!()
     };
     let wait = first.since(now + seconds(0.05));
     assert!(wait >= seconds(1.0) && wait < seconds(1.07), "{wait:?}");
     flown(&mut pool, first.as_nanos().div_ceil(MILLI), &[], 429);
-    let Acquire::Blocked {
-        until: Some(second),
-        ..
-    } = pool.acquire(&Ask::default(), first + seconds(0.1))
-    else {
+    let Acquire::Blocked { until: Some(second), .. } = pool.acquire(&Ask::default(), first + seconds(0.1)) else {
         panic!()
     };
     assert!(second.since(first) >= seconds(2.0) && second.since(first) < seconds(2.2));
     assert!((pool.snapshot(second).budgets[0].guard - 0.010).abs() < 1e-9);
     // Long after, the guard shrinks again.
     for minute in 1..60 {
-        flown(
-            &mut pool,
-            second.as_nanos() / MILLI + minute * 300_000,
-            &[],
-            200,
-        );
+        flown(&mut pool, second.as_nanos() / MILLI + minute * 300_000, &[], 200);
     }
-    assert_eq!(
-        pool.snapshot(Time::from_nanos(20_000 * SECOND)).budgets[0].guard,
-        0.0
-    );
+    assert_eq!(pool.snapshot(Time::from_nanos(20_000 * SECOND)).budgets[0].guard, 0.0);
 }
 
 /// Fixed windows whose edges the answers tell are used wholly, wherever they begin.
@@ -700,25 +464,14 @@ fn fixed_windows_are_used_up_to_their_edges() {
     for (on_the_clock, floor) in [(true, 0.985), (false, 0.95)] {
         for seed in 0..4 {
             let (n, window) = (100, 10 * SECOND);
-            let spec = one_key(LimitSpec::requests(
-                n,
-                Duration::from_nanos(window),
-                Algorithm::FixedWindow,
-            ));
-            let (mut pool, mut line) = (
-                Pool::new(&spec, Time::ZERO).unwrap(),
-                Line::new(&spec.lanes),
-            );
+            let spec = one_key(LimitSpec::requests(n, Duration::from_nanos(window), Algorithm::FixedWindow));
+            let (mut pool, mut line) = (Pool::new(&spec, Time::ZERO).unwrap(), Line::new(&spec.lanes));
             let mut server = if on_the_clock {
                 FixedWindow::on_the_clock(n, window, Dice(seed).below(window))
             } else {
                 FixedWindow::from_the_first_call(n, window)
             };
-            let world = World {
-                tells: true,
-                work: Delay::new(50.0, 500.0),
-                ..World::default()
-            };
+            let world = World { tells: true, work: Delay::new(50.0, 500.0), ..World::default() };
             let report = run(
                 &mut pool,
                 &mut line,
@@ -740,43 +493,53 @@ fn fixed_windows_are_used_up_to_their_edges() {
 /// Late answers and answers of earlier windows change nothing for the worse.
 #[test]
 fn answers_out_of_order_only_tighten() {
-    let mut pool = Pool::new(
-        &one_key(LimitSpec::requests(
-            10,
-            seconds(10.0),
-            Algorithm::SlidingWindow,
-        )),
-        Time::ZERO,
-    )
-    .unwrap();
+    let mut pool =
+        Pool::new(&one_key(LimitSpec::requests(10, seconds(10.0), Algorithm::SlidingWindow)), Time::ZERO).unwrap();
     let now = Time::from_nanos(SECOND);
     let mut flights = Vec::new();
     for _ in 0..3 {
-        let Acquire::Granted(permit) = pool.acquire(&Ask::default(), now) else {
-            panic!()
-        };
+        let Acquire::Granted(permit) = pool.acquire(&Ask::default(), now) else { panic!() };
         flights.push(pool.depart(permit, now));
     }
     let used = |pool: &mut Pool| pool.snapshot(now).budgets[0].keys[0].limits[0].used;
     // Own use of 3 explains 7 remaining; 4 remaining mean 3 foreign calls; 9 remaining afterwards change nothing.
     for (remaining, expected) in [("7", 3), ("4", 6), ("9", 6)] {
         let mut flight = flights.remove(0);
-        let heads = [
-            ("x-ratelimit-limit", "10"),
-            ("x-ratelimit-remaining", remaining),
-            ("x-ratelimit-reset", "4"),
-        ];
+        let heads = [("x-ratelimit-limit", "10"), ("x-ratelimit-remaining", remaining), ("x-ratelimit-reset", "4")];
         pool.first_byte(&mut flight, now, Some(&Signal::parse(heads, 200, None)));
         pool.finish(flight, now, None);
         assert_eq!(used(&mut pool), expected, "{remaining}");
     }
     // The stated reset may be that of the oldest call only: all of it counts for a whole window.
-    assert_eq!(
-        pool.snapshot(now + seconds(9.9)).budgets[0].keys[0].limits[0].used,
-        6
-    );
-    assert_eq!(
-        pool.snapshot(now + seconds(10.1)).budgets[0].keys[0].limits[0].used,
-        0
-    );
+    assert_eq!(pool.snapshot(now + seconds(9.9)).budgets[0].keys[0].limits[0].used, 6);
+    assert_eq!(pool.snapshot(now + seconds(10.1)).budgets[0].keys[0].limits[0].used, 0);
+}
+
+/// An edge told in whole seconds lies somewhere within two seconds (and the time of that answer): a call answered in
+/// between may have been counted after it, and keeps its slot for a whole window.
+#[test]
+fn a_coarse_edge_frees_only_what_was_surely_counted_before() {
+    let t = |millis: u64| Time::from_nanos(millis * MILLI);
+    for (later, freed) in [(3_900, true), (4_100, false), (5_500, false), (6_900, false)] {
+        let mut pool =
+            Pool::new(&one_key(LimitSpec::requests(2, seconds(10.0), Algorithm::FixedWindow)), Time::ZERO).unwrap();
+        let Acquire::Granted(permit) = pool.acquire(&Ask::default(), t(0)) else { panic!() };
+        let mut flight = pool.depart(permit, t(0));
+        let heads = [("x-ratelimit-limit", "2"), ("x-ratelimit-remaining", "1"), ("x-ratelimit-reset", "5")];
+        pool.first_byte(&mut flight, t(1_000), Some(&Signal::parse(heads, 200, None)));
+        pool.finish(flight, t(1_000), None);
+        // Between 4 s (departure + 5 s − 1 s) and 7 s (answer + 5 s + 1 s): the first call is free then in any case.
+        flown(&mut pool, later, &[], 200);
+        let Acquire::At(next) = pool.acquire(&Ask::default(), t(later)) else { panic!() };
+        assert!(next >= t(7_000) && next < t(7_010), "{next:?}");
+        flown(&mut pool, 7_010, &[], 200);
+        match pool.acquire(&Ask::default(), t(7_010)) {
+            Acquire::Granted(permit) => {
+                assert!(freed, "{later}");
+                pool.abandon(permit, t(7_010));
+            }
+            Acquire::At(next) => assert!(!freed && next >= t(later + 10_000), "{later}: {next:?}"),
+            other => panic!("{other:?}"),
+        }
+    }
 }

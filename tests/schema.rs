@@ -96,6 +96,9 @@ async fn both_schemas_are_the_same() {
     .await;
     let (postgres, sqlite) = (seen.pop().expect("two"), seen.pop().expect("two"));
     assert!(sqlite.0.len() > 60 && sqlite.2.len() > 10, "the catalogue was read: {sqlite:?}");
+    for column in ["jobs.hash bytea not null", "leases.state text", "leases.epoch bigint not null"] {
+        assert!(sqlite.0.contains(column), "{column}: {:?}", sqlite.0);
+    }
     assert_eq!(sqlite.0, postgres.0, "columns");
     assert_eq!(sqlite.1, postgres.1, "defaults");
     assert_eq!(sqlite.2, postgres.2, "indexes");

@@ -31,11 +31,7 @@ impl Routes {
     /// This set and one route more; an index that no route can have is left out.
     #[must_use]
     pub fn with(self, route: usize) -> Routes {
-        if route < MAX_ROUTES {
-            Routes(self.0 | 1 << route)
-        } else {
-            self
-        }
+        if route < MAX_ROUTES { Routes(self.0 | 1 << route) } else { self }
     }
 
     /// Whether the route is among them.
@@ -85,11 +81,7 @@ pub struct Ask {
 
 impl Default for Ask {
     fn default() -> Ask {
-        Ask {
-            cost: 1,
-            routes: Routes::NONE,
-            pin: None,
-        }
+        Ask { cost: 1, routes: Routes::NONE, pin: None }
     }
 }
 

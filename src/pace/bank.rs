@@ -73,36 +73,18 @@ pub(super) struct Bank {
 
 impl Bank {
     pub fn new(spec: &PoolSpec) -> Bank {
-        let make = |specs: &[_]| {
-            specs
-                .iter()
-                .map(|limit| Limit::new(limit, spec.safety))
-                .collect::<Vec<_>>()
-        };
-        let narrow: Vec<usize> = (0..spec.routes.len())
-            .filter(|&r| !spec.routes[r].key_limits.is_empty())
-            .collect();
+        let make = |specs: &[_]| specs.iter().map(|limit| Limit::new(limit, spec.safety)).collect::<Vec<_>>();
+        let narrow: Vec<usize> = (0..spec.routes.len()).filter(|&r| !spec.routes[r].key_limits.is_empty()).collect();
         let counted_within = nanos(spec.counted_within);
         let mut bank = Bank {
             counted_within,
             within: counted_within,
             spread: (spec.safety != Safety::Strict).then(|| (Spread::new(), Spread::new())),
             limits: make(&spec.limits),
-            routes: spec
-                .routes
-                .iter()
-                .map(|route| make(&route.limits))
-                .collect(),
-            narrow_template: narrow
-                .iter()
-                .map(|&r| make(&spec.routes[r].key_limits))
-                .collect(),
+            routes: spec.routes.iter().map(|route| make(&route.limits)).collect(),
+            narrow_template: narrow.iter().map(|&r| make(&spec.routes[r].key_limits)).collect(),
             narrow,
-            budgets: spec
-                .budgets
-                .iter()
-                .map(|b| Budget::new(Some(b.name.clone()), make(&b.limits)))
-                .collect(),
+            budgets: spec.budgets.iter().map(|b| Budget::new(Some(b.name.clone()), make(&b.limits))).collect(),
             keys: Vec::new(),
             paused_until: Time::ZERO,
             counts_cost: false,
@@ -112,10 +94,7 @@ impl Bank {
             bank.add_key(key);
         }
         let counts_cost = bank.all_limits().any(|limit| limit.counts == Counts::Cost);
-        Bank {
-            counts_cost,
-            ..bank
-        }
+        Bank { counts_cost, ..bank }
     }
 
     /// Adds a key; its budget must exist.
@@ -142,10 +121,7 @@ impl Bank {
     fn all_limits(&self) -> impl Iterator<Item = &Limit> {
         let routes = self.routes.iter().flatten();
         let budgets = self.budgets.iter().flat_map(|budget| &budget.limits);
-        let keys = self
-            .template
-            .iter()
-            .chain(self.narrow_template.iter().flatten());
+        let keys = self.template.iter().chain(self.narrow_template.iter().flatten());
         self.limits.iter().chain(routes).chain(budgets).chain(keys)
     }
 
@@ -164,10 +140,7 @@ impl Bank {
         let Some(key) = self.keys.get_mut(key.0 as usize) else {
             return;
         };
-        self.budgets[key.budget]
-            .limits
-            .iter_mut()
-            .for_each(&mut act);
+        self.budgets[key.budget].limits.iter_mut().for_each(&mut act);
         key.limits.iter_mut().for_each(&mut act);
         if routes.is_empty() {
             return;
@@ -220,11 +193,7 @@ impl Bank {
         let key = &mut self.keys[key];
         let mut slot = Slot::at(key.paused_until);
         if let Standing::Disabled { probe_at, probing } = key.standing {
-            slot = slot.and(if probing {
-                Slot::answered_by(Time::MAX)
-            } else {
-                Slot::at(probe_at)
-            });
+            slot = slot.and(if probing { Slot::answered_by(Time::MAX) } else { Slot::at(probe_at) });
         }
         slot = slot.and(all_of(&mut key.limits, cost, now, within));
         if !routes.is_empty() {
@@ -293,7 +262,5 @@ impl Budget {
 
 #[inline]
 fn all_of(limits: &mut [Limit], cost: u64, now: Time, within: u64) -> Slot {
-    limits.iter_mut().fold(Slot::OPEN, |slot, limit| {
-        slot.and(limit.slot(cost, now, within))
-    })
+    limits.iter_mut().fold(Slot::OPEN, |slot, limit| slot.and(limit.slot(cost, now, within)))
 }

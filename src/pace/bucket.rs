@@ -20,16 +20,8 @@ pub(super) struct Bucket {
 impl Bucket {
     /// `rate` units flow back in `per` nanoseconds into a bucket of `depth` units.
     pub fn new(rate: u64, per: u64, depth: u64, correctable: bool) -> Bucket {
-        let grain = if depth > EXACT_SLOTS {
-            per / EXACT_SLOTS
-        } else {
-            0
-        };
-        Bucket {
-            depth,
-            gcra: Gcra::new(rate, per, correctable),
-            calls: Calls::new(grain),
-        }
+        let grain = if depth > EXACT_SLOTS { per / EXACT_SLOTS } else { 0 };
+        Bucket { depth, gcra: Gcra::new(rate, per, correctable), calls: Calls::new(grain) }
     }
 
     pub fn slot(&mut self, amount: u64, now: Time, within: u64) -> Slot {
@@ -41,11 +33,7 @@ impl Bucket {
             return Slot::answered_by(self.all_counted(amount, within, depth));
         }
         let free = self.gcra.full_at().minus(depth - need);
-        if free <= now {
-            Slot::OPEN
-        } else {
-            Slot::at(free)
-        }
+        if free <= now { Slot::OPEN } else { Slot::at(free) }
     }
 
     /// When there surely is room although the calls in flight leave none now: each is counted at its latest.
@@ -56,14 +44,8 @@ impl Bucket {
         if self.calls.pending() > 0 {
             return Time::MAX;
         }
-        let after = self
-            .gcra
-            .full_at()
-            .max(last.plus(within))
-            .plus(self.gcra.span(self.calls.total()));
-        after
-            .plus(self.gcra.span(amount.min(self.depth)))
-            .minus(depth)
+        let after = self.gcra.full_at().max(last.plus(within)).plus(self.gcra.span(self.calls.total()));
+        after.plus(self.gcra.span(amount.min(self.depth))).minus(depth)
     }
 
     fn advance(&mut self, now: Time, within: u64) {
@@ -131,11 +113,7 @@ impl Bucket {
 
     /// Tokens missing at `now`, calls in flight included, rounded up.
     pub fn used(&self, now: Time) -> u64 {
-        let debt = self
-            .gcra
-            .full_at()
-            .as_nanos()
-            .saturating_sub(now.as_nanos());
+        let debt = self.gcra.full_at().as_nanos().saturating_sub(now.as_nanos());
         self.gcra.flows_in(debt).saturating_add(self.calls.total())
     }
 
@@ -148,14 +126,8 @@ impl Bucket {
     }
 
     pub fn allowance(&self, horizon: u64, now: Time) -> u64 {
-        let debt = self
-            .gcra
-            .full_at()
-            .as_nanos()
-            .saturating_sub(now.as_nanos());
-        let room = self
-            .depth
-            .saturating_sub(self.gcra.flows_in(debt).saturating_sub(1));
+        let debt = self.gcra.full_at().as_nanos().saturating_sub(now.as_nanos());
+        let room = self.depth.saturating_sub(self.gcra.flows_in(debt).saturating_sub(1));
         room.saturating_add(self.gcra.flows_in(horizon))
     }
 }

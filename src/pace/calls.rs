@@ -21,13 +21,7 @@ pub(super) struct Calls {
 
 impl Calls {
     pub fn new(grain: u64) -> Calls {
-        Calls {
-            pending: 0,
-            open: VecDeque::new(),
-            flying: 0,
-            empty: 0,
-            grain,
-        }
+        Calls { pending: 0, open: VecDeque::new(), flying: 0, empty: 0, grain }
     }
 
     /// Everything that may still arrive at the provider.

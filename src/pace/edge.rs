@@ -13,40 +13,58 @@ pub(super) struct Edge {
     pub high: Time,
 }
 
-impl Edge {
-    /// What is known after one more statement made at `now` about a window of `span`.
-    pub fn with(known: Option<Edge>, stated: Edge, span: u64, now: Time) -> Option<Edge> {
+/// The last edge that was told of, and the one before: what was counted before that one is forgotten there, not later.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Edges {
+    previous: Option<Edge>,
+    last: Option<Edge>,
+}
+
+impl Edges {
+    /// One more statement, made at `now`, about a window of `span`.
+    pub fn learn(&mut self, stated: Edge, span: u64, now: Time) {
         let narrow = stated.high.as_nanos().saturating_sub(stated.low.as_nanos()) <= span / 2;
         if stated.low > stated.high || stated.high <= now || !narrow {
-            return known;
+            return;
         }
-        let Some(old) = known else {
-            return Some(stated);
+        let Some(last) = self.last else {
+            self.last = Some(stated);
+            return;
         };
-        let both = Edge {
-            low: old.low.max(stated.low),
-            high: old.high.min(stated.high),
-        };
+        let both = Edge { low: last.low.max(stated.low), high: last.high.min(stated.high) };
         if both.low <= both.high {
-            return Some(both);
+            self.last = Some(both);
+            return;
         }
         // A late answer tells of an earlier window; a hostile one of a window that is too short.
-        if stated.high < old.low.plus(span) {
-            return known;
+        let soonest = last.low.plus(span);
+        if stated.high >= soonest {
+            self.previous = self.last;
+            self.last = Some(Edge { low: stated.low.max(soonest), high: stated.high });
         }
-        Some(Edge {
-            low: stated.low.max(old.low.plus(span)),
-            high: stated.high,
-        })
+    }
+
+    /// The caller knows the edge.
+    pub fn set(&mut self, at: Time) {
+        if self.last.is_some_and(|last| last.high < at) {
+            self.previous = self.last;
+        }
+        self.last = Some(Edge { low: at, high: at });
     }
 
     /// When a call counted at `anchor` at the latest is forgotten, not counting guards.
-    pub fn forgets(self, anchor: Time, span: u64) -> Time {
+    pub fn forgets(&self, anchor: Time, span: u64) -> Time {
         let slid = anchor.plus(span);
-        if anchor < self.low {
-            slid.min(self.high)
-        } else {
-            slid
-        }
+        self.next_after(anchor).map_or(slid, |edge| slid.min(edge.high))
+    }
+
+    /// The first known edge that surely comes after `anchor`.
+    pub fn next_after(&self, anchor: Time) -> Option<Edge> {
+        [self.previous, self.last].into_iter().flatten().find(|edge| anchor < edge.low)
+    }
+
+    /// Whether there may be an edge between these times.
+    pub fn any_within(&self, from: Time, to: Time) -> bool {
+        self.last.is_some_and(|edge| edge.high > from && edge.low <= to)
     }
 }

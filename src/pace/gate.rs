@@ -16,11 +16,7 @@ pub(super) struct Gate {
 
 impl Gate {
     pub fn new(places: u64) -> Gate {
-        Gate {
-            places,
-            open: 0,
-            lingering: VecDeque::new(),
-        }
+        Gate { places, open: 0, lingering: VecDeque::new() }
     }
 
     pub fn slot(&mut self, now: Time) -> Slot {

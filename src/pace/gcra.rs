@@ -10,6 +10,13 @@ use std::collections::VecDeque;
 /// So many takings are remembered for a later correction; older ones can no longer be corrected downwards.
 const MEMORY: usize = 128;
 
+/// Takings that may be corrected, and `full_at` before the first of them.
+#[derive(Clone, Debug, Default)]
+struct Takings {
+    base: Time,
+    list: VecDeque<(Time, u64)>,
+}
+
 #[derive(Clone, Debug)]
 pub(super) struct Gcra {
     rate: u64,
@@ -19,38 +26,26 @@ pub(super) struct Gcra {
     guarded_per: u64,
     one: u64,
     full_at: Time,
-    /// Takings that may be corrected, and `full_at` before the first of them; only where costs are counted.
-    takings: Option<(Time, VecDeque<(Time, u64)>)>,
+    /// Only where costs are counted.
+    takings: Option<Box<Takings>>,
 }
 
 impl Gcra {
     /// `rate` units flow back in `per` nanoseconds.
     pub fn new(rate: u64, per: u64, correctable: bool) -> Gcra {
-        let takings = correctable.then(|| (Time::ZERO, VecDeque::new()));
-        let mut gcra = Gcra {
-            rate,
-            per,
-            guarded_per: per,
-            one: 0,
-            full_at: Time::ZERO,
-            takings,
-        };
+        let takings = correctable.then(Box::default);
+        let mut gcra = Gcra { rate, per, guarded_per: per, one: 0, full_at: Time::ZERO, takings };
         gcra.one = gcra.long_span(1);
         gcra
     }
 
     /// How long `amount` takes to flow back, rounded up to a nanosecond.
     pub fn span(&self, amount: u64) -> u64 {
-        if amount == 1 {
-            self.one
-        } else {
-            self.long_span(amount)
-        }
+        if amount == 1 { self.one } else { self.long_span(amount) }
     }
 
     fn long_span(&self, amount: u64) -> u64 {
-        let nanos =
-            (u128::from(amount) * u128::from(self.guarded_per)).div_ceil(u128::from(self.rate));
+        let nanos = (u128::from(amount) * u128::from(self.guarded_per)).div_ceil(u128::from(self.rate));
         u64::try_from(nanos).unwrap_or(u64::MAX)
     }
 
@@ -62,13 +57,13 @@ impl Gcra {
     /// Takes `amount` at `at`. Takings out of order never make the bucket fuller than the true order would.
     pub fn take(&mut self, amount: u64, at: Time) {
         let span = self.span(amount);
-        if let Some((base, takings)) = &mut self.takings {
-            if takings.is_empty() || self.full_at <= at {
+        if let Some(Takings { base, list }) = self.takings.as_deref_mut() {
+            if list.is_empty() || self.full_at <= at {
                 // The bucket was full: nothing before this matters any more.
-                takings.clear();
+                list.clear();
                 *base = self.full_at.max(at);
             }
-            takings.push_back((at, amount));
+            list.push_back((at, amount));
         }
         self.full_at = self.full_at.max(at).plus(span);
         self.forget_oldest();
@@ -76,15 +71,11 @@ impl Gcra {
 
     fn forget_oldest(&mut self) {
         let (one, rate, per) = (self.one, self.rate, self.guarded_per);
-        if let Some((base, takings)) = &mut self.takings
-            && takings.len() > MEMORY
-            && let Some((at, amount)) = takings.pop_front()
+        if let Some(Takings { base, list }) = self.takings.as_deref_mut()
+            && list.len() > MEMORY
+            && let Some((at, amount)) = list.pop_front()
         {
-            let span = if amount == 1 {
-                one
-            } else {
-                span_of(amount, per, rate)
-            };
+            let span = if amount == 1 { one } else { span_of(amount, per, rate) };
             *base = (*base).max(at).plus(span);
         }
     }
@@ -92,18 +83,15 @@ impl Gcra {
     /// Gives back `amount` of what was taken at `at`, as if it had never been taken: the bucket is computed anew.
     pub fn give_back(&mut self, amount: u64, at: Time) {
         let (per, rate) = (self.guarded_per, self.rate);
-        let Some((base, takings)) = &mut self.takings else {
+        let Some(Takings { base, list }) = self.takings.as_deref_mut() else {
             return;
         };
-        let Some(taking) = takings
-            .iter_mut()
-            .find(|taking| taking.0 == at && taking.1 >= amount)
-        else {
+        let Some(taking) = list.iter_mut().find(|taking| taking.0 == at && taking.1 >= amount) else {
             return;
         };
         taking.1 -= amount;
         let mut full_at = *base;
-        for &(at, amount) in takings.iter() {
+        for &(at, amount) in list.iter() {
             full_at = full_at.max(at).plus(span_of(amount, per, rate));
         }
         // Rounding of the parts may exceed that of the whole by a few nanoseconds; never move later.
@@ -123,8 +111,7 @@ impl Gcra {
 
     /// Units that flow back in `nanos`, rounded up.
     pub fn flows_in(&self, nanos: u64) -> u64 {
-        let units =
-            (u128::from(nanos) * u128::from(self.rate)).div_ceil(u128::from(self.guarded_per));
+        let units = (u128::from(nanos) * u128::from(self.rate)).div_ceil(u128::from(self.guarded_per));
         u64::try_from(units).unwrap_or(u64::MAX)
     }
 }

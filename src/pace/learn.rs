@@ -62,22 +62,13 @@ impl Pool {
             Declared::Never if remaining == 0 => {
                 let budget = BudgetId(self.bank.keys[flight.key.0 as usize].budget as u32);
                 let until = reading.resets_in.map(|wait| at + wait);
-                until
-                    .into_iter()
-                    .for_each(|until| self.pause_budget(budget, until));
+                until.into_iter().for_each(|until| self.pause_budget(budget, until));
             }
             Declared::Never | Declared::Often => {}
         }
     }
 
-    fn compare(
-        &mut self,
-        flight: &Flight,
-        at: Time,
-        reading: &Reading,
-        remaining: u64,
-        place: usize,
-    ) {
+    fn compare(&mut self, flight: &Flight, at: Time, reading: &Reading, remaining: u64, place: usize) {
         let seen = flight.freed.get(place).copied();
         let mut n = 0;
         self.bank.each(flight.key, flight.routes, |limit| {
@@ -95,7 +86,7 @@ impl Pool {
             }
             n += 1;
         });
-        self.choice.touch(flight.key, &self.bank);
+        self.choice.touch(flight.key);
     }
 
     /// Which declared limit a reading is about: the one of that amount (and window), or the only one where the reading
@@ -110,9 +101,7 @@ impl Pool {
             // A bucket may be told by its depth.
             let is = |amount| amount == limit.declared || amount == limit.usage(at).1;
             let window = |window| nanos(window) == limit.per;
-            limit.counts == counts
-                && reading.limit.is_none_or(is)
-                && reading.window.is_none_or(window)
+            limit.counts == counts && reading.limit.is_none_or(is) && reading.window.is_none_or(window)
         };
         let (mut n, mut found) = (0, Declared::Never);
         self.bank.each(flight.key, flight.routes, |limit| {
@@ -132,15 +121,9 @@ impl Pool {
         let number = self.bank.keys[flight.key.0 as usize].budget;
         let budget = &mut self.bank.budgets[number];
         budget.pacing_errors += 1;
-        let trace = Trace {
-            cost: flight.cost,
-            sent: flight.sent,
-            answered: flight.answered,
-        };
+        let trace = Trace { cost: flight.cost, sent: flight.sent, answered: flight.answered };
         let within = self.bank.within;
-        self.bank.each(flight.key, flight.routes, |limit| {
-            limit.disown(trace, within)
-        });
+        self.bank.each(flight.key, flight.routes, |limit| limit.disown(trace, within));
         let budget = &mut self.bank.budgets[number];
         // Calls that were on their way together are refused together: that is one lesson, not many.
         if budget.refused_at.is_none_or(|last| flight.sent > last) {
@@ -150,12 +133,7 @@ impl Pool {
             self.widen(number);
         }
         let exhausted = |reading: &&Reading| reading.remaining.is_none_or(|left| left == 0);
-        let reset = signal
-            .readings
-            .iter()
-            .filter(exhausted)
-            .filter_map(|reading| reading.resets_in)
-            .max();
+        let reset = signal.readings.iter().filter(exhausted).filter_map(|reading| reading.resets_in).max();
         let refusals = self.bank.budgets[number].refusals.max(1);
         let backoff = (PAUSE_NANOS << (refusals - 1).min(6)).min(LONGEST_PAUSE_NANOS);
         let wait = signal.retry_after.or(reset).map_or(backoff, nanos);
@@ -166,11 +144,7 @@ impl Pool {
     /// and the time only, so that many processes do not come back at once and a replay of events gives the same times.
     fn pause_with_jitter(&mut self, key: KeyId, at: Time, wait: u64) {
         let most = (wait / 16).min(JITTER_NANOS);
-        let jitter = if most == 0 {
-            0
-        } else {
-            scrambled(at.as_nanos() ^ u64::from(key.0) << 48) % most
-        };
+        let jitter = if most == 0 { 0 } else { scrambled(at.as_nanos() ^ u64::from(key.0) << 48) % most };
         let budget = BudgetId(self.bank.keys[key.0 as usize].budget as u32);
         self.pause_budget(budget, at.plus(wait).plus(jitter));
     }
@@ -182,8 +156,13 @@ impl Pool {
         for place in 0..self.bank.budgets[number].keys.len() {
             let key = self.bank.budgets[number].keys[place];
             self.bank.keys[key].limits.iter_mut().for_each(widen);
-            self.choice.touch(KeyId(key as u32), &self.bank);
+            self.choice.touch(KeyId(key as u32));
         }
+        // Limits that several budgets share are as wide as the widest of these.
+        let most = self.bank.budgets.iter().map(|budget| budget.widened).max();
+        let most = most.unwrap_or(0);
+        let shared = self.bank.limits.iter_mut().chain(self.bank.routes.iter_mut().flatten());
+        shared.for_each(|limit| limit.widen(limit.per / 1000 * most));
     }
 
     /// An accepted call, long after the last refusal: the guard shrinks again.
@@ -209,18 +188,13 @@ impl Pool {
 fn stated_edge(reading: &Reading, per: u64, sent: Time, at: Time) -> Option<Edge> {
     let wait = nanos(reading.resets_in?);
     let grain = nanos(reading.reset_grain);
-    let on_the_clock = reading
-        .reset_at
-        .is_some_and(|at| nanos(at).is_multiple_of(per));
+    let on_the_clock = reading.reset_at.is_some_and(|at| nanos(at).is_multiple_of(per));
     let (under, over) = match (reading.reset_at, on_the_clock) {
         (Some(_), true) => (SECOND_NANOS, 0),
         (Some(_), false) => (SECOND_NANOS + grain, grain),
         (None, _) => (grain, if grain < SECOND_NANOS { 0 } else { grain }),
     };
-    Some(Edge {
-        low: sent.plus(wait).minus(under),
-        high: at.plus(wait).plus(over),
-    })
+    Some(Edge { low: sent.plus(wait).minus(under), high: at.plus(wait).plus(over) })
 }
 
 /// How often a limit that a reading may be about was declared.

@@ -94,9 +94,7 @@ impl Limit {
         let lowered = ((cap as f64 * headroom) as u64).max(1);
         match spec.algorithm {
             Algorithm::TokenBucket => {
-                let burst = spec
-                    .burst
-                    .unwrap_or(if correctable { self.declared } else { 1 });
+                let burst = spec.burst.unwrap_or(if correctable { self.declared } else { 1 });
                 self.largest = burst;
                 Meter::Bucket(Bucket::new(self.declared, drifted(per), burst, correctable))
             }
@@ -108,11 +106,7 @@ impl Limit {
                 };
                 let smooth = Smooth::new(cap, per, rate, spec.burst, correctable);
                 let strict = safety == Safety::Strict;
-                Meter::Smooth(if strict {
-                    smooth.counted(cap, per)
-                } else {
-                    smooth
-                })
+                Meter::Smooth(if strict { smooth.counted(cap, per) } else { smooth })
             }
             Algorithm::SlidingWindow => Meter::Window(Window::new(cap, per)),
             Algorithm::FixedWindow => {
@@ -218,14 +212,7 @@ impl Limit {
     }
 
     /// The call is over. `open_until` is when an unanswered one surely is over at the provider, too.
-    pub fn finished(
-        &mut self,
-        call: Trace,
-        at: Time,
-        actual: Option<u64>,
-        within: u64,
-        open_until: Time,
-    ) {
+    pub fn finished(&mut self, call: Trace, at: Time, actual: Option<u64>, within: u64, open_until: Time) {
         if let Meter::Gate(gate) = &mut self.meter {
             return match call.answered {
                 None if open_until > at => gate.release_at(open_until),
@@ -307,8 +294,7 @@ impl Limit {
     /// The most that the provider may have counted for this process while a call was on its way that saw `freed`
     /// when it was booked: what is used now and what was freed meanwhile. `None` where it cannot be known.
     pub fn own_since(&self, freed: u64) -> Option<u64> {
-        self.window()
-            .map(|window| window.own_used() + window.freed().saturating_sub(freed))
+        self.window().map(|window| window.own_used() + window.freed().saturating_sub(freed))
     }
 
     /// What others are believed to have used of it.

@@ -113,10 +113,7 @@ impl<T> Line<T> {
             len: 0,
             awake: BTreeSet::new(),
         };
-        let mut lanes: Vec<Lane> = lanes
-            .iter()
-            .map(|spec| lane(&spec.name, spec.weight))
-            .collect();
+        let mut lanes: Vec<Lane> = lanes.iter().map(|spec| lane(&spec.name, spec.weight)).collect();
         if lanes.is_empty() {
             lanes.push(lane("default", 1));
         }
@@ -143,16 +140,8 @@ impl<T> Line<T> {
     /// A job joins the end of its lane (the first one, if there is no such lane).
     pub fn push(&mut self, item: T, lane: usize, ask: Ask) -> Ticket {
         let lane = if lane < self.lanes.len() { lane } else { 0 };
-        let kind = Kind {
-            lane,
-            routes: ask.routes,
-            pin: ask.pin,
-        };
-        let queue = self
-            .by_kind
-            .get(&kind)
-            .copied()
-            .unwrap_or_else(|| self.open_queue(kind));
+        let kind = Kind { lane, routes: ask.routes, pin: ask.pin };
+        let queue = self.by_kind.get(&kind).copied().unwrap_or_else(|| self.open_queue(kind));
         let serial = self.serial;
         self.serial += 1;
         if self.lanes[lane].len == 0 {
@@ -161,19 +150,12 @@ impl<T> Line<T> {
         }
         self.lanes[lane].len += 1;
         let first = self.queues[queue].entries.is_empty();
-        self.queues[queue].entries.push_back(Entry {
-            serial,
-            cost: ask.cost,
-            item,
-        });
+        self.queues[queue].entries.push_back(Entry { serial, cost: ask.cost, item });
         if first {
             self.queues[queue].asleep = None;
             self.lanes[lane].awake.insert((serial, queue));
         }
-        Ticket {
-            serial,
-            queue: queue as u32,
-        }
+        Ticket { serial, queue: queue as u32 }
     }
 
     /// Jobs waiting.
@@ -194,10 +176,7 @@ impl<T> Line<T> {
     /// The waiting job of this ticket.
     pub fn get(&self, ticket: Ticket) -> Option<&T> {
         let queue = self.queues.get(ticket.queue as usize)?;
-        let place = queue
-            .entries
-            .binary_search_by_key(&ticket.serial, |entry| entry.serial)
-            .ok()?;
+        let place = queue.entries.binary_search_by_key(&ticket.serial, |entry| entry.serial).ok()?;
         Some(&queue.entries[place].item)
     }
 
@@ -205,37 +184,21 @@ impl<T> Line<T> {
     pub fn remove(&mut self, ticket: Ticket) -> Option<T> {
         let number = ticket.queue as usize;
         let queue = self.queues.get(number)?;
-        let place = queue
-            .entries
-            .binary_search_by_key(&ticket.serial, |entry| entry.serial)
-            .ok()?;
+        let place = queue.entries.binary_search_by_key(&ticket.serial, |entry| entry.serial).ok()?;
         self.take(number, place).map(|entry| entry.item)
     }
 
     /// Takes out every job that `which` says.
     pub fn remove_where(&mut self, mut which: impl FnMut(&T) -> bool) -> Vec<T> {
-        let chosen: Vec<Ticket> = self
-            .tickets()
-            .filter(|(_, item)| which(item))
-            .map(|(ticket, _)| ticket)
-            .collect();
-        chosen
-            .into_iter()
-            .filter_map(|ticket| self.remove(ticket))
-            .collect()
+        let chosen: Vec<Ticket> = self.tickets().filter(|(_, item)| which(item)).map(|(ticket, _)| ticket).collect();
+        chosen.into_iter().filter_map(|ticket| self.remove(ticket)).collect()
     }
 
     /// All waiting jobs, in no particular order.
     pub fn tickets(&self) -> impl Iterator<Item = (Ticket, &T)> {
         self.queues.iter().enumerate().flat_map(|(number, queue)| {
-            let ticket = move |entry: &Entry<T>| Ticket {
-                serial: entry.serial,
-                queue: number as u32,
-            };
-            queue
-                .entries
-                .iter()
-                .map(move |entry| (ticket(entry), &entry.item))
+            let ticket = move |entry: &Entry<T>| Ticket { serial: entry.serial, queue: number as u32 };
+            queue.entries.iter().map(move |entry| (ticket(entry), &entry.item))
         })
     }
 
@@ -243,23 +206,14 @@ impl<T> Line<T> {
     /// something is out of use. The dispatcher hands them back to the store.
     pub fn waiting_beyond(&self, horizon: Time) -> impl Iterator<Item = (Ticket, &T, Wait)> {
         let far = move |wait: &Wait| match wait {
-            Wait {
-                until: Some(until), ..
-            } => *until > horizon,
+            Wait { until: Some(until), .. } => *until > horizon,
             Wait { why, until: None } => why.is_some(),
         };
         let queues = self.queues.iter().enumerate();
-        let far_queues = queues
-            .filter_map(move |(number, queue)| Some((number, queue, queue.asleep.filter(far)?)));
+        let far_queues = queues.filter_map(move |(number, queue)| Some((number, queue, queue.asleep.filter(far)?)));
         far_queues.flat_map(|(number, queue, wait)| {
-            let ticket = move |entry: &Entry<T>| Ticket {
-                serial: entry.serial,
-                queue: number as u32,
-            };
-            queue
-                .entries
-                .iter()
-                .map(move |entry| (ticket(entry), &entry.item, wait))
+            let ticket = move |entry: &Entry<T>| Ticket { serial: entry.serial, queue: number as u32 };
+            queue.entries.iter().map(move |entry| (ticket(entry), &entry.item, wait))
         })
     }
 
@@ -270,23 +224,14 @@ impl<T> Line<T> {
             return Next::Empty;
         }
         self.wake(pool, now);
-        let mut order: Vec<usize> = (0..self.lanes.len())
-            .filter(|&lane| !self.lanes[lane].awake.is_empty())
-            .collect();
+        let mut order: Vec<usize> = (0..self.lanes.len()).filter(|&lane| !self.lanes[lane].awake.is_empty()).collect();
         order.sort_by_key(|&lane| (self.lanes[lane].turn, lane));
         for lane in order {
             while let Some(&(serial, queue)) = self.lanes[lane].awake.first() {
                 match self.try_queue(queue, pool, now) {
                     Ok((place, permit)) => {
                         if let Some(entry) = self.take(queue, place) {
-                            self.charge(
-                                lane,
-                                if pool.uses_cost() {
-                                    entry.cost.max(1)
-                                } else {
-                                    1
-                                },
-                            );
+                            self.charge(lane, if pool.uses_cost() { entry.cost.max(1) } else { 1 });
                             let key = permit.key();
                             return Next::Ready(entry.item, permit, key);
                         }
@@ -303,12 +248,7 @@ impl<T> Line<T> {
     }
 
     /// A permit for the head of this queue, or for a smaller job behind it that delays nobody.
-    fn try_queue(
-        &mut self,
-        queue: usize,
-        pool: &mut Pool,
-        now: Time,
-    ) -> Result<(usize, Permit), Wait> {
+    fn try_queue(&mut self, queue: usize, pool: &mut Pool, now: Time) -> Result<(usize, Permit), Wait> {
         let head = self.ask(queue, 0);
         let mut wait = match self.try_ask(queue, 0, pool, now) {
             Ok(permit) => return Ok((0, permit)),
@@ -331,9 +271,7 @@ impl<T> Line<T> {
                     self.queues[queue].asleep = None;
                     return Ok((place, permit));
                 }
-                Err(other) => {
-                    wait.until = earlier(wait.until, other.until.filter(|until| *until > now))
-                }
+                Err(other) => wait.until = earlier(wait.until, other.until.filter(|until| *until > now)),
             }
         }
         Err(wait)
@@ -341,43 +279,24 @@ impl<T> Line<T> {
 
     fn ask(&self, queue: usize, place: usize) -> Ask {
         let Queue { kind, entries, .. } = &self.queues[queue];
-        Ask {
-            cost: entries.get(place).map_or(1, |entry| entry.cost),
-            routes: kind.routes,
-            pin: kind.pin,
-        }
+        Ask { cost: entries.get(place).map_or(1, |entry| entry.cost), routes: kind.routes, pin: kind.pin }
     }
 
     /// A permit that delays no reservation. If it would, another key is tried before giving up.
-    fn try_ask(
-        &mut self,
-        queue: usize,
-        place: usize,
-        pool: &mut Pool,
-        now: Time,
-    ) -> Result<Permit, Wait> {
+    fn try_ask(&mut self, queue: usize, place: usize, pool: &mut Pool, now: Time) -> Result<Permit, Wait> {
         let ask = self.ask(queue, place);
         let mut except = None;
         loop {
             let permit = match pool.acquire_but(&ask, except, now) {
                 Acquire::Granted(permit) => permit,
                 Acquire::At(time) => {
-                    return Err(Wait {
-                        why: None,
-                        until: Some(time),
-                    });
+                    return Err(Wait { why: None, until: Some(time) });
                 }
                 Acquire::WhenAnswered { at_most } => {
-                    return Err(Wait {
-                        why: None,
-                        until: Some(at_most).filter(|time| *time != Time::MAX),
-                    });
+                    return Err(Wait { why: None, until: Some(at_most).filter(|time| *time != Time::MAX) });
                 }
                 Acquire::Blocked { why, until } => {
-                    return Err(Wait {
-                        why: Some(why),
-                        until,
-                    });
+                    return Err(Wait { why: Some(why), until });
                 }
             };
             let serial = self.queues[queue].entries[place].serial;
@@ -387,10 +306,7 @@ impl<T> Line<T> {
                     let key = permit.key();
                     pool.abandon_unseen(permit, now);
                     if except.is_some() || ask.pin.is_some() {
-                        return Err(Wait {
-                            why: None,
-                            until: Some(reserved).filter(|time| *time != Time::MAX),
-                        });
+                        return Err(Wait { why: None, until: Some(reserved).filter(|time| *time != Time::MAX) });
                     }
                     except = Some(key);
                 }
@@ -399,28 +315,13 @@ impl<T> Line<T> {
     }
 
     /// Whether this permit makes somebody wait longer who comes first; then, until when that one waits.
-    fn delayed_by(
-        &mut self,
-        permit: &Permit,
-        queue: usize,
-        serial: u64,
-        pool: &mut Pool,
-        now: Time,
-    ) -> Option<Time> {
+    fn delayed_by(&mut self, permit: &Permit, queue: usize, serial: u64, pool: &mut Pool, now: Time) -> Option<Time> {
         let mut seen = 0;
         let budget = pool.budget_of(permit.key()).map(Pin::Budget);
         let pinned = [Some(Pin::Key(permit.key())), budget].into_iter().flatten();
-        let pinned: Vec<usize> = pinned
-            .filter_map(|pin| self.by_pin.get(&pin))
-            .flatten()
-            .copied()
-            .collect();
+        let pinned: Vec<usize> = pinned.filter_map(|pin| self.by_pin.get(&pin)).flatten().copied().collect();
         for other in self.unpinned.iter().copied().chain(pinned) {
-            let Some(Wait {
-                why: None,
-                until: Some(until),
-            }) = self.queues[other].asleep
-            else {
+            let Some(Wait { why: None, until: Some(until) }) = self.queues[other].asleep else {
                 continue;
             };
             if !self.comes_first(other, queue, serial) {
@@ -505,9 +406,7 @@ impl<T> Line<T> {
         if queue.asleep.take().is_some()
             && let Some(head) = queue.entries.front()
         {
-            self.lanes[queue.kind.lane]
-                .awake
-                .insert((head.serial, number));
+            self.lanes[queue.kind.lane].awake.insert((head.serial, number));
         }
     }
 
@@ -557,12 +456,7 @@ impl<T> Line<T> {
     }
 
     fn open_queue(&mut self, kind: Kind) -> usize {
-        let queue = Queue {
-            kind,
-            entries: VecDeque::new(),
-            asleep: None,
-            alarm: 0,
-        };
+        let queue = Queue { kind, entries: VecDeque::new(), asleep: None, alarm: 0 };
         let number = match self.spare.pop() {
             Some(number) => {
                 self.queues[number] = queue;

@@ -57,7 +57,7 @@ pub use saved::{Saved, SavedLimit, SavedState, Since};
 pub use signal::{Family, Reading, Signal, Unit};
 pub use snapshot::{BudgetSnapshot, BudgetState, KeySnapshot, KeyState, LimitUse, PoolSnapshot};
 pub use spec::{
-    Algorithm, BadSpec, BudgetSpec, KeySpec, LaneSpec, LimitSpec, MAX_AMOUNT, MAX_PERIOD,
-    MAX_ROUTES, Measure, PoolSpec, Reset, RouteSpec, Safety,
+    Algorithm, BadSpec, BudgetSpec, KeySpec, LaneSpec, LimitSpec, MAX_AMOUNT, MAX_PERIOD, MAX_ROUTES, Measure,
+    PoolSpec, Reset, RouteSpec, Safety,
 };
 pub use time::Time;

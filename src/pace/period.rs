@@ -61,11 +61,7 @@ impl Pool {
         let key = match place {
             Place::Key(key) | Place::RouteKey(_, key) => key,
             Place::Budget(budget) => {
-                let first = self
-                    .bank
-                    .budgets
-                    .get(budget.0 as usize)
-                    .and_then(|budget| budget.keys.first());
+                let first = self.bank.budgets.get(budget.0 as usize).and_then(|budget| budget.keys.first());
                 first.map_or(KeyId(0), |&key| KeyId(key as u32))
             }
             Place::Provider | Place::Route(_) => KeyId(0),

@@ -63,11 +63,7 @@ pub struct Impossible {
 
 impl fmt::Display for Impossible {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "a cost of {} exceeds {}, which allows at most {} at once",
-            self.cost, self.limit, self.largest
-        )
+        write!(f, "a cost of {} exceeds {}, which allows at most {} at once", self.cost, self.limit, self.largest)
     }
 }
 
@@ -79,25 +75,13 @@ impl Pool {
         spec.check()?;
         let bank = Bank::new(spec);
         let choice = Choice::new(&bank);
-        Ok(Pool {
-            bank,
-            choice,
-            seen: now,
-            loosened: 0,
-            answers: Vec::new(),
-            answered: 0,
-        })
+        Ok(Pool { bank, choice, seen: now, loosened: 0, answers: Vec::new(), answered: 0 })
     }
 
     /// Adds a key while running. Its budget, if any, is one of those declared.
     pub fn add_key(&mut self, spec: &KeySpec) -> Result<KeyId, BadSpec> {
-        if spec
-            .budget
-            .is_some_and(|budget| budget >= self.bank.budgets.len())
-        {
-            return Err(BadSpec::UnknownBudget {
-                label: spec.label.clone(),
-            });
+        if spec.budget.is_some_and(|budget| budget >= self.bank.budgets.len()) {
+            return Err(BadSpec::UnknownBudget { label: spec.label.clone() });
         }
         let id = self.bank.add_key(spec);
         self.choice.rebuild(&self.bank);
@@ -110,15 +94,8 @@ impl Pool {
         let over = |place: &str, limits: &[super::limit::Limit]| {
             let limit = limits.iter().find(|limit| limit.refuses(ask.cost))?;
             let per = Duration::from_nanos(limit.per);
-            let limit_name = format!(
-                "the {place} limit of {} cost units per {per:?}",
-                limit.declared
-            );
-            Some(Impossible {
-                limit: limit_name,
-                cost: ask.cost,
-                largest: limit.largest,
-            })
+            let limit_name = format!("the {place} limit of {} cost units per {per:?}", limit.declared);
+            Some(Impossible { limit: limit_name, cost: ask.cost, largest: limit.largest })
         };
         let mut found = over("provider's", &self.bank.limits);
         for route in ask.routes.iter() {
@@ -131,24 +108,10 @@ impl Pool {
         for key in self.candidates(ask.pin) {
             let key = &self.bank.keys[key];
             let budget = &self.bank.budgets[key.budget];
-            let narrow = self
-                .bank
-                .narrow
-                .iter()
-                .enumerate()
-                .filter(|(_, route)| ask.routes.contains(**route));
+            let narrow = self.bank.narrow.iter().enumerate().filter(|(_, route)| ask.routes.contains(**route));
             let of_key = over("key's", &key.limits)
-                .or_else(|| {
-                    over(
-                        &format!("budget {}'s", budget.name.as_deref().unwrap_or(&key.label)),
-                        &budget.limits,
-                    )
-                })
-                .or_else(|| {
-                    narrow
-                        .map(|(place, _)| &key.narrow[place])
-                        .find_map(|l| over("route's key", l))
-                });
+                .or_else(|| over(&format!("budget {}'s", budget.name.as_deref().unwrap_or(&key.label)), &budget.limits))
+                .or_else(|| narrow.map(|(place, _)| &key.narrow[place]).find_map(|l| over("route's key", l)));
             // One key that can serve it is enough.
             last = Some(of_key?);
         }
@@ -159,17 +122,9 @@ impl Pool {
         let all = 0..self.bank.keys.len();
         let (range, of_budget) = match pin {
             None => (all, &[][..]),
-            Some(Pin::Key(key)) if all.contains(&(key.0 as usize)) => {
-                (key.0 as usize..key.0 as usize + 1, &[][..])
-            }
+            Some(Pin::Key(key)) if all.contains(&(key.0 as usize)) => (key.0 as usize..key.0 as usize + 1, &[][..]),
             Some(Pin::Key(_)) => (0..0, &[][..]),
-            Some(Pin::Budget(b)) => (
-                0..0,
-                self.bank
-                    .budgets
-                    .get(b.0 as usize)
-                    .map_or(&[][..], |b| &b.keys),
-            ),
+            Some(Pin::Budget(b)) => (0..0, self.bank.budgets.get(b.0 as usize).map_or(&[][..], |b| &b.keys)),
         };
         range.chain(of_budget.iter().copied())
     }
@@ -182,15 +137,9 @@ impl Pool {
     pub(super) fn acquire_but(&mut self, ask: &Ask, except: Option<KeyId>, now: Time) -> Acquire {
         let now = self.clock(now);
         let Some(key) = self.best_key(ask, except, now) else {
-            return Acquire::Blocked {
-                why: Why::NoKey,
-                until: None,
-            };
+            return Acquire::Blocked { why: Why::NoKey, until: None };
         };
-        let shared = self
-            .bank
-            .shared_slot(ask, now)
-            .and(Slot::at(self.bank.paused_until));
+        let shared = self.bank.shared_slot(ask, now).and(Slot::at(self.bank.paused_until));
         let mut slot = shared.and(self.slot_with(key, ask, now));
         if slot.is_open(now) {
             return Acquire::Granted(self.grant(key, ask, now));
@@ -214,21 +163,13 @@ impl Pool {
     fn refusal(&self, key: KeyId, slot: Slot, now: Time) -> Acquire {
         let until = |time: Time| (time != Time::MAX).then_some(time);
         if self.bank.paused_until > now {
-            return Acquire::Blocked {
-                why: Why::ProviderPaused,
-                until: until(self.bank.paused_until),
-            };
+            return Acquire::Blocked { why: Why::ProviderPaused, until: until(self.bank.paused_until) };
         }
         if let Some((why, until)) = self.bank.out_of_use(key.0 as usize, now) {
             return Acquire::Blocked { why, until };
         }
         match slot {
-            Slot {
-                known: Time::MAX, ..
-            } => Acquire::Blocked {
-                why: Why::TooLarge,
-                until: None,
-            },
+            Slot { known: Time::MAX, .. } => Acquire::Blocked { why: Why::TooLarge, until: None },
             Slot { known, at_most } if known < at_most => Acquire::WhenAnswered { at_most },
             Slot { at_most, .. } => Acquire::At(at_most),
         }
@@ -237,8 +178,7 @@ impl Pool {
     fn best_key(&mut self, ask: &Ask, except: Option<KeyId>, now: Time) -> Option<KeyId> {
         let among = match ask.pin {
             Some(Pin::Key(key)) => {
-                return (self.bank.keys.len() > key.0 as usize && except != Some(key))
-                    .then_some(key);
+                return (self.bank.keys.len() > key.0 as usize && except != Some(key)).then_some(key);
             }
             Some(Pin::Budget(budget)) if budget.0 as usize >= self.bank.budgets.len() => {
                 return None;
@@ -247,17 +187,14 @@ impl Pool {
             None => None,
         };
         let routes = self.bank.narrow_of(ask.routes);
-        self.choice
-            .best(&mut self.bank, (ask.cost, routes), among, except, now)
+        self.choice.best(&mut self.bank, (ask.cost, routes), among, except, now)
     }
 
     fn slot_with(&mut self, key: KeyId, ask: &Ask, now: Time) -> Slot {
         let number = key.0 as usize;
         let budget = self.bank.keys[number].budget;
         let routes = self.bank.narrow_of(ask.routes);
-        self.bank
-            .budget_slot(budget, ask.cost, now)
-            .and(self.bank.key_slot(number, ask.cost, routes, now))
+        self.bank.budget_slot(budget, ask.cost, now).and(self.bank.key_slot(number, ask.cost, routes, now))
     }
 
     /// When the ask could be granted at the latest, if nothing else is granted before.
@@ -266,10 +203,7 @@ impl Pool {
         let Some(key) = self.best_key(ask, None, now) else {
             return Time::MAX;
         };
-        let shared = self
-            .bank
-            .shared_slot(ask, now)
-            .and(Slot::at(self.bank.paused_until));
+        let shared = self.bank.shared_slot(ask, now).and(Slot::at(self.bank.paused_until));
         shared.and(self.slot_with(key, ask, now)).at_most
     }
 
@@ -280,8 +214,7 @@ impl Pool {
 
     fn grant(&mut self, key: KeyId, ask: &Ask, now: Time) -> Permit {
         let freed = self.bank.freed_now(key, ask.routes);
-        self.bank
-            .each(key, ask.routes, |limit| limit.book(ask.cost));
+        self.bank.each(key, ask.routes, |limit| limit.book(ask.cost));
         let state = &mut self.bank.keys[key.0 as usize];
         let mut probe = false;
         if let Standing::Disabled { probing, .. } = &mut state.standing {
@@ -289,49 +222,25 @@ impl Pool {
             probe = true;
         }
         self.choice.served(&self.bank, key);
-        Permit {
-            key,
-            routes: ask.routes,
-            cost: ask.cost,
-            booked: now,
-            freed,
-            probe,
-        }
+        Permit { key, routes: ask.routes, cost: ask.cost, booked: now, freed, probe }
     }
 
     /// The call leaves now. Lateness since the grant shifts later slots.
     pub fn depart(&mut self, permit: Permit, at: Time) -> Flight {
-        let Permit {
-            key,
-            routes,
-            cost,
-            booked,
-            freed,
-            probe,
-        } = permit;
+        let Permit { key, routes, cost, booked, freed, probe } = permit;
         let sent = at.max(booked);
-        self.bank
-            .each(key, routes, |limit| limit.depart(cost, sent));
-        self.choice.touch(key, &self.bank);
-        Flight {
-            key,
-            routes,
-            cost,
-            sent,
-            answered: None,
-            freed,
-            probe,
-        }
+        self.bank.each(key, routes, |limit| limit.depart(cost, sent));
+        self.choice.touch(key);
+        Flight { key, routes, cost, sent, answered: None, freed, probe }
     }
 
     /// The permit is not used: everything is given back.
     pub fn abandon(&mut self, permit: Permit, now: Time) {
-        self.bank
-            .each(permit.key, permit.routes, |limit| limit.unbook(permit.cost));
+        self.bank.each(permit.key, permit.routes, |limit| limit.unbook(permit.cost));
         if permit.probe {
             self.end_probe(permit.key, self.seen.max(now));
         }
-        self.choice.touch(permit.key, &self.bank);
+        self.choice.touch(permit.key);
         self.loosened += 1;
     }
 
@@ -344,13 +253,11 @@ impl Pool {
 
     /// `earliest` as it would be if this permit were not there.
     pub(super) fn earliest_without(&mut self, permit: &Permit, ask: &Ask, now: Time) -> Time {
-        self.bank
-            .each(permit.key, permit.routes, |limit| limit.unbook(permit.cost));
-        self.choice.touch(permit.key, &self.bank);
+        self.bank.each(permit.key, permit.routes, |limit| limit.unbook(permit.cost));
+        self.choice.touch(permit.key);
         let free = self.earliest(ask, now);
-        self.bank
-            .each(permit.key, permit.routes, |limit| limit.book(permit.cost));
-        self.choice.touch(permit.key, &self.bank);
+        self.bank.each(permit.key, permit.routes, |limit| limit.book(permit.cost));
+        self.choice.touch(permit.key);
         free
     }
 
@@ -360,11 +267,9 @@ impl Pool {
             return;
         }
         let (from, cost) = (flight.sent, flight.cost);
-        self.bank.each(flight.key, flight.routes, |limit| {
-            limit.shift(cost, from, at)
-        });
+        self.bank.each(flight.key, flight.routes, |limit| limit.shift(cost, from, at));
         flight.sent = at;
-        self.choice.touch(flight.key, &self.bank);
+        self.choice.touch(flight.key);
     }
 
     /// The first byte of the answer: by now the provider has counted the call.
@@ -377,26 +282,18 @@ impl Pool {
         let delay = at.as_nanos() - flight.sent.as_nanos();
         self.bank.saw_delay(delay, false);
         let (sent, cost, within) = (flight.sent, flight.cost, self.bank.within);
-        self.bank.each(flight.key, flight.routes, |limit| {
-            limit.answered(cost, sent, at, within)
-        });
+        self.bank.each(flight.key, flight.routes, |limit| limit.answered(cost, sent, at, within));
         self.answer_of(flight.key);
     }
 
     /// The answer is complete, or there will be none (a timeout, a cut connection). Without a first byte the fate of
     /// the call is unknown: it is taken to be counted at its departure + `counted_within`, and to be open until then.
     pub fn finish(&mut self, flight: Flight, at: Time, actual_cost: Option<u64>) {
-        let trace = Trace {
-            cost: flight.cost,
-            sent: flight.sent,
-            answered: flight.answered,
-        };
+        let trace = Trace { cost: flight.cost, sent: flight.sent, answered: flight.answered };
         let at = at.max(flight.answered.unwrap_or(flight.sent));
         let within = self.bank.within;
         let open_until = flight.sent.plus(self.bank.counted_within);
-        self.bank.each(flight.key, flight.routes, |limit| {
-            limit.finished(trace, at, actual_cost, within, open_until)
-        });
+        self.bank.each(flight.key, flight.routes, |limit| limit.finished(trace, at, actual_cost, within, open_until));
         if flight.probe {
             self.end_probe(flight.key, at);
         }
@@ -414,8 +311,7 @@ impl Pool {
         if answered {
             return self.finish(flight, at, None);
         }
-        self.bank
-            .each(flight.key, flight.routes, |limit| limit.unsent(cost, sent));
+        self.bank.each(flight.key, flight.routes, |limit| limit.unsent(cost, sent));
         if flight.probe {
             self.end_probe(flight.key, at);
         }
@@ -435,11 +331,7 @@ impl Pool {
         let (horizon, counted) = (nanos(within), self.bank.within);
         let end = now.plus(horizon);
         let all = |limits: &mut [super::limit::Limit]| {
-            limits
-                .iter_mut()
-                .map(|limit| limit.allowance(horizon, now, counted))
-                .min()
-                .unwrap_or(u64::MAX)
+            limits.iter_mut().map(|limit| limit.allowance(horizon, now, counted)).min().unwrap_or(u64::MAX)
         };
         let provider = all(&mut self.bank.limits);
         if self.bank.paused_until > end {
@@ -453,8 +345,7 @@ impl Pool {
             let mut of_keys = 0_u64;
             for &key in &budget.keys {
                 let key = &mut self.bank.keys[key];
-                let probe =
-                    matches!(key.standing, Standing::Disabled { probe_at, .. } if probe_at <= end);
+                let probe = matches!(key.standing, Standing::Disabled { probe_at, .. } if probe_at <= end);
                 if key.paused_until <= end && key.standing == Standing::Open {
                     of_keys = of_keys.saturating_add(all(&mut key.limits));
                 } else if probe {
@@ -471,21 +362,9 @@ impl Pool {
         let now = self.clock(now);
         let bank = &mut self.bank;
         let routes = bank.routes.iter_mut().flatten();
-        let budgets = bank
-            .budgets
-            .iter_mut()
-            .flat_map(|budget| &mut budget.limits);
-        let keys = bank
-            .keys
-            .iter_mut()
-            .flat_map(|key| key.limits.iter_mut().chain(key.narrow.iter_mut().flatten()));
-        for limit in bank
-            .limits
-            .iter_mut()
-            .chain(routes)
-            .chain(budgets)
-            .chain(keys)
-        {
+        let budgets = bank.budgets.iter_mut().flat_map(|budget| &mut budget.limits);
+        let keys = bank.keys.iter_mut().flat_map(|key| key.limits.iter_mut().chain(key.narrow.iter_mut().flatten()));
+        for limit in bank.limits.iter_mut().chain(routes).chain(budgets).chain(keys) {
             limit.assume_spent(now);
         }
         self.choice.rebuild(&self.bank);
@@ -499,27 +378,17 @@ impl Pool {
 
     /// The label of a key; empty for one that does not exist.
     pub fn key_label(&self, key: KeyId) -> &str {
-        self.bank
-            .keys
-            .get(key.0 as usize)
-            .map_or("", |key| &key.label)
+        self.bank.keys.get(key.0 as usize).map_or("", |key| &key.label)
     }
 
     /// The budget of a key.
     pub fn budget_of(&self, key: KeyId) -> Option<BudgetId> {
-        self.bank
-            .keys
-            .get(key.0 as usize)
-            .map(|key| BudgetId(key.budget as u32))
+        self.bank.keys.get(key.0 as usize).map(|key| BudgetId(key.budget as u32))
     }
 
     /// What a job may be pinned to by this name: a key's label or a budget's name (they share one namespace).
     pub fn pin_named(&self, name: &str) -> Option<Pin> {
-        let budget = self
-            .bank
-            .budgets
-            .iter()
-            .position(|budget| budget.name.as_deref() == Some(name));
+        let budget = self.bank.budgets.iter().position(|budget| budget.name.as_deref() == Some(name));
         let budget = budget.map(|place| Pin::Budget(BudgetId(place as u32)));
         let key = || self.bank.keys.iter().position(|key| key.label == name);
         budget.or_else(|| key().map(|place| Pin::Key(KeyId(place as u32))))
@@ -531,7 +400,7 @@ impl Pool {
     }
 
     fn answer_of(&mut self, key: KeyId) {
-        self.choice.touch(key, &self.bank);
+        self.choice.touch(key);
         let place = (self.answered % ANSWERS as u64) as usize;
         match self.answers.get_mut(place) {
             Some(slot) => *slot = key,
@@ -552,7 +421,7 @@ impl Pool {
     }
 
     pub(super) fn loosen(&mut self, key: KeyId) {
-        self.choice.touch(key, &self.bank);
+        self.choice.touch(key);
         self.loosened += 1;
     }
 

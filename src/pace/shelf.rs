@@ -18,10 +18,7 @@ struct Tree {
 impl Tree {
     fn new(items: usize) -> Tree {
         let leaves = items.next_power_of_two().max(1);
-        Tree {
-            leaves,
-            nodes: vec![NOBODY; leaves * 2],
-        }
+        Tree { leaves, nodes: vec![NOBODY; leaves * 2] }
     }
 
     fn set(&mut self, item: usize, value: Option<u64>) {
@@ -65,10 +62,7 @@ pub(super) struct Shelf {
 
 impl Shelf {
     pub fn new(items: usize) -> Shelf {
-        Shelf {
-            ready: Tree::new(items),
-            waiting: Tree::new(items),
-        }
+        Shelf { ready: Tree::new(items), waiting: Tree::new(items) }
     }
 
     /// The item has room at `free`; `turn` orders those that are ready.
@@ -83,19 +77,13 @@ impl Shelf {
     }
 
     /// The item to use at `now`, and when it is free: one that is ready by its turn, else the first to be.
-    pub fn best(
-        &mut self,
-        now: Time,
-        turns: &[u64],
-        except: Option<usize>,
-    ) -> Option<(usize, Time)> {
+    pub fn best(&mut self, now: Time, turns: &[u64], except: Option<usize>) -> Option<(usize, Time)> {
         while let Some((free, item)) = self.waiting.first() {
             if free > now.as_nanos() {
                 break;
             }
             self.waiting.set(item as usize, None);
-            self.ready
-                .set(item as usize, turns.get(item as usize).copied());
+            self.ready.set(item as usize, turns.get(item as usize).copied());
         }
         let pick = |tree: &Tree| except.map_or_else(|| tree.first(), |item| tree.first_but(item));
         match pick(&self.ready) {

@@ -15,36 +15,21 @@ pub(super) struct Slot {
 
 impl Slot {
     /// There is room already.
-    pub const OPEN: Slot = Slot {
-        known: Time::ZERO,
-        at_most: Time::ZERO,
-    };
+    pub const OPEN: Slot = Slot { known: Time::ZERO, at_most: Time::ZERO };
     /// There never will be.
-    pub const NEVER: Slot = Slot {
-        known: Time::MAX,
-        at_most: Time::MAX,
-    };
+    pub const NEVER: Slot = Slot { known: Time::MAX, at_most: Time::MAX };
 
     pub fn at(time: Time) -> Slot {
-        Slot {
-            known: time,
-            at_most: time,
-        }
+        Slot { known: time, at_most: time }
     }
 
     /// Room comes with an answer, at the latest then.
     pub fn answered_by(at_most: Time) -> Slot {
-        Slot {
-            known: Time::ZERO,
-            at_most,
-        }
+        Slot { known: Time::ZERO, at_most }
     }
 
     pub fn and(self, other: Slot) -> Slot {
-        Slot {
-            known: self.known.max(other.known),
-            at_most: self.at_most.max(other.at_most),
-        }
+        Slot { known: self.known.max(other.known), at_most: self.at_most.max(other.at_most) }
     }
 
     pub fn is_open(self, now: Time) -> bool {

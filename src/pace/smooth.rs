@@ -49,36 +49,18 @@ impl Smooth {
         let stretched = (span as f64 * (cap as f64 / rate.max(1e-9))).ceil();
         let pace = Gcra::new(cap, stretched as u64, correctable);
         let window = Window::new(cap, span);
-        Smooth {
-            pace,
-            burst: burst.unwrap_or(0),
-            pending: 0,
-            window,
-            counted: false,
-            heaviest: 0.0,
-            searched: None,
-        }
+        Smooth { pace, burst: burst.unwrap_or(0), pending: 0, window, counted: false, heaviest: 0.0, searched: None }
     }
 
     /// The same, safe for a sliding counter.
     pub fn counted(self, cap: u64, span: u64) -> Smooth {
         let grain = if cap > EXACT { span / EXACT } else { 0 };
-        Smooth {
-            window: Window::remembering(cap, span, grain),
-            counted: true,
-            ..self
-        }
+        Smooth { window: Window::remembering(cap, span, grain), counted: true, ..self }
     }
 
     pub fn slot(&mut self, amount: u64, now: Time, within: u64) -> Slot {
-        let slot = self
-            .pace_slot(amount, now)
-            .and(self.window.slot(amount, now, within));
-        if self.counted && slot.is_open(now) {
-            self.counter_slot(amount, now)
-        } else {
-            slot
-        }
+        let slot = self.pace_slot(amount, now).and(self.window.slot(amount, now, within));
+        if self.counted && slot.is_open(now) { self.counter_slot(amount, now) } else { slot }
     }
 
     fn pace_slot(&self, amount: u64, now: Time) -> Slot {
@@ -89,11 +71,7 @@ impl Smooth {
             return Slot::answered_by(Time::MAX);
         }
         let free = self.pace.full_at().minus(debt - need);
-        if free <= now {
-            Slot::OPEN
-        } else {
-            Slot::at(free)
-        }
+        if free <= now { Slot::OPEN } else { Slot::at(free) }
     }
 
     /// When a sliding counter surely has room; the window log has been brought up to date before.
@@ -212,10 +190,7 @@ impl Smooth {
     }
 
     pub fn allowance(&mut self, horizon: u64, now: Time, within: u64) -> u64 {
-        let even = self
-            .pace
-            .flows_in(horizon)
-            .saturating_add(self.burst.max(1));
+        let even = self.pace.flows_in(horizon).saturating_add(self.burst.max(1));
         even.min(self.window.allowance(horizon, now, within))
     }
 }

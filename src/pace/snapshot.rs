@@ -110,9 +110,7 @@ impl Pool {
     pub fn snapshot(&mut self, now: Time) -> PoolSnapshot {
         let within = self.bank.within;
         let limits = uses(&mut self.bank.limits, now, within);
-        let budgets: Vec<_> = (0..self.bank.budgets.len())
-            .map(|b| self.budget_snapshot(b, now))
-            .collect();
+        let budgets: Vec<_> = (0..self.bank.budgets.len()).map(|b| self.budget_snapshot(b, now)).collect();
         let rates = budgets.iter().map(|budget| budget.allowed_per_second);
         let of_budgets = rates.sum::<Option<f64>>();
         PoolSnapshot {
@@ -128,13 +126,8 @@ impl Pool {
     fn budget_snapshot(&mut self, number: usize, now: Time) -> BudgetSnapshot {
         let within = self.bank.within;
         let keys: Vec<_> = self.bank.budgets[number].keys.clone();
-        let keys: Vec<_> = keys
-            .into_iter()
-            .map(|key| self.key_snapshot(key, now))
-            .collect();
-        let usable = keys
-            .iter()
-            .filter(|key| matches!(key.state, KeyState::Open | KeyState::Paused(_)));
+        let keys: Vec<_> = keys.into_iter().map(|key| self.key_snapshot(key, now)).collect();
+        let usable = keys.iter().filter(|key| matches!(key.state, KeyState::Open | KeyState::Paused(_)));
         let rates = usable.map(|key| request_rate(&self.bank.keys[key.id.0 as usize].limits));
         let of_keys = rates.sum::<Option<f64>>();
         let budget = &mut self.bank.budgets[number];
@@ -145,10 +138,7 @@ impl Pool {
         } else {
             BudgetState::Open
         };
-        let only = keys
-            .first()
-            .map(|key| key.label.clone())
-            .unwrap_or_default();
+        let only = keys.first().map(|key| key.label.clone()).unwrap_or_default();
         BudgetSnapshot {
             name: budget.name.clone().unwrap_or(only),
             declared: budget.name.is_some(),
@@ -166,9 +156,9 @@ impl Pool {
         let key = &mut self.bank.keys[number];
         let state = match key.standing {
             Standing::Disabled { probing: true, .. } => KeyState::Probing,
-            Standing::Disabled { probe_at, .. } => KeyState::Disabled {
-                probe_at: Some(probe_at).filter(|at| *at != Time::MAX),
-            },
+            Standing::Disabled { probe_at, .. } => {
+                KeyState::Disabled { probe_at: Some(probe_at).filter(|at| *at != Time::MAX) }
+            }
             Standing::Open if key.paused_until > now => KeyState::Paused(key.paused_until),
             Standing::Open => KeyState::Open,
         };
@@ -204,12 +194,8 @@ fn uses(limits: &mut [Limit], now: Time, within: u64) -> Vec<LimitUse> {
 
 /// The slowest of these limits in calls a second.
 fn request_rate(limits: &[Limit]) -> Option<f64> {
-    let requests = limits
-        .iter()
-        .filter(|limit| limit.counts == Counts::Requests);
-    requests
-        .filter_map(Limit::per_second)
-        .fold(None, |least_yet, rate| least(least_yet, Some(rate)))
+    let requests = limits.iter().filter(|limit| limit.counts == Counts::Requests);
+    requests.filter_map(Limit::per_second).fold(None, |least_yet, rate| least(least_yet, Some(rate)))
 }
 
 fn least(a: Option<f64>, b: Option<f64>) -> Option<f64> {

@@ -74,22 +74,12 @@ pub struct LimitSpec {
 impl LimitSpec {
     /// So many calls per period, counted by `algorithm`, without burst.
     pub fn requests(amount: u64, per: Duration, algorithm: Algorithm) -> LimitSpec {
-        LimitSpec {
-            measure: Measure::Requests(amount),
-            per,
-            algorithm,
-            burst: None,
-        }
+        LimitSpec { measure: Measure::Requests(amount), per, algorithm, burst: None }
     }
 
     /// So many cost units per period, counted by `algorithm`, without burst.
     pub fn cost(amount: u64, per: Duration, algorithm: Algorithm) -> LimitSpec {
-        LimitSpec {
-            measure: Measure::Cost(amount),
-            per,
-            algorithm,
-            burst: None,
-        }
+        LimitSpec { measure: Measure::Cost(amount), per, algorithm, burst: None }
     }
 
     /// So many calls open at once.
@@ -104,10 +94,7 @@ impl LimitSpec {
 
     /// The same limit with a burst.
     pub fn with_burst(self, burst: u64) -> LimitSpec {
-        LimitSpec {
-            burst: Some(burst),
-            ..self
-        }
+        LimitSpec { burst: Some(burst), ..self }
     }
 }
 
@@ -202,10 +189,7 @@ impl Default for PoolSpec {
             keys: Vec::new(),
             budgets: Vec::new(),
             routes: Vec::new(),
-            lanes: vec![LaneSpec {
-                name: "default".into(),
-                weight: 1,
-            }],
+            lanes: vec![LaneSpec { name: "default".into(), weight: 1 }],
         }
     }
 }
@@ -235,10 +219,7 @@ impl fmt::Display for BadSpec {
             BadSpec::Amount { place } => {
                 write!(f, "{place}: the amount must be between 1 and {MAX_AMOUNT}")
             }
-            BadSpec::Period { place } => write!(
-                f,
-                "{place}: the period must be longer than 0 and at most 400 days"
-            ),
+            BadSpec::Period { place } => write!(f, "{place}: the period must be longer than 0 and at most 400 days"),
             BadSpec::Burst { place } => {
                 write!(f, "{place}: the burst must be between 1 and {MAX_AMOUNT}")
             }
@@ -246,9 +227,7 @@ impl fmt::Display for BadSpec {
                 write!(f, "{count} routes; at most {MAX_ROUTES} are possible")
             }
             BadSpec::UnknownBudget { label } => write!(f, "key {label}: its budget does not exist"),
-            BadSpec::CountedWithin => {
-                f.write_str("counted_within must be longer than 0 and at most 400 days")
-            }
+            BadSpec::CountedWithin => f.write_str("counted_within must be longer than 0 and at most 400 days"),
             BadSpec::Headroom => f.write_str("headroom must be at least 0 and at most 0.99"),
         }
     }
@@ -268,9 +247,7 @@ impl PoolSpec {
             return Err(BadSpec::CountedWithin);
         }
         if self.routes.len() > MAX_ROUTES {
-            return Err(BadSpec::TooManyRoutes {
-                count: self.routes.len(),
-            });
+            return Err(BadSpec::TooManyRoutes { count: self.routes.len() });
         }
         check_all("limits", &self.limits)?;
         check_all("key_limits", &self.key_limits)?;
@@ -281,14 +258,8 @@ impl PoolSpec {
             check_all(&format!("route {n} limits"), &route.limits)?;
             check_all(&format!("route {n} key_limits"), &route.key_limits)?;
         }
-        match self
-            .keys
-            .iter()
-            .find(|key| key.budget.is_some_and(|b| b >= self.budgets.len()))
-        {
-            Some(key) => Err(BadSpec::UnknownBudget {
-                label: key.label.clone(),
-            }),
+        match self.keys.iter().find(|key| key.budget.is_some_and(|b| b >= self.budgets.len())) {
+            Some(key) => Err(BadSpec::UnknownBudget { label: key.label.clone() }),
             None => Ok(()),
         }
     }
@@ -308,10 +279,7 @@ fn check_all(place: &str, limits: &[LimitSpec]) -> Result<(), BadSpec> {
         if timed && (limit.per.is_zero() || limit.per > MAX_PERIOD) {
             return Err(BadSpec::Period { place: place() });
         }
-        if limit
-            .burst
-            .is_some_and(|burst| !(1..=MAX_AMOUNT).contains(&burst))
-        {
+        if limit.burst.is_some_and(|burst| !(1..=MAX_AMOUNT).contains(&burst)) {
             return Err(BadSpec::Burst { place: place() });
         }
     }

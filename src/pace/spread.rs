@@ -28,12 +28,7 @@ pub(super) struct Spread {
 
 impl Spread {
     pub fn new() -> Spread {
-        Spread {
-            counts: vec![0; 64 * STEPS as usize],
-            total: 0,
-            since: 0,
-            longest: None,
-        }
+        Spread { counts: vec![0; 64 * STEPS as usize], total: 0, since: 0, longest: None }
     }
 
     /// One more delay in nanoseconds.

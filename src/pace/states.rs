@@ -19,7 +19,7 @@ impl Pool {
     pub fn pause_key(&mut self, key: KeyId, until: Time) {
         if let Some(state) = self.bank.keys.get_mut(key.0 as usize) {
             state.paused_until = state.paused_until.max(until);
-            self.choice.touch(key, &self.bank);
+            self.choice.touch(key);
         }
     }
 
@@ -71,10 +71,7 @@ impl Pool {
     /// Sets a key aside: the provider refuses it. From `probe_at` on, one call may try it (`None`: none will).
     pub fn disable_key(&mut self, key: KeyId, probe_at: Option<Time>) {
         if let Some(state) = self.bank.keys.get_mut(key.0 as usize) {
-            state.standing = Standing::Disabled {
-                probe_at: probe_at.unwrap_or(Time::MAX),
-                probing: false,
-            };
+            state.standing = Standing::Disabled { probe_at: probe_at.unwrap_or(Time::MAX), probing: false };
             self.loosen(key);
         }
     }
@@ -110,16 +107,12 @@ impl Pool {
 
     pub(super) fn budget_changed(&mut self, budget: BudgetId) {
         if let Some(&key) = self.bank.budgets[budget.0 as usize].keys.first() {
-            self.choice.touch(KeyId(key as u32), &self.bank);
+            self.choice.touch(KeyId(key as u32));
         }
     }
 
     fn loosened_by_budget(&mut self, budget: BudgetId) {
-        let key = self.bank.budgets[budget.0 as usize]
-            .keys
-            .first()
-            .copied()
-            .unwrap_or(0);
+        let key = self.bank.budgets[budget.0 as usize].keys.first().copied().unwrap_or(0);
         self.loosen(KeyId(key as u32));
     }
 }

@@ -7,7 +7,7 @@
 use super::Time;
 use super::calls::Calls;
 use super::counter;
-use super::edge::Edge;
+use super::edge::{Edge, Edges};
 use super::gcra::Gcra;
 use super::slot::Slot;
 use std::collections::VecDeque;
@@ -20,6 +20,16 @@ const CLOCK_GRAIN_NANOS: u64 = 1_000_000;
 pub(super) const CLOCK_DRIFT: u64 = 10_000;
 /// How far back an anchor out of order is looked for before it is counted with a later one.
 const SORT_DEPTH: usize = 64;
+
+/// What a sliding counter may still remember.
+#[derive(Clone, Debug)]
+struct Past {
+    /// Calls of the window before.
+    before: VecDeque<(Time, u64)>,
+    /// The answered calls as takings from a bucket of this depth, see `evenly`.
+    depth: u64,
+    bucket: Option<Gcra>,
+}
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -34,21 +44,16 @@ pub(super) struct Window {
     logged: u64,
     foreign: Vec<(Time, u64)>,
     freed: u64,
-    /// Calls of the window before, where somebody asks for them.
-    before: VecDeque<(Time, u64)>,
-    /// For windows that remember: the answered calls as takings from a bucket, see `evenly`.
-    bucket: Option<(u64, Gcra)>,
-    /// Fixed windows: the edge that is known.
-    edge: Option<Edge>,
+    /// Only where a sliding counter matters. (Boxed, as the edges are: most windows need neither, and with many keys
+    /// the size of a limit is what a permit costs.)
+    past: Option<Box<Past>>,
+    /// Fixed windows: the edges that are known.
+    edges: Option<Box<Edges>>,
 }
 
 impl Window {
     pub fn new(cap: u64, span: u64) -> Window {
-        let grain = if cap > EXACT_SLOTS {
-            span / EXACT_SLOTS
-        } else {
-            0
-        };
+        let grain = if cap > EXACT_SLOTS { span / EXACT_SLOTS } else { 0 };
         Window {
             cap,
             span,
@@ -59,9 +64,8 @@ impl Window {
             logged: 0,
             foreign: Vec::new(),
             freed: 0,
-            before: VecDeque::new(),
-            bucket: None,
-            edge: None,
+            past: None,
+            edges: None,
         }
     }
 
@@ -71,12 +75,11 @@ impl Window {
         let plain = Window::new(cap, span);
         let grain = grain.max(plain.grain);
         let depth = (cap / 4).clamp(1, 2).max(cap / 50);
-        let bucket =
-            (depth < cap).then(|| (depth, Gcra::new(cap - depth, span + plain.guard, false)));
+        let bucket = (depth < cap).then(|| Gcra::new(cap - depth, span + plain.guard, false));
         Window {
             grain,
             calls: Calls::new(grain),
-            bucket,
+            past: Some(Box::new(Past { before: VecDeque::new(), depth, bucket })),
             ..plain
         }
     }
@@ -107,11 +110,7 @@ impl Window {
     }
 
     fn freed_by_any(&self, need: u64, within: u64) -> Slot {
-        let mut certain: Vec<(Time, u64)> = self
-            .log
-            .iter()
-            .map(|&(anchor, n)| (self.free_at(anchor), n))
-            .collect();
+        let mut certain: Vec<(Time, u64)> = self.log.iter().map(|&(anchor, n)| (self.free_at(anchor), n)).collect();
         certain.extend(self.foreign.iter().copied());
         certain.sort_unstable();
         let mut sum = 0;
@@ -133,8 +132,8 @@ impl Window {
     }
 
     fn free_at(&self, anchor: Time) -> Time {
-        let free = match self.edge {
-            Some(edge) => edge.forgets(anchor, self.span),
+        let free = match &self.edges {
+            Some(edges) => edges.forgets(anchor, self.span),
             None => anchor.plus(self.span),
         };
         free.plus(self.guard)
@@ -142,21 +141,19 @@ impl Window {
 
     /// The provider says that it forgets everything at an edge within these bounds.
     pub fn learn_edge(&mut self, stated: Edge, now: Time) {
-        self.edge = Edge::with(self.edge, stated, self.span, now);
+        self.edges.get_or_insert_default().learn(stated, self.span, now);
     }
 
     /// The caller knows the edge.
     pub fn set_edge(&mut self, at: Time) {
-        self.edge = Some(Edge { low: at, high: at });
+        self.edges.get_or_insert_default().set(at);
     }
 
     /// Anchors are rounded up to the grain, but not over an edge.
     fn filed(&self, anchor: Time) -> Time {
         let rounded = anchor.rounded_up(self.grain);
-        match self.edge {
-            Some(edge) if anchor < edge.low => rounded.min(edge.low.minus(1)),
-            Some(_) | None => rounded,
-        }
+        let edge = self.edges.as_ref().and_then(|edges| edges.next_after(anchor));
+        edge.map_or(rounded, |edge| rounded.min(edge.low.minus(1)))
     }
 
     /// Calls that were not answered in time count from then on; slots whose window is over are freed.
@@ -171,17 +168,15 @@ impl Window {
             self.log.pop_front();
             self.logged -= amount;
             self.freed += amount;
-            if self.bucket.is_some() || self.cap == 1 {
-                self.before.push_back((anchor, amount));
+            if let Some(past) = &mut self.past {
+                past.before.push_back((anchor, amount));
             }
         }
-        let two = self.span * 2 + self.guard;
-        while self
-            .before
-            .front()
-            .is_some_and(|entry| entry.0.plus(two) <= now)
-        {
-            self.before.pop_front();
+        if let Some(past) = &mut self.past {
+            let two = self.span * 2 + self.guard;
+            while past.before.front().is_some_and(|entry| entry.0.plus(two) <= now) {
+                past.before.pop_front();
+            }
         }
         if !self.foreign.is_empty() {
             self.foreign.retain(|entry| entry.0 > now);
@@ -193,7 +188,7 @@ impl Window {
             return;
         }
         let anchor = self.filed(anchor);
-        if let Some((_, bucket)) = &mut self.bucket {
+        if let Some(bucket) = self.past.as_mut().and_then(|past| past.bucket.as_mut()) {
             bucket.take(amount, anchor);
         }
         self.logged += amount;
@@ -246,10 +241,7 @@ impl Window {
         // Where the very entry is gone, taking from an earlier one is safe: that one is forgotten sooner.
         let anchor = self.filed(anchor);
         let place = self.log.partition_point(|entry| entry.0 <= anchor);
-        if let Some(entry) = place
-            .checked_sub(1)
-            .and_then(|place| self.log.get_mut(place))
-        {
+        if let Some(entry) = place.checked_sub(1).and_then(|place| self.log.get_mut(place)) {
             let back = (estimate - actual).min(entry.1);
             entry.1 -= back;
             self.logged -= back;
@@ -293,7 +285,7 @@ impl Window {
     /// b + s·(N − b) ÷ W of them are younger than any age s, and a sliding counter sees at most
     /// b + (x·x + (1 − x)(1 + x))·(N − b) = N of them. Seldom false while calls are even and answers quick.
     pub fn evenly(&self, amount: u64, now: Time) -> bool {
-        let Some((depth, bucket)) = &self.bucket else {
+        let Some(Past { depth, bucket: Some(bucket), .. }) = self.past.as_deref() else {
             return false;
         };
         let flying = bucket.span(self.calls.total() + amount);
@@ -302,12 +294,9 @@ impl Window {
 
     /// What a sliding counter could make of the answered calls at `now`, at worst; those in flight come on top.
     pub fn heaviest(&self, now: Time) -> f64 {
-        let newest_first = self
-            .log
-            .iter()
-            .rev()
-            .chain(self.before.iter().rev())
-            .copied();
+        static NOTHING: VecDeque<(Time, u64)> = VecDeque::new();
+        let before = self.past.as_ref().map_or(&NOTHING, |past| &past.before);
+        let newest_first = self.log.iter().rev().chain(before.iter().rev()).copied();
         counter::heaviest(newest_first, now, self.span, self.guard)
     }
 
@@ -351,7 +340,7 @@ impl Window {
     /// Keeps each slot longer than the window by this much more.
     pub fn widen(&mut self, extra: u64) {
         self.guard = CLOCK_GRAIN_NANOS + self.span / CLOCK_DRIFT + extra;
-        if let Some((_, bucket)) = &mut self.bucket {
+        if let Some(bucket) = self.past.as_mut().and_then(|past| past.bucket.as_mut()) {
             bucket.widen(extra);
         }
     }
@@ -382,18 +371,10 @@ impl Window {
     pub fn allowance(&mut self, horizon: u64, now: Time, within: u64) -> u64 {
         self.advance(now, within);
         let end = now.plus(horizon);
-        let kept: u64 = self
-            .log
-            .iter()
-            .rev()
-            .take_while(|e| self.free_at(e.0) > end)
-            .map(|e| e.1)
-            .sum();
+        let kept: u64 = self.log.iter().rev().take_while(|e| self.free_at(e.0) > end).map(|e| e.1).sum();
         let foreign: u64 = self.foreign.iter().filter(|e| e.0 > end).map(|e| e.1).sum();
         let first = self.cap.saturating_sub(kept).saturating_sub(foreign);
-        let edge = self
-            .edge
-            .is_some_and(|edge| edge.high > now && edge.low <= end);
+        let edge = self.edges.as_ref().is_some_and(|edges| edges.any_within(now, end));
         first.saturating_add((horizon / self.span + u64::from(edge)).saturating_mul(self.cap))
     }
 }

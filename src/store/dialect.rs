@@ -15,8 +15,21 @@ use super::StoreError;
 
 /// Runs one body against either database: `on_db!(tx, |c| sqlx::query(…).execute(c).await)`.
 ///
-/// Takes a `&mut Tx` or, as `on_db!(read db, …)`, a `&Db`.
+/// Takes a `&mut Tx` or, as `on_db!(read db, …)`, a `&Db`; `on_db!(write db, …)` is for a single
+/// statement that commits by itself.
 macro_rules! on_db {
+    (write $db:expr, |$c:ident| $body:expr) => {
+        match $db {
+            $crate::store::dialect::Db::Postgres(pool) => {
+                let $c = pool;
+                $body
+            }
+            $crate::store::dialect::Db::Sqlite { write, .. } => {
+                let $c = write;
+                $body
+            }
+        }
+    };
     (read $db:expr, |$c:ident| $body:expr) => {
         match $db {
             $crate::store::dialect::Db::Postgres(pool) => {
@@ -46,6 +59,13 @@ pub(super) use on_db;
 
 /// Time for one transaction or one reading of PostgreSQL.
 const SILENCE_MAX: Duration = Duration::from_secs(15);
+/// Time for a call about a lease: on PostgreSQL, where a connection may be dead, short enough to ask
+/// again on another one before the lease runs out. Waiting for a file is as good as asking again.
+const LEASE_POSTGRES: Duration = Duration::from_secs(2);
+const LEASE_SQLITE: Duration = Duration::from_secs(5);
+
+const NOW_POSTGRES: &str = "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)";
+const NOW_SQLITE: &str = "CAST(unixepoch('subsec') * 1000 AS INTEGER)";
 
 /// The databases.
 #[derive(Debug, Clone)]
@@ -86,8 +106,33 @@ impl Db {
         }
     }
 
+    /// The same for leases, on both: they are worth nothing late. What is given up on may still be
+    /// committed, so each statement of the work must stand alone.
+    pub async fn in_lease_time<T>(&self, work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+        let limit = match self {
+            Self::Postgres(_) => LEASE_POSTGRES,
+            Self::Sqlite { .. } => LEASE_SQLITE,
+        };
+        let late = |_| Err(StoreError::Unavailable(sqlx::Error::PoolTimedOut));
+        tokio::time::timeout(limit, work).await.unwrap_or_else(late)
+    }
+
     pub const fn is_sqlite(&self) -> bool {
         matches!(self, Self::Sqlite { .. })
+    }
+
+    /// Whether writes of this process take effect in the order in which they were begun, also those
+    /// that were given up on: SQLite's all go through one connection.
+    pub const fn keeps_order(&self) -> bool {
+        self.is_sqlite()
+    }
+
+    /// The database's clock in milliseconds, as an expression.
+    pub const fn now_ms(&self) -> &'static str {
+        match self {
+            Self::Postgres(_) => NOW_POSTGRES,
+            Self::Sqlite { .. } => NOW_SQLITE,
+        }
     }
 }
 
@@ -132,8 +177,8 @@ impl Tx {
     /// The database's clock in milliseconds, as an expression.
     pub const fn now_ms(&self) -> &'static str {
         match self {
-            Self::Postgres(_) => "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)",
-            Self::Sqlite(_) => "CAST(unixepoch('subsec') * 1000 AS INTEGER)",
+            Self::Postgres(_) => NOW_POSTGRES,
+            Self::Sqlite(_) => NOW_SQLITE,
         }
     }
 }

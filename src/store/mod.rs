@@ -1,7 +1,7 @@
 //! The store: jobs, attempts, events, deliveries and dead letters, in SQLite or PostgreSQL.
 //!
 //! SQL is written once for both; `dialect.rs` holds every difference. Times are milliseconds of
-//! the caller's clock, so that tests own time; only leases will use the database's clock.
+//! the caller's clock, so that tests own time; only heartbeats and leases use the database's clock.
 #![expect(missing_docs, reason = "the types carry the documentation")]
 
 mod attempts;
@@ -12,6 +12,7 @@ mod dialect;
 mod endpoints;
 mod events;
 mod jobs;
+mod leases;
 mod outcomes;
 mod owners;
 mod retention;
@@ -387,6 +388,80 @@ impl Store {
         act!(self, |tx, _wakes| dead::purge(tx, filter, limit).await)
     }
 
+    // Leases: who may spend the budget of a pacing group. By the database's clock alone. They go
+    // past the batching writers, and each is answered within a few seconds.
+
+    /// Takes a lease that is nobody's, has run out, or is the owner's already. On an exclusive store
+    /// nobody but this process can live: a lease of others is taken at once.
+    ///
+    /// The owner may spend nothing before its first renewal has said how much: if it dies before,
+    /// its successor knows only what was written by then.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]: whether it was taken is not known. Asking again is safe.
+    pub async fn lease_take(
+        &self,
+        provider: &str,
+        name: &str,
+        owner: &OwnerId,
+        ttl: Duration,
+    ) -> Result<LeaseTake, StoreError> {
+        let asked = leases::Asked { provider, name, owner };
+        let alone = self.inner.lock.is_some();
+        let work = async {
+            if alone {
+                Box::pin(self.introduce(owner)).await?;
+            }
+            leases::take(self.db(), asked, ttl, |other| alone && !self.known_owners().contains(other)).await
+        };
+        self.db().in_lease_time(work).await
+    }
+
+    /// Prolongs a lease, and writes what was spent and will be until the next time. `false`:
+    /// somebody else has it, and nothing was changed.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]: whether it was prolonged is not known; the owner must count on
+    /// the time that it had before. Doing it again is safe: what comes in late changes nothing.
+    pub async fn lease_renew(
+        &self,
+        provider: &str,
+        name: &str,
+        owner: &OwnerId,
+        epoch: i64,
+        ttl: Duration,
+        state: &str,
+    ) -> Result<bool, StoreError> {
+        let asked = leases::Asked { provider, name, owner };
+        self.db().in_lease_time(leases::renew(self.db(), asked, epoch, ttl, state)).await
+    }
+
+    /// Lets go of a lease, with all that was spent: whoever waits for it has it at once. Nothing
+    /// may be spent from the moment of asking on. `false`: it is not the owner's (any more), and
+    /// nothing was changed.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]: whether it was let go of is not known. Doing it again is safe.
+    pub async fn lease_release(
+        &self,
+        provider: &str,
+        name: &str,
+        owner: &OwnerId,
+        epoch: i64,
+        state: &str,
+    ) -> Result<bool, StoreError> {
+        let asked = leases::Asked { provider, name, owner };
+        self.db().in_lease_time(leases::release(self.db(), asked, epoch, state)).await
+    }
+
+    /// Every lease there ever was, by provider and name.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn leases(&self) -> Result<Vec<LeaseView>, StoreError> {
+        self.db().in_lease_time(leases::list(self.db())).await
+    }
+
     // Upkeep.
 
     /// Says that the owner lives, by the database's clock.
@@ -400,7 +475,8 @@ impl Store {
     }
 
     /// Lets go of all that the owner holds, at an orderly end: jobs are due again at once. An
-    /// `at_most_once` job whose call was begun and not recorded is dead (`outcome_unknown`).
+    /// `at_most_once` job whose call was begun and not recorded is dead (`outcome_unknown`). Leases
+    /// are for their owner to release.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].

@@ -449,6 +449,53 @@ pub enum DeliveryNext {
     Gone,
 }
 
+/// What asking for a lease came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LeaseTake {
+    /// It is the asker's.
+    Taken {
+        /// Rises whenever the lease is taken: what an earlier owner writes no longer counts.
+        epoch: i64,
+        /// What was last written; `None` where nothing ever was.
+        last: Option<LeaseState>,
+    },
+    /// Somebody else has it.
+    Held {
+        /// Who.
+        owner: OwnerId,
+        /// When it can be taken, unless it is renewed.
+        expires_in: Duration,
+    },
+}
+
+/// What owners of a lease left behind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeaseState {
+    /// What was spent, as its writer put it (JSON).
+    pub state: String,
+    /// How long ago it was written, by the database's clock; never negative.
+    pub saved_ago: Duration,
+    /// It was written when the lease was let go of, and nobody had the lease since: it is complete.
+    pub clean: bool,
+}
+
+/// A lease as it is shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeaseView {
+    /// Provider.
+    pub provider: String,
+    /// The pacing group within the provider; empty: all of the provider.
+    pub name: String,
+    /// Who took it last; it may have expired. `None`: it was let go of.
+    pub owner: Option<OwnerId>,
+    /// How often it was taken.
+    pub epoch: i64,
+    /// Nothing: it can be taken.
+    pub expires_in: Duration,
+    /// It was let go of with its state complete.
+    pub clean: bool,
+}
+
 /// Something that a waiting part should look at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wake {

@@ -2,8 +2,7 @@
 //!
 //! Each one judges arrivals in the order in which they arrive; times are nanoseconds.
 
-// Each test file uses a part of this.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each test file uses a part of this")]
 
 pub mod world;
 
@@ -35,19 +34,11 @@ pub struct SlidingLog {
 
 impl SlidingLog {
     pub fn new(limit: u64, window: u64) -> SlidingLog {
-        SlidingLog {
-            limit,
-            window,
-            log: VecDeque::new(),
-        }
+        SlidingLog { limit, window, log: VecDeque::new() }
     }
 
     fn used(&mut self, at: u64) -> u64 {
-        while self
-            .log
-            .front()
-            .is_some_and(|entry| entry.0 + self.window <= at)
-        {
+        while self.log.front().is_some_and(|entry| entry.0 + self.window <= at) {
             self.log.pop_front();
         }
         self.log.iter().map(|entry| entry.1).sum()
@@ -64,21 +55,14 @@ impl Server for SlidingLog {
     }
 
     fn correct(&mut self, arrived: u64, asked: u64, actual: u64) {
-        if let Some(entry) = self
-            .log
-            .iter_mut()
-            .find(|entry| entry.0 == arrived && entry.1 == asked)
-        {
+        if let Some(entry) = self.log.iter_mut().find(|entry| entry.0 == arrived && entry.1 == asked) {
             entry.1 = actual;
         }
     }
 
     fn says(&mut self, at: u64) -> Option<(u64, u64, u64)> {
         let used = self.used(at);
-        let reset = self
-            .log
-            .front()
-            .map_or(0, |entry| entry.0 + self.window - at);
+        let reset = self.log.front().map_or(0, |entry| entry.0 + self.window - at);
         Some((self.limit, self.limit - used.min(self.limit), reset))
     }
 }
@@ -95,14 +79,7 @@ pub struct SlidingCounter {
 
 impl SlidingCounter {
     pub fn new(limit: u64, window: u64, phase: u64) -> SlidingCounter {
-        SlidingCounter {
-            limit,
-            window,
-            phase,
-            number: 0,
-            previous: 0,
-            current: 0,
-        }
+        SlidingCounter { limit, window, phase, number: 0, previous: 0, current: 0 }
     }
 }
 
@@ -111,17 +88,12 @@ impl Server for SlidingCounter {
         let at = at + self.phase;
         let number = at / self.window;
         if number != self.number {
-            self.previous = if number == self.number + 1 {
-                self.current
-            } else {
-                0
-            };
+            self.previous = if number == self.number + 1 { self.current } else { 0 };
             self.current = 0;
             self.number = number;
         }
         let left = (self.window - at % self.window) as f64 / self.window as f64;
-        let fits =
-            self.previous as f64 * left + (self.current + cost) as f64 <= self.limit as f64 + 1e-9;
+        let fits = self.previous as f64 * left + (self.current + cost) as f64 <= self.limit as f64 + 1e-9;
         if fits {
             self.current += cost;
         }
@@ -141,23 +113,11 @@ pub struct FixedWindow {
 
 impl FixedWindow {
     pub fn on_the_clock(limit: u64, window: u64, phase: u64) -> FixedWindow {
-        FixedWindow {
-            limit,
-            window,
-            phase: Some(phase),
-            began: None,
-            used: 0,
-        }
+        FixedWindow { limit, window, phase: Some(phase), began: None, used: 0 }
     }
 
     pub fn from_the_first_call(limit: u64, window: u64) -> FixedWindow {
-        FixedWindow {
-            limit,
-            window,
-            phase: None,
-            began: None,
-            used: 0,
-        }
+        FixedWindow { limit, window, phase: None, began: None, used: 0 }
     }
 
     fn roll(&mut self, at: u64) {
@@ -190,11 +150,7 @@ impl Server for FixedWindow {
 
     fn says(&mut self, at: u64) -> Option<(u64, u64, u64)> {
         let began = self.began?;
-        Some((
-            self.limit,
-            self.limit - self.used,
-            (began + self.window).saturating_sub(at),
-        ))
+        Some((self.limit, self.limit - self.used, (began + self.window).saturating_sub(at)))
     }
 }
 
@@ -208,12 +164,7 @@ pub struct TokenBucket {
 
 impl TokenBucket {
     pub fn new(depth: f64, rate: u64, per: u64) -> TokenBucket {
-        TokenBucket {
-            depth,
-            per_nano: rate as f64 / per as f64,
-            level: depth,
-            last: 0,
-        }
+        TokenBucket { depth, per_nano: rate as f64 / per as f64, level: depth, last: 0 }
     }
 }
 
@@ -239,12 +190,7 @@ pub struct LeakyBucket {
 
 impl LeakyBucket {
     pub fn new(room: f64, rate: u64, per: u64) -> LeakyBucket {
-        LeakyBucket {
-            room,
-            per_nano: rate as f64 / per as f64,
-            level: 0.0,
-            last: 0,
-        }
+        LeakyBucket { room, per_nano: rate as f64 / per as f64, level: 0.0, last: 0 }
     }
 }
 
@@ -269,11 +215,7 @@ pub struct Concurrent {
 
 impl Concurrent {
     pub fn new(places: u64) -> Concurrent {
-        Concurrent {
-            places,
-            open: 0,
-            most: 0,
-        }
+        Concurrent { places, open: 0, most: 0 }
     }
 }
 

@@ -43,15 +43,9 @@ pub struct Delay {
 }
 
 impl Delay {
-    pub const NONE: Delay = Delay {
-        median_ms: 0.0,
-        p99_ms: 0.0,
-    };
+    pub const NONE: Delay = Delay { median_ms: 0.0, p99_ms: 0.0 };
     /// The network of the project's figures.
-    pub const LONG_TAIL: Delay = Delay {
-        median_ms: 15.0,
-        p99_ms: 120.0,
-    };
+    pub const LONG_TAIL: Delay = Delay { median_ms: 15.0, p99_ms: 120.0 };
 
     pub const fn new(median_ms: f64, p99_ms: f64) -> Delay {
         Delay { median_ms, p99_ms }
@@ -144,22 +138,13 @@ pub struct Report {
 
 impl Report {
     pub fn refused(&self) -> usize {
-        self.arrivals
-            .iter()
-            .filter(|arrival| !arrival.accepted)
-            .count()
+        self.arrivals.iter().filter(|arrival| !arrival.accepted).count()
     }
 
     /// W ÷ mean(aᵢ₊ₙ − aᵢ) over the accepted arrivals of one key (or of all).
     pub fn utilisation(&self, n: u64, window: u64, key: Option<KeyId>) -> f64 {
-        let of_key =
-            |arrival: &&Arrival| arrival.accepted && key.is_none_or(|key| key == arrival.key);
-        let times: Vec<u64> = self
-            .arrivals
-            .iter()
-            .filter(of_key)
-            .map(|arrival| arrival.at)
-            .collect();
+        let of_key = |arrival: &&Arrival| arrival.accepted && key.is_none_or(|key| key == arrival.key);
+        let times: Vec<u64> = self.arrivals.iter().filter(of_key).map(|arrival| arrival.at).collect();
         let n = n as usize;
         assert!(times.len() > 2 * n, "only {} arrivals", times.len());
         let gaps: Vec<u64> = (n..times.len()).map(|i| times[i] - times[i - n]).collect();
@@ -167,13 +152,7 @@ impl Report {
     }
 
     /// Units accepted between two instants per window, as a share of `n`.
-    pub fn share(
-        &self,
-        n: u64,
-        window: u64,
-        (from, to): (u64, u64),
-        cost: impl Fn(&Arrival) -> u64,
-    ) -> f64 {
+    pub fn share(&self, n: u64, window: u64, (from, to): (u64, u64), cost: impl Fn(&Arrival) -> u64) -> f64 {
         let inside = |arrival: &&Arrival| arrival.accepted && (from..to).contains(&arrival.at);
         let sum: u64 = self.arrivals.iter().filter(inside).map(cost).sum();
         sum as f64 / ((to - from) as f64 / window as f64) / n as f64
@@ -181,7 +160,7 @@ impl Report {
 }
 
 /// Runs for `length` nanoseconds from `start` on: `feed` gives jobs (kept `backlog` waiting), `servers` judge them.
-#[allow(clippy::too_many_arguments)]
+#[allow(clippy::too_many_arguments, reason = "a world has that many parts")]
 pub fn run(
     pool: &mut Pool,
     line: &mut Line<Job>,
@@ -227,10 +206,7 @@ pub fn run(
                 continue;
             }
             Next::At(time) => {
-                assert!(
-                    time.as_nanos() > now,
-                    "a slot in the past: {time:?} at {now}"
-                );
+                assert!(time.as_nanos() > now, "a slot in the past: {time:?} at {now}");
                 time.as_nanos()
             }
             Next::Waiting | Next::Empty => u64::MAX,
@@ -247,14 +223,7 @@ pub fn run(
             break;
         };
         let call = &mut calls[number];
-        match [
-            Event::Arrives(number),
-            Event::Answered(number),
-            Event::Done(number),
-        ]
-        .into_iter()
-        .nth(what as usize)
-        {
+        match [Event::Arrives(number), Event::Answered(number), Event::Done(number)].into_iter().nth(what as usize) {
             Some(Event::Arrives(_)) => {
                 let server = &mut servers[call.server];
                 call.accepted = server.arrive(now, call.job.ask.cost);
@@ -273,17 +242,9 @@ pub fn run(
                     accepted: call.accepted,
                 });
                 order += 1;
-                let at = if call.lost {
-                    sent + world.timeout
-                } else {
-                    now + world.work.roll(dice) + world.back.roll(dice)
-                };
-                events.push(Reverse((
-                    at.max(now),
-                    order,
-                    number,
-                    if call.lost { 2 } else { 1 },
-                )));
+                let at =
+                    if call.lost { sent + world.timeout } else { now + world.work.roll(dice) + world.back.roll(dice) };
+                events.push(Reverse((at.max(now), order, number, if call.lost { 2 } else { 1 })));
             }
             Some(Event::Answered(_)) => {
                 let flight = call.flight.as_mut().unwrap();
@@ -306,11 +267,7 @@ pub fn run(
             None => unreachable!(),
         }
     }
-    Report {
-        arrivals,
-        mean_rtt: rtt.0 as f64 / rtt.1.max(1) as f64,
-        left: line.len(),
-    }
+    Report { arrivals, mean_rtt: rtt.0 as f64 / rtt.1.max(1) as f64, left: line.len() }
 }
 
 /// The answer's headers, written and parsed as they would be.

@@ -31,27 +31,15 @@ pub(super) struct Heads<'a> {
 }
 
 impl<'a> Heads<'a> {
-    pub fn new(
-        headers: impl IntoIterator<Item = (&'a str, &'a str)>,
-        wall_clock: Option<Duration>,
-    ) -> Heads<'a> {
+    pub fn new(headers: impl IntoIterator<Item = (&'a str, &'a str)>, wall_clock: Option<Duration>) -> Heads<'a> {
         let known = |name: &str| {
-            PREFIXES.iter().any(|p| {
-                name.get(..p.len())
-                    .is_some_and(|start| start.eq_ignore_ascii_case(p))
-            })
+            PREFIXES.iter().any(|p| name.get(..p.len()).is_some_and(|start| start.eq_ignore_ascii_case(p)))
         };
         let mut heads: Vec<_> = headers.into_iter().filter(|head| known(head.0)).collect();
         let is_date = |head: &(&str, &str)| head.0.eq_ignore_ascii_case("date");
-        let date = heads
-            .iter()
-            .find(|head| is_date(head))
-            .and_then(|head| http_date(head.1));
+        let date = heads.iter().find(|head| is_date(head)).and_then(|head| http_date(head.1));
         heads.retain(|head| !is_date(head));
-        Heads {
-            heads,
-            now: date.or(wall_clock),
-        }
+        Heads { heads, now: date.or(wall_clock) }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -60,45 +48,29 @@ impl<'a> Heads<'a> {
 
     /// Whether there is any field with this beginning.
     pub fn any(&self, prefix: &str) -> bool {
-        let begins = |name: &str| {
-            name.get(..prefix.len())
-                .is_some_and(|start| start.eq_ignore_ascii_case(prefix))
-        };
+        let begins = |name: &str| name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix));
         self.heads.iter().any(|head| begins(head.0))
     }
 
     /// Every value of this field.
     pub fn all(&self, name: &str) -> impl Iterator<Item = &'a str> {
-        self.heads
-            .iter()
-            .filter(move |head| head.0.eq_ignore_ascii_case(name))
-            .map(|head| head.1.trim())
+        self.heads.iter().filter(move |head| head.0.eq_ignore_ascii_case(name)).map(|head| head.1.trim())
     }
 
     /// The smallest count that one of these fields says: the tighter one where they contradict each other.
     pub fn least(&self, names: &[&str]) -> Option<u64> {
-        names
-            .iter()
-            .flat_map(|name| self.all(name))
-            .filter_map(count)
-            .min()
+        names.iter().flat_map(|name| self.all(name)).filter_map(count).min()
     }
 
     /// The largest count that one of these fields says.
     pub fn most(&self, names: &[&str]) -> Option<u64> {
-        names
-            .iter()
-            .flat_map(|name| self.all(name))
-            .filter_map(count)
-            .max()
+        names.iter().flat_map(|name| self.all(name)).filter_map(count).max()
     }
 
     /// The longest wait that one of these fields says.
     pub fn longest(&self, names: &[&str]) -> Option<Wait> {
         let values = names.iter().flat_map(|name| self.all(name));
-        values
-            .filter_map(|value| self.wait(value))
-            .max_by_key(|wait| wait.after)
+        values.filter_map(|value| self.wait(value)).max_by_key(|wait| wait.after)
     }
 
     /// How long until the time that is meant: a date, a time since 1970, or a number of seconds from now.
@@ -111,19 +83,12 @@ impl<'a> Heads<'a> {
             if number >= EPOCH_SECONDS {
                 return self.until(number, grain);
             }
-            return seconds(number).map(|after| Wait {
-                after,
-                grain,
-                at: None,
-            });
+            return seconds(number).map(|after| Wait { after, grain, at: None });
         }
         if let Some(date) = http_date(value) {
             return self.until(date.as_secs_f64(), SECOND);
         }
-        self.until(
-            rfc3339(value)?,
-            if value.contains('.') { MILLI } else { SECOND },
-        )
+        self.until(rfc3339(value)?, if value.contains('.') { MILLI } else { SECOND })
     }
 
     fn until(&self, epoch_seconds: f64, grain: Duration) -> Option<Wait> {
@@ -156,13 +121,9 @@ pub(super) fn rfc3339(value: &str) -> Option<f64> {
     let mut date = date.split('-').map(|part| part.parse::<i64>().ok());
     let (year, month, day) = (date.next()??, date.next()??, date.next()??);
     let mut clock = clock.split(':');
-    let (hour, minute) = (
-        clock.next()?.parse::<u32>().ok()?,
-        clock.next()?.parse::<u32>().ok()?,
-    );
+    let (hour, minute) = (clock.next()?.parse::<u32>().ok()?, clock.next()?.parse::<u32>().ok()?);
     let second = clock.next()?.parse::<f64>().ok()?;
-    let valid =
-        (1970..3000).contains(&year) && (1..=12).contains(&month) && (1..=31).contains(&day);
+    let valid = (1970..3000).contains(&year) && (1..=12).contains(&month) && (1..=31).contains(&day);
     if !valid || hour > 24 || minute > 59 || !(0.0..61.0).contains(&second) {
         return None;
     }
@@ -170,13 +131,8 @@ pub(super) fn rfc3339(value: &str) -> Option<f64> {
         Some(_) => 0.0,
         None => {
             let (hours, minutes) = zone.get(1..)?.split_once(':')?;
-            let minutes = f64::from(hours.parse::<u8>().ok()?) * 60.0
-                + f64::from(minutes.parse::<u8>().ok()?);
-            if zone.starts_with('-') {
-                -minutes * 60.0
-            } else {
-                minutes * 60.0
-            }
+            let minutes = f64::from(hours.parse::<u8>().ok()?) * 60.0 + f64::from(minutes.parse::<u8>().ok()?);
+            if zone.starts_with('-') { -minutes * 60.0 } else { minutes * 60.0 }
         }
     };
     let days = days_since_1970(year, month, day);
@@ -209,24 +165,17 @@ pub(super) fn seconds(number: f64) -> Option<Duration> {
         return None;
     }
     // A millionth is forgiven, so that 0.3 does not become 301 ms.
-    Some(Duration::from_millis(
-        (number * 1e3 - 1e-3).ceil().max(0.0) as u64
-    ))
+    Some(Duration::from_millis((number * 1e3 - 1e-3).ceil().max(0.0) as u64))
 }
 
 /// Time since 1970 of an HTTP date.
 pub(super) fn http_date(value: &str) -> Option<Duration> {
-    httpdate::parse_http_date(value.trim())
-        .ok()?
-        .duration_since(UNIX_EPOCH)
-        .ok()
+    httpdate::parse_http_date(value.trim()).ok()?.duration_since(UNIX_EPOCH).ok()
 }
 
 /// `Retry-After`: seconds, or a date read against `Date`; `Retry-After-Ms` is finer, where it is given.
 pub(super) fn retry_after(heads: &Heads<'_>) -> Option<Duration> {
-    let millis = heads
-        .most(&["retry-after-ms", "x-ms-retry-after-ms"])
-        .map(Duration::from_millis);
+    let millis = heads.most(&["retry-after-ms", "x-ms-retry-after-ms"]).map(Duration::from_millis);
     let stated = heads.longest(&["retry-after"]).map(|wait| wait.after);
     millis.filter(|wait| *wait <= LONGEST).or(stated)
 }

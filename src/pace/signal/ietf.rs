@@ -10,37 +10,20 @@ use std::time::Duration;
 const MOST_POLICIES: usize = 16;
 
 pub(super) fn read(heads: &Heads<'_>, readings: &mut Vec<Reading>) {
-    let policies: Vec<Item<'_>> = heads
-        .all("ratelimit-policy")
-        .flat_map(items)
-        .take(MOST_POLICIES)
-        .collect();
-    let mut states: Vec<Item<'_>> = heads
-        .all("ratelimit")
-        .flat_map(items)
-        .take(MOST_POLICIES)
-        .collect();
-    if states
-        .iter()
-        .any(|item| item.name.starts_with("limit=") || item.name.starts_with("remaining="))
-    {
+    let policies: Vec<Item<'_>> = heads.all("ratelimit-policy").flat_map(items).take(MOST_POLICIES).collect();
+    let mut states: Vec<Item<'_>> = heads.all("ratelimit").flat_map(items).take(MOST_POLICIES).collect();
+    if states.iter().any(|item| item.name.starts_with("limit=") || item.name.starts_with("remaining=")) {
         readings.push(named_values(&states));
         states.clear();
     }
     for state in &states {
         let policy = policies.iter().find(|policy| policy.name == state.name);
-        let mut reading =
-            policy.map_or_else(|| Reading::of(Unit::Requests, Family::Ietf), of_policy);
+        let mut reading = policy.map_or_else(|| Reading::of(Unit::Requests, Family::Ietf), of_policy);
         reading.remaining = state.get("r").and_then(count);
         reading.set_reset(state.get("t").and_then(wait));
         readings.push(reading);
     }
-    readings.extend(
-        policies
-            .iter()
-            .filter(|p| !states.iter().any(|s| s.name == p.name))
-            .map(of_policy),
-    );
+    readings.extend(policies.iter().filter(|p| !states.iter().any(|s| s.name == p.name)).map(of_policy));
     three_fields(heads, readings);
 }
 
@@ -53,15 +36,8 @@ fn of_policy(policy: &Item<'_>) -> Reading {
     };
     let mut reading = Reading::of(unit, Family::Ietf);
     // The older form has the quota where the name is now: `100;w=60`.
-    reading.limit = policy
-        .get("q")
-        .and_then(count)
-        .or_else(|| count(policy.name));
-    reading.window = policy
-        .get("w")
-        .and_then(wait)
-        .map(|wait| wait.after)
-        .filter(|window| !window.is_zero());
+    reading.limit = policy.get("q").and_then(count).or_else(|| count(policy.name));
+    reading.window = policy.get("w").and_then(wait).map(|wait| wait.after).filter(|window| !window.is_zero());
     reading
 }
 
@@ -88,11 +64,7 @@ fn three_fields(heads: &Heads<'_>, readings: &mut Vec<Reading>) {
 
 fn wait(value: &str) -> Option<Wait> {
     let after = seconds(value.trim().parse().ok()?)?;
-    Some(Wait {
-        after,
-        grain: Duration::from_secs(1),
-        at: None,
-    })
+    Some(Wait { after, grain: Duration::from_secs(1), at: None })
 }
 
 /// One member of a list: a name (quotes taken off) and its parameters.
@@ -103,14 +75,8 @@ struct Item<'a> {
 
 impl<'a> Item<'a> {
     fn get(&self, name: &str) -> Option<&'a str> {
-        let pairs = self
-            .parameters
-            .split(';')
-            .filter_map(|pair| pair.split_once('='));
-        pairs
-            .map(|(key, value)| (key.trim(), value.trim().trim_matches('"')))
-            .find(|pair| pair.0 == name)
-            .map(|p| p.1)
+        let pairs = self.parameters.split(';').filter_map(|pair| pair.split_once('='));
+        pairs.map(|(key, value)| (key.trim(), value.trim().trim_matches('"'))).find(|pair| pair.0 == name).map(|p| p.1)
     }
 }
 
@@ -122,9 +88,6 @@ fn items(value: &str) -> impl Iterator<Item = Item<'_>> {
     });
     members.map(|member| {
         let (name, parameters) = member.split_once(';').unwrap_or((member, ""));
-        Item {
-            name: name.trim().trim_matches('"'),
-            parameters,
-        }
+        Item { name: name.trim().trim_matches('"'), parameters }
     })
 }

@@ -148,10 +148,7 @@ impl Signal {
     ) -> Signal {
         let heads = Heads::new(headers, wall_clock);
         if heads.is_empty() {
-            return Signal {
-                limited: status == 429,
-                ..Signal::default()
-            };
+            return Signal { limited: status == 429, ..Signal::default() };
         }
         let mut readings = Vec::new();
         ietf::read(&heads, &mut readings);
@@ -170,9 +167,7 @@ impl Signal {
             retry_after: retry_after(&heads).filter(|_| pauses),
             readings,
             reason: reasons.map(|reason| reason.chars().take(LONGEST_REASON).collect()),
-            near_limit: heads
-                .all("x-ratelimit-nearlimit")
-                .any(|value| value.eq_ignore_ascii_case("true")),
+            near_limit: heads.all("x-ratelimit-nearlimit").any(|value| value.eq_ignore_ascii_case("true")),
         }
     }
 

@@ -34,11 +34,7 @@ pub(super) fn read(heads: &Heads<'_>, readings: &mut Vec<Reading>) {
     if heads.any("x-hubspot-") {
         hubspot(heads, readings);
     }
-    readings.extend(
-        heads
-            .all("x-shopify-shop-api-call-limit")
-            .filter_map(shopify),
-    );
+    readings.extend(heads.all("x-shopify-shop-api-call-limit").filter_map(shopify));
     readings.extend(heads.all("sforce-limit-info").filter_map(salesforce));
     readings.extend(heads.all("twilio-concurrent-requests").filter_map(twilio));
     readings.extend(heads.all("x-amzn-ratelimit-limit").filter_map(amazon));
@@ -50,9 +46,7 @@ fn suffixed(heads: &Heads<'_>, readings: &mut Vec<Reading>) {
         reading.limit = heads.least(&[&format!("x-ratelimit-limit-{suffix}")]);
         reading.remaining = heads.least(&[&format!("x-ratelimit-remaining-{suffix}")]);
         let field = format!("x-ratelimit-reset-{suffix}");
-        let resets = heads
-            .all(&field)
-            .filter_map(|value| go_duration(value).or(heads.wait(value)));
+        let resets = heads.all(&field).filter_map(|value| go_duration(value).or(heads.wait(value)));
         reading.set_reset(resets.max_by_key(|wait| wait.after));
         reading.window = window.map(Duration::from_secs);
         readings.push(reading);
@@ -70,25 +64,11 @@ fn anthropic(heads: &Heads<'_>, readings: &mut Vec<Reading>) {
 }
 
 fn hubspot(heads: &Heads<'_>, readings: &mut Vec<Reading>) {
-    let interval = heads
-        .least(&["x-hubspot-ratelimit-interval-milliseconds"])
-        .map(Duration::from_millis);
+    let interval = heads.least(&["x-hubspot-ratelimit-interval-milliseconds"]).map(Duration::from_millis);
     let rows = [
-        (
-            "x-hubspot-ratelimit-max",
-            "x-hubspot-ratelimit-remaining",
-            interval,
-        ),
-        (
-            "x-hubspot-ratelimit-secondly",
-            "x-hubspot-ratelimit-secondly-remaining",
-            Some(SECOND),
-        ),
-        (
-            "x-hubspot-ratelimit-daily",
-            "x-hubspot-ratelimit-daily-remaining",
-            Some(DAY),
-        ),
+        ("x-hubspot-ratelimit-max", "x-hubspot-ratelimit-remaining", interval),
+        ("x-hubspot-ratelimit-secondly", "x-hubspot-ratelimit-secondly-remaining", Some(SECOND)),
+        ("x-hubspot-ratelimit-daily", "x-hubspot-ratelimit-daily-remaining", Some(DAY)),
     ];
     for (limit, remaining, window) in rows {
         let mut reading = Reading::of(Unit::Requests, Family::HubSpot);
@@ -111,33 +91,20 @@ fn shopify(value: &str) -> Option<Reading> {
 
 /// `api-usage=18/5000` in the last 24 hours; `per-app-api-usage=…` follows and is left out.
 fn salesforce(value: &str) -> Option<Reading> {
-    let usage = value
-        .split([',', ';'])
-        .find_map(|part| part.trim().strip_prefix("api-usage="))?;
-    let reading = Reading {
-        window: Some(DAY),
-        ..Reading::of(Unit::Requests, Family::Salesforce)
-    };
+    let usage = value.split([',', ';']).find_map(|part| part.trim().strip_prefix("api-usage="))?;
+    let reading = Reading { window: Some(DAY), ..Reading::of(Unit::Requests, Family::Salesforce) };
     used_of(usage, reading)
 }
 
 fn used_of(value: &str, reading: Reading) -> Option<Reading> {
     let (used, limit) = value.split_once('/')?;
     let (used, limit) = (count(used)?, count(limit)?);
-    Some(Reading {
-        limit: Some(limit),
-        used: Some(used),
-        remaining: Some(limit.saturating_sub(used)),
-        ..reading
-    })
+    Some(Reading { limit: Some(limit), used: Some(used), remaining: Some(limit.saturating_sub(used)), ..reading })
 }
 
 /// How many calls of the account are open; the limit is not told.
 fn twilio(value: &str) -> Option<Reading> {
-    Some(Reading {
-        used: Some(count(value)?),
-        ..Reading::of(Unit::Concurrency, Family::Twilio)
-    })
+    Some(Reading { used: Some(count(value)?), ..Reading::of(Unit::Concurrency, Family::Twilio) })
 }
 
 /// The rate in calls a second, often below one.
@@ -163,9 +130,7 @@ fn go_duration(value: &str) -> Option<Wait> {
     while !rest.is_empty() {
         let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
         let number: f64 = rest[..digits].parse().ok()?;
-        let unit = rest[digits..]
-            .find(|c: char| c.is_ascii_digit())
-            .map_or(rest.len(), |n| digits + n);
+        let unit = rest[digits..].find(|c: char| c.is_ascii_digit()).map_or(rest.len(), |n| digits + n);
         let factor = match &rest[digits..unit] {
             "ns" => 1e-9,
             "us" | "µs" | "μs" => 1e-6,
@@ -182,9 +147,5 @@ fn go_duration(value: &str) -> Option<Wait> {
         total += number * factor;
         rest = &rest[unit..];
     }
-    Some(Wait {
-        after: seconds(total)?,
-        grain,
-        at: None,
-    })
+    Some(Wait { after: seconds(total)?, grain, at: None })
 }

@@ -9,14 +9,9 @@ pub(super) fn read(heads: &Heads<'_>, readings: &mut Vec<Reading>) {
     reading.remaining = heads.least(&["x-ratelimit-remaining", "x-rate-limit-remaining"]);
     if let (Some(limit), Some(used)) = (reading.limit, heads.most(&["x-ratelimit-used"])) {
         let left = limit.saturating_sub(used);
-        reading.remaining = Some(
-            reading
-                .remaining
-                .map_or(left, |remaining| remaining.min(left)),
-        );
+        reading.remaining = Some(reading.remaining.map_or(left, |remaining| remaining.min(left)));
     }
     let after = heads.longest(&["x-ratelimit-reset-after"]);
-    reading
-        .set_reset(after.or_else(|| heads.longest(&["x-ratelimit-reset", "x-rate-limit-reset"])));
+    reading.set_reset(after.or_else(|| heads.longest(&["x-ratelimit-reset", "x-rate-limit-reset"])));
     readings.push(reading);
 }
