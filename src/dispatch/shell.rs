@@ -230,7 +230,6 @@ impl Dispatcher {
                 let now = self.now();
                 self.happened(Event::Cancel(pk), now);
             }
-            Ok(Wake::Lease(provider)) if provider == self.label.provider => self.tenure.freed(),
             Ok(_) => {}
             // Some wakes were missed: look everywhere.
             Err(broadcast::error::RecvError::Lagged(_)) => self.claims.wake_all(),

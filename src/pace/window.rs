@@ -348,7 +348,8 @@ impl Window {
     /// Ages of the calls it counts (and of the window before, where it remembers them), oldest first.
     pub fn saved(&mut self, now: Time, within: u64, lots: u64) -> Vec<(u64, u64)> {
         self.advance(now, within);
-        super::saved::lots(self.before.iter().chain(&self.log).copied(), self.span, lots, now)
+        let before = self.past.iter().flat_map(|past| &past.before);
+        super::saved::lots(before.chain(&self.log).copied(), self.span, lots, now)
     }
 
     /// What others used, by the time until it is free.
