@@ -16,6 +16,9 @@ pub trait Clock: std::fmt::Debug + Send + Sync + 'static {
     fn mono(&self) -> Time;
 }
 
+/// Monotonic time of the moment at which a clock is made: longer than any limit's period.
+const START: Time = Time::from_nanos(800 * 86_400 * 1_000_000_000);
+
 /// The machine's clocks.
 #[derive(Debug, Clone, Copy)]
 pub struct SystemClock {
@@ -23,19 +26,20 @@ pub struct SystemClock {
 }
 
 impl SystemClock {
-    /// Monotonic time starts here.
+    /// Monotonic time starts here, far from zero: what was sent before this process began has a
+    /// time, too.
     pub fn new() -> Self {
         Self { origin: Instant::now() }
     }
 
     /// The monotonic time of an instant (zero before this clock began).
     pub fn time_of(&self, instant: Instant) -> Time {
-        Time::ZERO + instant.saturating_duration_since(self.origin)
+        START + instant.saturating_duration_since(self.origin)
     }
 
     /// The instant of a monotonic time.
     pub fn instant_of(&self, time: Time) -> Instant {
-        self.origin + time.since(Time::ZERO)
+        self.origin + time.since(START)
     }
 }
 

@@ -7,6 +7,7 @@
 mod claims;
 pub mod core;
 mod intake;
+mod lease;
 mod shell;
 
 pub use intake::{Closed, Intake};

@@ -95,6 +95,10 @@ impl Claims {
         self.lanes.iter().any(|lane| lane.due && lane.under_way.is_none())
     }
 
+    pub(super) fn are_stopped(&self) -> bool {
+        self.stopped
+    }
+
     pub(super) fn are_idle(&self) -> bool {
         self.lanes.iter().all(|lane| lane.under_way.is_none())
     }

@@ -15,7 +15,7 @@ use crate::clock::WallMs;
 use crate::config::Provider;
 use crate::job::{DeadReason, Delivery, Job, JobState};
 use crate::outcome::{self, Outcome, Reply};
-use crate::pace::{Ask, BadSpec, Flight, KeyId, Line, Next as Slot, Permit, Pool, Signal, Ticket, Time, Why};
+use crate::pace::{Ask, BadSpec, Flight, KeyId, Line, Next as Slot, Permit, Pool, Saved, Signal, Since, Ticket, Time, Why};
 use crate::retry::{Ended, Verdict};
 use crate::store::{Attempt, Claimed, JobPk, Next, Record, Recorded, StoredResponse, WaitReason};
 
@@ -101,6 +101,8 @@ pub enum Event {
     Cancel(JobPk),
     /// No more jobs: what is in line goes back to the store.
     Drain,
+    /// The lease is gone: what is in line goes back to the store.
+    Suspend,
     /// Time has passed.
     Tick,
 }
@@ -181,6 +183,15 @@ enum Mark {
     Marked,
 }
 
+/// Sending is allowed until then, and for so many calls: what a lease grants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Allowance {
+    /// Nothing is sent from then on.
+    pub until: Time,
+    /// Nor when so many calls were sent.
+    pub calls: u64,
+}
+
 /// The dispatcher of one provider.
 #[derive(Debug)]
 pub struct Core {
@@ -193,6 +204,8 @@ pub struct Core {
     opened: VecDeque<(Time, JobPk)>,
     open: usize,
     draining: bool,
+    allowed: Option<Allowance>,
+    sent: u64,
     next_slot: Option<Time>,
     commands: Vec<Command>,
 }
@@ -216,6 +229,8 @@ impl Core {
             opened: VecDeque::new(),
             open: 0,
             draining: false,
+            allowed: None,
+            sent: 0,
             next_slot: None,
             commands: Vec::new(),
         })
@@ -230,6 +245,7 @@ impl Core {
             Event::Recorded { pk, recorded } => self.recorded(pk, recorded, now, random),
             Event::Cancel(pk) => self.cancel(pk, now),
             Event::Drain => self.drain(now),
+            Event::Suspend => self.hand_back_line(now),
             Event::Tick => {}
         }
     }
@@ -256,12 +272,50 @@ impl Core {
         [self.next_slot, mark, deadline, patience].into_iter().flatten().min()
     }
 
+    /// Nothing is sent beyond that; without any allowance everything may be.
+    pub fn allow(&mut self, allowance: Allowance) {
+        self.allowed = Some(allowance);
+    }
+
+    /// Calls that left since the last time this was asked.
+    pub fn take_sent(&mut self) -> u64 {
+        std::mem::take(&mut self.sent)
+    }
+
+    /// Begins anew with budgets that another process, or an earlier tenure, has spent from; only
+    /// while nothing is in hand. `None`: nobody knows what was spent, so everything counts as used.
+    ///
+    /// # Errors
+    /// [`BadSpec`] where the limits cannot be paced.
+    pub fn inherit(&mut self, from: Option<(&Saved, Duration, Since)>, now: Time) -> Result<(), BadSpec> {
+        self.pool = Pool::new(&self.provider.pool, now)?;
+        self.line = Line::new(&self.provider.pool.lanes);
+        match from {
+            Some((saved, elapsed, since)) => self.pool.restore(saved, elapsed, since, now),
+            None => self.pool.assume_spent(now),
+        }
+        Ok(())
+    }
+
+    /// What was spent, for whoever comes next.
+    pub fn save(&mut self, now: Time) -> Saved {
+        self.pool.save(now)
+    }
+
+    /// Whether anything may be sent now.
+    fn may_send(&self, now: Time) -> bool {
+        self.allowed.is_none_or(|allowed| now < allowed.until && allowed.calls > 0)
+    }
+
     /// How many jobs of each lane should wait in line: what the budgets allow in the next seconds.
     pub fn target(&mut self, now: Now) -> usize {
-        if self.draining {
-            return 0;
-        }
-        usize::try_from(self.pool.allowance(AHEAD, now.mono).min(LANE_MAX)).unwrap_or(0)
+        let held = self.allowed.is_none_or(|allowed| now.mono < allowed.until);
+        if self.draining || !held { 0 } else { self.allowance(now.mono) }
+    }
+
+    /// What the budgets allow in the next seconds, whoever holds them.
+    pub fn allowance(&mut self, now: Time) -> usize {
+        usize::try_from(self.pool.allowance(AHEAD, now).min(LANE_MAX)).unwrap_or(0)
     }
 
     /// How many jobs of a lane wait in line.
@@ -351,7 +405,7 @@ impl Core {
 
     fn launch(&mut self, now: Now) {
         self.next_slot = None;
-        while self.open < OPEN_MAX {
+        while self.open < OPEN_MAX && self.may_send(now.mono) {
             match self.line.next(&mut self.pool, now.mono) {
                 Slot::Ready(pk, permit, _) => self.permitted(pk, permit, now),
                 Slot::At(time) => {
@@ -377,6 +431,10 @@ impl Core {
 
     fn send(&mut self, pk: JobPk, permit: Permit, mark: Mark, now: Now) {
         let key = permit.key();
+        self.sent += 1;
+        if let Some(allowed) = &mut self.allowed {
+            allowed.calls = allowed.calls.saturating_sub(1);
+        }
         let flight = self.pool.depart(permit, now.mono);
         let Some(held) = self.jobs.get_mut(&pk) else { return self.pool.unsent(flight, now.mono) };
         held.renew();
@@ -519,6 +577,11 @@ impl Core {
         let Some(held) = self.jobs.get_mut(&pk) else { return };
         match std::mem::replace(&mut held.stage, Stage::Recording { again: false }) {
             Stage::Starting(permit) => match recorded {
+                // The lease may have ended while this was being committed.
+                Recorded::Done if !self.may_send(now.mono) => {
+                    self.pool.abandon(permit, now.mono);
+                    self.record(pk, Next::Release, None, false, now);
+                }
                 Recorded::Done => self.send(pk, permit, Mark::Marked, now),
                 Recorded::Superseded => {
                     self.pool.abandon(permit, now.mono);
@@ -563,6 +626,10 @@ impl Core {
 
     fn drain(&mut self, now: Now) {
         self.draining = true;
+        self.hand_back_line(now);
+    }
+
+    fn hand_back_line(&mut self, now: Now) {
         let in_line: Vec<JobPk> =
             self.jobs.iter().filter(|(_, held)| matches!(held.stage, Stage::InLine(_))).map(|(pk, _)| *pk).collect();
         for pk in in_line {

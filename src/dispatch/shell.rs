@@ -9,8 +9,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::claims::Claims;
-use super::core::{Answered, CallEnd, Command, Core, Event, Note, Now};
+use super::core::{Allowance, Answered, CallEnd, Command, Core, Event, Note, Now};
 use super::intake::Intake;
+use super::lease::{self, Step, Tenure};
 use crate::clock::Clock;
 use crate::config::Provider;
 use crate::job::{Job, JobState};
@@ -18,7 +19,7 @@ use crate::outcome::Outcome;
 use crate::pace::{BadSpec, KeyId, Signal, Time};
 use crate::provider::{Answer, CallError, Client, ClientError, header_pairs};
 use crate::secrets::Secret;
-use crate::store::{Claimed, JobPk, OwnerId, Record, Recorded, Store, StoreError, StoredResponse, Wake};
+use crate::store::{Claimed, JobPk, LeaseTake, OwnerId, Record, Recorded, Store, StoreError, StoredResponse, Wake};
 use crate::supervise::Reconnect;
 use crate::telemetry::{DispatchMetrics, ProviderLabel};
 
@@ -76,8 +77,22 @@ pub(super) enum Input {
     Claimed(Vec<Claimed>),
     /// Jobs that were claimed from the store.
     Due { lane: usize, asked: usize, result: Result<(Vec<Claimed>, Option<i64>), StoreError> },
+    /// The lease was asked for.
+    Taken(Result<LeaseTake, StoreError>),
+    /// It was renewed; `false`: somebody else has it.
+    Renewed(Result<bool, StoreError>),
+    /// It was let go of.
+    Released,
     /// Something happened, at that time.
     Event(Event, Now),
+}
+
+/// Whether the lease was let go of, at the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Release {
+    NotBegun,
+    UnderWay,
+    Done,
 }
 
 /// The dispatcher of one provider.
@@ -89,6 +104,8 @@ pub struct Dispatcher {
     client: Client,
     intakes: Vec<Intake>,
     claims: Claims,
+    tenure: Tenure,
+    release: Release,
     sender: mpsc::UnboundedSender<Input>,
     inputs: mpsc::UnboundedReceiver<Input>,
     tasks: JoinSet<()>,
@@ -105,7 +122,7 @@ impl Dispatcher {
     pub fn new(parts: DispatcherParts) -> Result<Self, DispatchError> {
         let provider = Arc::clone(&parts.provider);
         let name = || provider.name.clone();
-        let core = Core::new(Arc::clone(&provider), parts.clock.mono())
+        let mut core = Core::new(Arc::clone(&provider), parts.clock.mono())
             .map_err(|source| DispatchError::Limits { provider: name(), source })?;
         let client = Client::new(&provider).map_err(|source| DispatchError::Client { provider: name(), source })?;
         // Bounded by what feeds it: jobs by the credits of the intakes, calls by the core.
@@ -115,8 +132,10 @@ impl Dispatcher {
         let claims = Claims::new(lanes.iter().map(|lane| lane.name.clone()).collect());
         let label = ProviderLabel { provider: name() };
         let room_at = parts.clock.mono();
-        let (tasks, waiting) = (JoinSet::new(), Arc::default());
-        Ok(Self { parts, label, core, client, intakes, claims, sender, inputs, tasks, room_at, waiting })
+        core.allow(Allowance { until: Time::ZERO, calls: 0 });
+        let tenure = Tenure::new(is_unlimited(&provider));
+        let (tasks, waiting, release) = (JoinSet::new(), Arc::default(), Release::NotBegun);
+        Ok(Self { parts, label, core, client, intakes, claims, tenure, release, sender, inputs, tasks, room_at, waiting })
     }
 
     /// The doors of its lanes, by name.
@@ -127,8 +146,8 @@ impl Dispatcher {
     /// How many deliveries of a lane the broker may send ahead: what the budgets allow in the
     /// next seconds, 1 to 500.
     pub fn prefetch(&mut self) -> u16 {
-        let now = self.now();
-        u16::try_from(self.core.target(now).clamp(1, 500)).unwrap_or(500)
+        let now = self.parts.clock.mono();
+        u16::try_from(self.core.allowance(now).clamp(1, 500)).unwrap_or(500)
     }
 
     /// Runs until `shutdown`, then lets calls in flight finish and hands the rest back.
@@ -138,7 +157,7 @@ impl Dispatcher {
         loop {
             let now = self.now();
             self.decide(now);
-            if grace_ends.is_some() && self.core.is_idle() && self.claims.are_idle() {
+            if grace_ends.is_some() && self.core.is_idle() && self.claims.are_idle() && self.let_go(now) {
                 break;
             }
             if grace_ends.is_some_and(|end| end <= now.mono) {
@@ -182,6 +201,9 @@ impl Dispatcher {
                 self.happened(Event::Claimed(jobs), now);
             }
             Input::Due { lane, asked, result } => self.claimed(lane, asked, result),
+            Input::Taken(result) => self.lease_taken(result),
+            Input::Renewed(result) => self.lease_renewed(result),
+            Input::Released => self.release = Release::Done,
             Input::Event(event, at) => self.happened(event, at),
         }
     }
@@ -216,7 +238,10 @@ impl Dispatcher {
     }
 
     fn decide(&mut self, now: Now) {
+        let allowed = self.tenure.allowed();
+        self.core.allow(Allowance { until: allowed.until, calls: allowed.calls });
         let commands: Vec<Command> = self.core.advance(now).collect();
+        self.tenure.sent(self.core.take_sent());
         for command in commands {
             match command {
                 Command::Call { pk, job, key } => self.call(pk, job, key),
@@ -224,6 +249,7 @@ impl Dispatcher {
                 Command::Note(note) => self.note(&note),
             }
         }
+        self.keep_lease(now);
         if self.room_at <= now.mono {
             self.room_at = now.mono + ROOM_EVERY;
             self.make_room(now);
@@ -274,8 +300,100 @@ impl Dispatcher {
         let core = self.core.wake_at(now);
         let claims = self.claims.wake_at();
         let room = self.claims.is_any_due().then_some(self.room_at);
-        let next = [core, claims, room, grace_ends].into_iter().flatten().min();
+        let lease = self.tenure.wake_at();
+        let next = [core, claims, room, lease, grace_ends].into_iter().flatten().min();
         next.map_or(TICK, |at| at.since(now.mono).min(TICK))
+    }
+
+    /// Asks for the lease, or renews it, when it is time to.
+    fn keep_lease(&mut self, now: Now) {
+        if self.claims.are_stopped() && self.tenure.epoch().is_none() {
+            return;
+        }
+        let Some(step) = self.tenure.step(now.mono, self.core.is_idle()) else { return };
+        let (parts, sender) = (self.parts.clone(), self.sender.clone());
+        let spent = self.core.save(now.mono);
+        self.tasks.spawn(async move {
+            let (store, provider, owner) = (&parts.store, &parts.provider.name, &parts.owner);
+            let input = match step {
+                Step::Take => Input::Taken(store.lease_take(provider, "", owner, lease::TTL).await),
+                Step::Renew { epoch, ahead } => {
+                    let book = lease::book(spent, ahead);
+                    Input::Renewed(store.lease_renew(provider, "", owner, epoch, lease::TTL, &book).await)
+                }
+            };
+            send(&sender, input);
+        });
+    }
+
+    fn lease_taken(&mut self, result: Result<LeaseTake, StoreError>) {
+        let now = self.parts.clock.mono();
+        let provider = &self.label.provider;
+        match result {
+            Ok(LeaseTake::Taken { epoch, last }) => {
+                let inherited = last.as_ref().map(lease::inherit);
+                let from = match &inherited {
+                    // Nobody ever spent anything.
+                    None => Ok(()),
+                    Some(Some(left)) => self.core.inherit(Some((&left.spent, left.elapsed, left.since)), now),
+                    Some(None) => self.core.inherit(None, now),
+                };
+                if let Err(error) = from {
+                    tracing::error!(provider, %error, "the limits cannot be paced");
+                }
+                let clean = last.as_ref().is_none_or(|last| last.clean);
+                tracing::info!(provider, epoch, clean, "this process dispatches now");
+                self.tenure.taken(epoch, now);
+            }
+            Ok(LeaseTake::Held { owner, .. }) => {
+                tracing::debug!(provider, owner, "another process dispatches");
+                self.tenure.not_taken(now);
+            }
+            Err(error) => {
+                tracing::warn!(provider, %error, "the lease cannot be asked for; trying again");
+                self.tenure.not_taken(now);
+            }
+        }
+    }
+
+    fn lease_renewed(&mut self, result: Result<bool, StoreError>) {
+        let now = self.now();
+        let provider = &self.label.provider;
+        match result {
+            Ok(true) => self.tenure.renewed(),
+            Ok(false) => {
+                tracing::error!(provider, "another process took the lease over; nothing more is sent");
+                self.tenure.lost(now.mono);
+                self.happened(Event::Suspend, now);
+            }
+            Err(error) => {
+                tracing::warn!(provider, %error, "the lease cannot be renewed; sending stops when it could be taken");
+                self.tenure.not_renewed(now.mono);
+            }
+        }
+    }
+
+    /// At the end: hands the lease over with the state of every limit. Whether that is done.
+    fn let_go(&mut self, now: Now) -> bool {
+        let epoch = match self.release {
+            Release::Done => return true,
+            Release::UnderWay => return false,
+            Release::NotBegun if self.tenure.is_busy() => return false,
+            Release::NotBegun => self.tenure.epoch(),
+        };
+        let Some(epoch) = epoch else { return true };
+        self.release = Release::UnderWay;
+        self.tenure.lost(now.mono);
+        let (parts, sender) = (self.parts.clone(), self.sender.clone());
+        let book = lease::book(self.core.save(now.mono), 0);
+        self.tasks.spawn(async move {
+            let released = parts.store.lease_release(&parts.provider.name, "", &parts.owner, epoch, &book).await;
+            if let Err(error) = released {
+                tracing::warn!(%error, "the lease was not let go of; the next process waits until it ends");
+            }
+            send(&sender, Input::Released);
+        });
+        false
     }
 
     fn call(&mut self, pk: JobPk, job: Arc<Job>, key: KeyId) {
@@ -322,6 +440,15 @@ impl Dispatcher {
             }
         }
     }
+}
+
+/// Whether no limit counts anything over time: then nothing has to be written ahead.
+fn is_unlimited(provider: &Provider) -> bool {
+    let pool = &provider.pool;
+    let mut limits = pool.limits.iter().chain(&pool.key_limits);
+    let mut of_budgets = pool.budgets.iter().flat_map(|budget| &budget.limits);
+    let mut of_routes = pool.routes.iter().flat_map(|route| route.limits.iter().chain(&route.key_limits));
+    limits.next().is_none() && of_budgets.next().is_none() && of_routes.next().is_none()
 }
 
 /// A call under way. Whatever happens to it, its end is told.

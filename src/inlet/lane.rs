@@ -48,18 +48,18 @@ impl Lane<'_> {
     /// [`InletError`] ends the session; the supervisor begins a new one.
     pub async fn run(&self, connection: &Connection, shutdown: &CancellationToken) -> Result<(), InletError> {
         loop {
+            // Who dispatches nothing of this provider consumes nothing of it.
+            let room = tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                room = self.intake.reserve(1) => room,
+            };
+            let Ok(reserved) = room else { return Ok(()) };
+            if self.intake.deliver(Vec::new(), reserved).is_err() {
+                return Ok(());
+            }
             match self.consume(connection, shutdown).await? {
                 Step::Stop => return Ok(()),
-                Step::Idle => {
-                    let room = tokio::select! {
-                        () = shutdown.cancelled() => return Ok(()),
-                        room = self.intake.reserve(1) => room,
-                    };
-                    let Ok(reserved) = room else { return Ok(()) };
-                    if self.intake.deliver(Vec::new(), reserved).is_err() {
-                        return Ok(());
-                    }
-                }
+                Step::Idle => {}
             }
         }
     }

@@ -95,6 +95,22 @@ impl Bucket {
         self.gcra.take(amount, now);
     }
 
+    /// Until when its rate is used up; calls in flight not counted.
+    pub fn full_at(&self) -> Time {
+        self.gcra.full_at()
+    }
+
+    /// Calls not counted yet.
+    pub fn flying(&self) -> u64 {
+        self.calls.total()
+    }
+
+    /// Its rate is used up until then by calls of another process.
+    pub fn restored(&mut self, until: Time) {
+        let one = self.gcra.span(1);
+        self.gcra.not_before(1, until.minus(one));
+    }
+
     /// Tokens missing at `now`, calls in flight included, rounded up.
     pub fn used(&self, now: Time) -> u64 {
         let debt = self.gcra.full_at().as_nanos().saturating_sub(now.as_nanos());

@@ -5,6 +5,7 @@ use super::bucket::Bucket;
 use super::edge::Edge;
 use super::gate::Gate;
 use super::slot::Slot;
+use super::saved::{STRAGGLER_NANOS, SavedLimit};
 use super::smooth::{self, Smooth};
 use super::spec::{Algorithm, LimitSpec, Measure, Safety};
 use super::time::nanos;
@@ -339,6 +340,109 @@ impl Limit {
                 Some(self.declared as f64 / Duration::from_nanos(self.per).as_secs_f64())
             }
         }
+    }
+
+    /// What it counts at `now`.
+    pub fn saved(&mut self, now: Time, within: u64, lots: u64) -> SavedLimit {
+        let mut saved = SavedLimit { limit: self.name(), ..SavedLimit::default() };
+        let debt = |full_at: Time| full_at.as_nanos().saturating_sub(now.as_nanos()).div_ceil(1_000);
+        match &mut self.meter {
+            Meter::Window(window) => {
+                saved.spent = window.saved(now, within, lots);
+                (saved.others, saved.flying) = (window.saved_foreign(now), window.flying());
+            }
+            Meter::Smooth(smooth) => {
+                saved.debt = debt(smooth.full_at());
+                let window = smooth.window_mut();
+                saved.spent = window.saved(now, within, lots);
+                (saved.others, saved.flying) = (window.saved_foreign(now), window.flying());
+            }
+            Meter::Bucket(bucket) => (saved.debt, saved.flying) = (debt(bucket.full_at()), bucket.flying()),
+            Meter::Gate(gate) => saved.flying = gate.used(),
+        }
+        saved
+    }
+
+    /// Takes over what another process counted `elapsed` nanoseconds before `now`.
+    ///
+    /// What was in flight then is counted as late as a straggler arrives, and taken to be open for `within`.
+    pub fn restored(&mut self, saved: &SavedLimit, elapsed: u64, now: Time, within: u64) {
+        let late = now.plus(within.min(STRAGGLER_NANOS));
+        if saved.limit != self.name() {
+            return self.assume_spent(now);
+        }
+        let anchor = |age: u64| now.minus(age.saturating_mul(1_000).saturating_add(elapsed));
+        let until = |left: u64| now.plus(left.saturating_mul(1_000).saturating_sub(elapsed));
+        let debt_until = until(saved.debt);
+        let window = match &mut self.meter {
+            Meter::Window(window) => window,
+            Meter::Smooth(smooth) => {
+                smooth.restored(debt_until);
+                smooth.window_mut()
+            }
+            Meter::Bucket(bucket) => {
+                bucket.restored(debt_until);
+                // In flight when it was saved: counted by now, as late as possible.
+                return bucket.foreign(saved.flying.min(bucket.depth()), late);
+            }
+            Meter::Gate(gate) => {
+                for _ in 0..saved.flying.min(gate.places()) {
+                    gate.take();
+                    gate.release_at(now.plus(within));
+                }
+                return;
+            }
+        };
+        for (age, amount) in &saved.spent {
+            window.restored(*amount, anchor(*age));
+        }
+        for (left, amount) in &saved.others {
+            window.restored_foreign(*amount, until(*left));
+        }
+        window.restored(saved.flying, late);
+    }
+
+    /// Counts calls that may have been sent before `now` without anybody having seen them: so many, and no more than
+    /// it allowed within `horizon`. They are counted as late as they may have arrived.
+    pub fn unseen(&mut self, calls: u64, horizon: u64, (now, late): (Time, Time), within: u64) {
+        let allowed = self.allowance(horizon, now, within).min(self.declared.max(self.largest));
+        // Costs of unseen calls are not known: all that was allowed.
+        let amount = if self.counts == Counts::Cost { allowed } else { allowed.min(calls) };
+        if amount == 0 {
+            return;
+        }
+        match &mut self.meter {
+            Meter::Window(window) => window.restored(amount, late),
+            Meter::Smooth(smooth) => {
+                smooth.restored(now);
+                smooth.shift_by_one(late);
+                smooth.window_mut().restored(amount, late);
+            }
+            Meter::Bucket(bucket) => bucket.foreign(amount.min(bucket.depth()), late),
+            Meter::Gate(gate) => {
+                for _ in gate.used()..gate.places().min(gate.used().saturating_add(calls)) {
+                    gate.take();
+                    gate.release_at(now.plus(within));
+                }
+            }
+        }
+    }
+
+    /// Whether it counts calls.
+    pub fn counts_requests(&self) -> bool {
+        self.counts == Counts::Requests
+    }
+
+    fn name(&self) -> String {
+        let kind = match &self.meter {
+            Meter::Window(_) if self.edges == Edges::Given => "quota",
+            Meter::Window(_) if self.edges == Edges::Told => "fixed",
+            Meter::Window(_) => "window",
+            Meter::Bucket(_) => "bucket",
+            Meter::Smooth(_) => "smooth",
+            Meter::Gate(_) => "open",
+        };
+        format!("{:?} {} per {} ns, {kind}", self.counts, self.declared, self.per)
     }
 
     /// Counts it as wholly used at `now`, since nobody knows what was sent before.

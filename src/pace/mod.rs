@@ -16,6 +16,7 @@
 //! | `period` | calendar quotas: the caller's calendar |
 //! | `signal`, `learn` | what responses say, and what it does |
 //! | `spread` | delays seen, for `balanced` |
+//! | `saved` | what outlives the process |
 //! | `snapshot` | the state for metrics and people |
 //!
 //! A call's way: [`Line::next`] (or [`Pool::acquire`]) → [`Permit`] → [`Pool::depart`] → [`Flight`] →
@@ -36,6 +37,7 @@ mod limit;
 mod line;
 mod period;
 mod pool;
+mod saved;
 mod shelf;
 mod signal;
 mod slot;
@@ -51,6 +53,7 @@ pub use ask::{Acquire, Ask, BudgetId, Flight, KeyId, Permit, Pin, Routes, Why};
 pub use line::{Line, Next, Ticket, Wait};
 pub use period::Place;
 pub use pool::{Impossible, Pool};
+pub use saved::{Saved, SavedLimit, SavedState, Since};
 pub use signal::{Family, Reading, Signal, Unit};
 pub use snapshot::{BudgetSnapshot, BudgetState, KeySnapshot, KeyState, LimitUse, PoolSnapshot};
 pub use spec::{

@@ -207,7 +207,7 @@ impl Pool {
         shared.and(self.slot_with(key, ask, now)).at_most
     }
 
-    fn clock(&mut self, now: Time) -> Time {
+    pub(super) fn clock(&mut self, now: Time) -> Time {
         self.seen = self.seen.max(now);
         self.seen
     }
@@ -368,6 +368,12 @@ impl Pool {
             limit.assume_spent(now);
         }
         self.choice.rebuild(&self.bank);
+    }
+
+    /// Looks at every key anew, after books were changed behind the index.
+    pub(super) fn rebuild(&mut self) {
+        self.choice.rebuild(&self.bank);
+        self.loosened += 1;
     }
 
     /// The label of a key; empty for one that does not exist.

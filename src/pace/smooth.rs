@@ -164,6 +164,23 @@ impl Smooth {
         self.heaviest = f64::INFINITY;
     }
 
+    /// Until when its rate is used up.
+    pub fn full_at(&self) -> Time {
+        self.pace.full_at()
+    }
+
+    /// Calls of another process: its rate is used up until `until`, and what its counter sees is not known.
+    pub fn restored(&mut self, until: Time) {
+        let one = self.pace.span(1);
+        self.pace.not_before(1, until.minus(one));
+        self.heaviest = f64::INFINITY;
+    }
+
+    /// The next call keeps its distance from one that may have left at `now`.
+    pub fn shift_by_one(&mut self, now: Time) {
+        self.pace.not_before(1, now);
+    }
+
     pub fn window(&self) -> &Window {
         &self.window
     }

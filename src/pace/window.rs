@@ -345,6 +345,29 @@ impl Window {
         }
     }
 
+    /// Ages of the calls it counts (and of the window before, where it remembers them), oldest first.
+    pub fn saved(&mut self, now: Time, within: u64, lots: u64) -> Vec<(u64, u64)> {
+        self.advance(now, within);
+        let before = self.past.iter().flat_map(|past| &past.before);
+        super::saved::lots(before.chain(&self.log).copied(), self.span, lots, now)
+    }
+
+    /// What others used, by the time until it is free.
+    pub fn saved_foreign(&self, now: Time) -> Vec<(u64, u64)> {
+        let left = |until: Time| until.as_nanos().saturating_sub(now.as_nanos()).div_ceil(1_000);
+        self.foreign.iter().map(|(until, amount)| (left(*until), *amount)).collect()
+    }
+
+    /// Counts a call of another process that was counted at `anchor` at the latest.
+    pub fn restored(&mut self, amount: u64, anchor: Time) {
+        self.record(amount, anchor);
+    }
+
+    /// What others used, until then.
+    pub fn restored_foreign(&mut self, amount: u64, until: Time) {
+        self.foreign_until(amount, until);
+    }
+
     /// Upper bound on what can be granted from `now` until `within_nanos` later.
     pub fn allowance(&mut self, horizon: u64, now: Time, within: u64) -> u64 {
         self.advance(now, within);
