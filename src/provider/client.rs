@@ -115,7 +115,7 @@ impl Client {
         on_head: impl FnOnce(u16, &HeaderMap),
     ) -> Result<Answer, CallError> {
         let request = request::build(&self.base_url, &self.auth, key, job)?;
-        let forms = key.map(|k| redact::forms(k.expose())).unwrap_or_default();
+        let forms = key.map(|k| redact::forms(k.expose(), &self.auth)).unwrap_or_default();
         let deadline = tokio::time::Instant::now() + self.timeout;
         let response = tokio::time::timeout_at(deadline, self.http.execute(request))
             .await

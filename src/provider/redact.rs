@@ -2,6 +2,9 @@
 
 use bytes::Bytes;
 
+use super::request::basic;
+use crate::config::Auth;
+
 const MASK: &[u8] = b"***";
 
 /// `text` with every occurrence of the key replaced. Keys of fewer than four bytes are left
@@ -25,10 +28,25 @@ pub(super) fn text(text: &str, forms: &[String]) -> String {
     out
 }
 
-/// The ways a key may show: as it is, and percent-encoded as in a query.
-pub(super) fn forms(key: &str) -> Vec<String> {
-    let encoded: String = url::form_urlencoded::byte_serialize(key.as_bytes()).collect();
-    if encoded == key { vec![encoded] } else { vec![key.to_owned(), encoded] }
+/// The ways a key may show: as it is, percent-encoded as in a query, escaped as in JSON, and as
+/// HTTP Basic carries it.
+pub(super) fn forms(key: &str, auth: &Auth) -> Vec<String> {
+    let mut forms = vec![key.to_owned()];
+    let mut add = |form: String| {
+        if !forms.contains(&form) {
+            forms.push(form);
+        }
+    };
+    add(url::form_urlencoded::byte_serialize(key.as_bytes()).collect());
+    if key.contains(['"', '\\', '/']) {
+        let json = key.replace('\\', "\\\\").replace('"', "\\\"");
+        add(json.replace('/', "\\/"));
+        add(json);
+    }
+    if let Auth::Basic { user } = auth {
+        add(basic(user, key));
+    }
+    forms
 }
 
 fn replace(text: Bytes, form: &[u8]) -> Bytes {
@@ -65,10 +83,15 @@ mod tests {
 
     #[test]
     fn echoed_keys_are_masked_in_every_form() {
-        let forms = forms("sk-1/2 3");
-        let body = Bytes::from_static(b"a sk-1/2 3 b sk-1%2F2+3 c sk-1 d sk-1/2 3");
-        assert_eq!(bytes(body, &forms), "a *** b *** c sk-1 d ***");
-        assert_eq!(text("key sk-1/2 3!", &forms), "key ***!");
-        assert_eq!(text("the key is k", &super::forms("k")), "the key is k");
+        let auth = Auth::Basic { user: "me".to_owned() };
+        let odd = forms("sk-1/2 3", &auth);
+        let body = Bytes::from_static(b"a sk-1/2 3 b sk-1%2F2+3 c sk-1 d sk-1/2 3 e sk-1\\/2 3");
+        assert_eq!(bytes(body, &odd), "a *** b *** c sk-1 d *** e ***");
+        assert_eq!(text("key sk-1/2 3!", &odd), "key ***!");
+        assert_eq!(text("Basic bWU6c2stMS8yIDM=", &odd), "Basic ***");
+        assert_eq!(text(r#"{"a":"k\"e\\y"}"#, &forms(r#"k"e\y"#, &auth)), r#"{"a":"***"}"#);
+        let plain = Auth::Query("key".to_owned());
+        assert_eq!(forms("ordinary-key_1", &plain).len(), 1, "one search for most keys");
+        assert_eq!(text("the key is k", &forms("k", &plain)), "the key is k");
     }
 }

@@ -91,6 +91,11 @@ pub(super) fn build(
     Ok(request)
 }
 
+/// The credentials of HTTP Basic.
+pub(super) fn basic(user: &str, key: &str) -> String {
+    STANDARD.encode(format!("{user}:{key}"))
+}
+
 fn put_key(url: &mut Url, headers: &mut HeaderMap, auth: &Auth, key: &Secret) -> Result<(), RequestError> {
     let (name, text) = match auth {
         Auth::Query(name) => {
@@ -99,9 +104,7 @@ fn put_key(url: &mut Url, headers: &mut HeaderMap, auth: &Auth, key: &Secret) ->
         }
         Auth::Header { name, scheme: None } => (name.clone(), key.expose().to_owned()),
         Auth::Header { name, scheme: Some(scheme) } => (name.clone(), format!("{scheme} {}", key.expose())),
-        Auth::Basic { user } => {
-            (AUTHORIZATION, format!("Basic {}", STANDARD.encode(format!("{user}:{}", key.expose()))))
-        }
+        Auth::Basic { user } => (AUTHORIZATION, format!("Basic {}", basic(user, key.expose()))),
     };
     let mut value = HeaderValue::from_str(&text)
         .map_err(|_| RequestError::Field("the key cannot be sent in a header field".to_owned()))?;
