@@ -356,7 +356,10 @@ fn webhooks(raw: file::Webhooks, env: &Lookup<'_>, problems: &mut Problems) -> O
     if let Some(secret) = &secret
         && !is_signing_secret(secret.expose())
     {
-        problems.add("webhooks.secret", "expected whsec_ and 24 to 64 bytes in base64, such as whsec_$(openssl rand -base64 32)");
+        problems.add(
+            "webhooks.secret",
+            "expected whsec_ and 24 to 64 bytes in base64, such as whsec_$(openssl rand -base64 32)",
+        );
     }
     let allow_networks = raw
         .allow_networks

@@ -15,7 +15,9 @@ use crate::clock::WallMs;
 use crate::config::Provider;
 use crate::job::{DeadReason, Delivery, Job, JobState};
 use crate::outcome::{self, Outcome, Reply};
-use crate::pace::{Ask, BadSpec, Flight, KeyId, Line, Next as Slot, Permit, Pool, Saved, Signal, Since, Ticket, Time, Why};
+use crate::pace::{
+    Ask, BadSpec, Flight, KeyId, Line, Next as Slot, Permit, Pool, Saved, Signal, Since, Ticket, Time, Why,
+};
 use crate::retry::{Ended, Verdict};
 use crate::store::{Attempt, Claimed, JobPk, Next, Record, Recorded, StoredResponse, WaitReason};
 

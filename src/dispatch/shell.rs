@@ -135,7 +135,21 @@ impl Dispatcher {
         core.allow(Allowance { until: Time::ZERO, calls: 0 });
         let tenure = Tenure::new(is_unlimited(&provider));
         let (tasks, waiting, release) = (JoinSet::new(), Arc::default(), Release::NotBegun);
-        Ok(Self { parts, label, core, client, intakes, claims, tenure, release, sender, inputs, tasks, room_at, waiting })
+        Ok(Self {
+            parts,
+            label,
+            core,
+            client,
+            intakes,
+            claims,
+            tenure,
+            release,
+            sender,
+            inputs,
+            tasks,
+            room_at,
+            waiting,
+        })
     }
 
     /// The doors of its lanes, by name.
@@ -230,6 +244,7 @@ impl Dispatcher {
                 let now = self.now();
                 self.happened(Event::Cancel(pk), now);
             }
+            Ok(Wake::Lease(provider)) if provider == self.label.provider => self.tenure.freed(),
             Ok(_) => {}
             // Some wakes were missed: look everywhere.
             Err(broadcast::error::RecvError::Lagged(_)) => self.claims.wake_all(),

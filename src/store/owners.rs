@@ -152,7 +152,8 @@ async fn mark_orphaned(tx: &mut Tx, held: &[Held]) -> Result<(), StoreError> {
 
 async fn free_deliveries(tx: &mut Tx, owner: &str, now_ms: WallMs, wakes: &mut Pending) -> Result<(), StoreError> {
     let sql = "UPDATE deliveries SET owner = NULL, due_ms = $2 WHERE owner = $1 AND state = 'pending'";
-    let freed = on_db!(tx, |c| sqlx::query(sql).bind(owner).bind(now_ms).execute(c).await.map(|done| done.rows_affected()))?;
+    let freed =
+        on_db!(tx, |c| sqlx::query(sql).bind(owner).bind(now_ms).execute(c).await.map(|done| done.rows_affected()))?;
     if freed > 0 {
         wakes.deliveries();
     }
