@@ -1,7 +1,7 @@
 //! One contract for both databases: every test runs on SQLite and on PostgreSQL.
 
 #[path = "common/store.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, reason = "every test binary uses another part of it")]
 mod common;
 
 use std::collections::{BTreeSet, HashSet};
