@@ -73,7 +73,7 @@ fn tell(config: &Config) {
 }
 
 /// Signals closer together than this count as one.
-const SAME_SIGNAL: Duration = Duration::from_millis(300);
+const SAME_SIGNAL: Duration = Duration::from_millis(20);
 
 /// The first signal drains, the second ends.
 fn stop_on_signals(shutdown: CancellationToken) -> Result<(), Failure> {
