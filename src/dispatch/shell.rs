@@ -313,10 +313,11 @@ impl Dispatcher {
 
     fn sleep_for(&self, now: Now, grace_ends: Option<Time>) -> Duration {
         let core = self.core.wake_at(now);
-        let claims = self.claims.wake_at();
-        let room = self.claims.is_any_due().then_some(self.room_at);
+        // Whoever may not send claims nothing, however much is due.
+        let may_claim = self.tenure.allowed().until > now.mono;
+        let claims = self.claims.wake_at().filter(|_| may_claim).map(|at| at.max(self.room_at));
         let lease = self.tenure.wake_at();
-        let next = [core, claims, room, lease, grace_ends].into_iter().flatten().min();
+        let next = [core, claims, lease, grace_ends].into_iter().flatten().min();
         next.map_or(TICK, |at| at.since(now.mono).min(TICK))
     }
 
@@ -356,6 +357,7 @@ impl Dispatcher {
                 if let Err(error) = from {
                     tracing::error!(provider, %error, "the limits cannot be paced");
                 }
+                self.core.resume();
                 let clean = last.as_ref().is_none_or(|last| last.clean);
                 tracing::info!(provider, epoch, clean, "this process dispatches now");
                 self.tenure.taken(epoch, now);
