@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::clock::since_boot;
 use crate::pace::{Saved, Since, Time};
 use crate::store::LeaseState;
 
@@ -49,9 +50,7 @@ struct Boot {
 impl Boot {
     fn now() -> Option<Self> {
         let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-        let uptime = std::fs::read_to_string("/proc/uptime").ok()?;
-        let up: f64 = uptime.split_whitespace().next()?.parse().ok()?;
-        let up_ms = u64::try_from(Duration::try_from_secs_f64(up).ok()?.as_millis()).ok()?;
+        let up_ms = u64::try_from(since_boot().as_millis()).ok()?;
         Some(Self { id: id.trim().to_owned(), up_ms })
     }
 }
@@ -68,8 +67,8 @@ pub(super) struct Inherited {
 pub(super) fn inherit(last: &LeaseState) -> Option<Inherited> {
     let book: Book = serde_json::from_str(&last.state).ok()?;
     let by_boot = book.boot.as_ref().zip(Boot::now()).filter(|(then, now)| then.id == now.id).map(|(then, now)| {
-        // The kernel tells hundredths of a second: round down, younger is safe.
-        Duration::from_millis(now.up_ms.saturating_sub(then.up_ms).saturating_sub(10))
+        // Both were rounded: younger is safe.
+        Duration::from_millis(now.up_ms.saturating_sub(then.up_ms).saturating_sub(1))
     });
     let since = match last.clean {
         true => Since::Nothing,

@@ -369,7 +369,7 @@ impl Limit {
     pub fn restored(&mut self, saved: &SavedLimit, elapsed: u64, now: Time, within: u64) {
         let late = now.plus(within.min(STRAGGLER_NANOS));
         if saved.limit != self.name() {
-            return self.assume_spent(now);
+            return self.assume_spent(now, within);
         }
         let anchor = |age: u64| now.minus(age.saturating_mul(1_000).saturating_add(elapsed));
         let until = |left: u64| now.plus(left.saturating_mul(1_000).saturating_sub(elapsed));
@@ -445,13 +445,18 @@ impl Limit {
         format!("{:?} {} per {} ns, {kind}", self.counts, self.declared, self.per)
     }
 
-    /// Counts it as wholly used at `now`, since nobody knows what was sent before.
-    pub fn assume_spent(&mut self, now: Time) {
+    /// Counts it as wholly used at `now`, since nobody knows what was sent before; calls may be open for `within`.
+    pub fn assume_spent(&mut self, now: Time, within: u64) {
         let amount = self.declared;
         match &mut self.meter {
             Meter::Bucket(bucket) => bucket.foreign(bucket.depth(), now),
             Meter::Window(_) | Meter::Smooth(_) => self.foreign(amount, None, now),
-            Meter::Gate(_) => {}
+            Meter::Gate(gate) => {
+                for _ in gate.used()..gate.places() {
+                    gate.take();
+                    gate.release_at(now.plus(within));
+                }
+            }
         }
     }
 }
