@@ -116,7 +116,7 @@ fn owners(spec: &PoolSpec, ends: &[(u64, End)], seed: u64) -> BTreeMap<u32, Vec<
             End::Crash(pause) => {
                 now += pause;
                 let within = Duration::from_nanos(VALID);
-                (saved.0, saved.1, Since::AtMost { calls: ahead, within })
+                (saved.0, saved.1, Since::AtMost { calls: ahead, open: ahead, within })
             }
         });
     }

@@ -101,7 +101,7 @@ fn catalog() -> Catalog {
     rules.lanes.insert("high".to_owned());
     rules.pins.insert("a1".to_owned());
     let providers = ["geo", "other"].map(|name| (name.to_owned(), rules.clone()));
-    Catalog { providers: providers.into(), allow_http: true, callbacks: true }
+    Catalog { providers: providers.into(), allow_http: true, callbacks: true, endpoints: true }
 }
 
 fn job_of(mut envelope: Value) -> Job {

@@ -192,6 +192,8 @@ pub struct Allowance {
     pub until: Time,
     /// Nor when so many calls were sent.
     pub calls: u64,
+    /// Nor while so many are open.
+    pub open: u64,
 }
 
 /// Whether jobs may wait in line here.
@@ -324,7 +326,8 @@ impl Core {
 
     /// Whether anything may be sent now.
     fn may_send(&self, now: Time) -> bool {
-        self.allowed.is_none_or(|allowed| now < allowed.until && allowed.calls > 0)
+        let open = self.open as u64;
+        self.allowed.is_none_or(|allowed| now < allowed.until && allowed.calls > 0 && open < allowed.open)
     }
 
     /// How many jobs of each lane should wait in line: what the budgets allow in the next seconds.

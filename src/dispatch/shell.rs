@@ -16,7 +16,7 @@ use crate::clock::Clock;
 use crate::config::Provider;
 use crate::job::{Job, JobState};
 use crate::outcome::Outcome;
-use crate::pace::{BadSpec, KeyId, Signal, Time};
+use crate::pace::{BadSpec, KeyId, Measure, Signal, Time};
 use crate::provider::{Answer, CallError, Client, ClientError, header_pairs};
 use crate::secrets::Secret;
 use crate::store::{Claimed, JobPk, LeaseTake, OwnerId, Record, Recorded, Store, StoreError, StoredResponse, Wake};
@@ -135,8 +135,8 @@ impl Dispatcher {
         let claims = Claims::new(lanes.iter().map(|lane| lane.name.clone()).collect());
         let label = ProviderLabel { provider: name() };
         let room_at = parts.clock.mono();
-        core.allow(Allowance { until: Time::ZERO, calls: 0 });
-        let tenure = Tenure::new(is_unlimited(&provider));
+        core.allow(Allowance { until: Time::ZERO, calls: 0, open: 0 });
+        let tenure = Tenure::new(counted(&provider));
         let (tasks, waiting, release) = (JoinSet::new(), Arc::default(), Release::NotBegun);
         Ok(Self {
             parts,
@@ -257,9 +257,10 @@ impl Dispatcher {
 
     fn decide(&mut self, now: Now) {
         let allowed = self.tenure.allowed();
-        self.core.allow(Allowance { until: allowed.until, calls: allowed.calls });
+        self.core.allow(Allowance { until: allowed.until, calls: allowed.calls, open: allowed.open });
         let commands: Vec<Command> = self.core.advance(now).collect();
-        self.tenure.sent(self.core.take_sent());
+        let open = self.core.counts().1 as u64;
+        self.tenure.sent(self.core.take_sent(), open);
         for command in commands {
             match command {
                 Command::Call { pk, job, key } => self.call(pk, job, key),
@@ -406,7 +407,7 @@ impl Dispatcher {
         self.release = Release::UnderWay;
         self.tenure.lost(now.mono);
         let (parts, sender) = (self.parts.clone(), self.sender.clone());
-        let book = lease::book(self.core.save(now.mono), 0);
+        let book = lease::book(self.core.save(now.mono), lease::Ahead::NOTHING);
         self.tasks.spawn(async move {
             let released = parts.store.lease_release(&parts.provider.name, "", &parts.owner, epoch, &book).await;
             if let Err(error) = released {
@@ -494,13 +495,16 @@ async fn adopt_strays(parts: DispatcherParts) {
     }
 }
 
-/// Whether no limit counts anything over time: then nothing has to be written ahead.
-fn is_unlimited(provider: &Provider) -> bool {
+/// What has to be written ahead: what some limit counts.
+fn counted(provider: &Provider) -> lease::Counted {
     let pool = &provider.pool;
-    let mut limits = pool.limits.iter().chain(&pool.key_limits);
-    let mut of_budgets = pool.budgets.iter().flat_map(|budget| &budget.limits);
-    let mut of_routes = pool.routes.iter().flat_map(|route| route.limits.iter().chain(&route.key_limits));
-    limits.next().is_none() && of_budgets.next().is_none() && of_routes.next().is_none()
+    let of_budgets = pool.budgets.iter().flat_map(|budget| &budget.limits);
+    let of_routes = pool.routes.iter().flat_map(|route| route.limits.iter().chain(&route.key_limits));
+    let limits = pool.limits.iter().chain(&pool.key_limits).chain(of_budgets).chain(of_routes);
+    limits.fold(lease::Counted::default(), |counted, limit| match limit.measure {
+        Measure::Concurrency(_) => lease::Counted { open: true, ..counted },
+        Measure::Requests(_) | Measure::Cost(_) => lease::Counted { calls: true, ..counted },
+    })
 }
 
 /// A call under way. Whatever happens to it, its end is told.

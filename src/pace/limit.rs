@@ -4,7 +4,7 @@ use super::Time;
 use super::bucket::Bucket;
 use super::edge::Edge;
 use super::gate::Gate;
-use super::saved::{STRAGGLER_NANOS, SavedLimit};
+use super::saved::{STRAGGLER_NANOS, SavedLimit, Unseen};
 use super::slot::Slot;
 use super::smooth::{self, Smooth};
 use super::spec::{Algorithm, LimitSpec, Measure, Safety};
@@ -404,7 +404,8 @@ impl Limit {
 
     /// Counts calls that may have been sent before `now` without anybody having seen them: so many, and no more than
     /// it allowed within `horizon`. They are counted as late as they may have arrived.
-    pub fn unseen(&mut self, calls: u64, horizon: u64, (now, late): (Time, Time), within: u64) {
+    pub fn unseen(&mut self, unseen: Unseen, (now, late): (Time, Time), within: u64) {
+        let Unseen { calls, open, horizon } = unseen;
         let allowed = self.allowance(horizon, now, within).min(self.declared.max(self.largest));
         // Costs of unseen calls are not known: all that was allowed.
         let amount = if self.counts == Counts::Cost { allowed } else { allowed.min(calls) };
@@ -420,7 +421,7 @@ impl Limit {
             }
             Meter::Bucket(bucket) => bucket.foreign(amount.min(bucket.depth()), late),
             Meter::Gate(gate) => {
-                for _ in gate.used()..gate.places().min(gate.used().saturating_add(calls)) {
+                for _ in gate.used()..gate.places().min(open) {
                     gate.take();
                     gate.release_at(now.plus(within));
                 }
