@@ -403,7 +403,7 @@ impl Core {
     fn lane_of(&self, name: &str) -> usize {
         let lanes = &self.provider.pool.lanes;
         let named = |name: &str| lanes.iter().position(|lane| lane.name == name);
-        // A lane that was taken out of the configuration: its jobs go with the default one.
+        // A lane that was taken out of the configuration: its jobs were moved to the default one.
         named(name).or_else(|| named("default")).unwrap_or(0)
     }
 

@@ -32,6 +32,9 @@ const TICK: Duration = Duration::from_secs(1);
 /// A record that the database refuses, for another reason than being away, is tried so often.
 const REFUSALS_MAX: u32 = 5;
 
+/// Jobs of a lane that is gone are moved so many at a time.
+const STRAYS_BATCH: u32 = 500;
+
 /// What a dispatcher is made of.
 #[derive(Debug, Clone)]
 pub struct DispatcherParts {
@@ -298,7 +301,7 @@ impl Dispatcher {
             let provider = &parts.provider.name;
             let claimed = parts.store.claim_due(&parts.owner, provider, &name, limit, parts.clock.wall_ms()).await;
             let result = match claimed {
-                Ok(jobs) if jobs.len() < asked => match parts.store.next_due(provider).await {
+                Ok(jobs) if jobs.len() < asked => match parts.store.next_due(provider, &name).await {
                     Ok(next_due_ms) => Ok((jobs, next_due_ms)),
                     Err(error) => {
                         tracing::debug!(%error, "the next due time is not known");
@@ -359,6 +362,7 @@ impl Dispatcher {
                     tracing::error!(provider, %error, "the limits cannot be paced");
                 }
                 self.core.resume();
+                self.tasks.spawn(adopt_strays(self.parts.clone()));
                 let clean = last.as_ref().is_none_or(|last| last.clean);
                 tracing::info!(provider, epoch, clean, "this process dispatches now");
                 self.tenure.taken(epoch, now);
@@ -456,6 +460,37 @@ impl Dispatcher {
             Note::QuotaExhausted(key) => {
                 tracing::error!(provider, key, "the quota behind this key is used up; its budget is parked");
             }
+        }
+    }
+}
+
+/// Jobs of lanes that are not configured any more go with the default one: nobody would claim them.
+async fn adopt_strays(parts: DispatcherParts) {
+    let provider = &parts.provider;
+    let is_stray = |lane: &str| !provider.pool.lanes.iter().any(|known| known.name == lane);
+    let awaited = match parts.store.awaited().await {
+        Ok(awaited) => awaited,
+        Err(error) => {
+            return tracing::warn!(provider = provider.name, %error, "lanes that are gone were not looked for");
+        }
+    };
+    for (_, lane) in awaited.iter().filter(|(name, lane)| *name == provider.name && is_stray(lane)) {
+        let mut jobs = 0;
+        let moved = loop {
+            match parts.store.move_lane(&provider.name, lane, "default", STRAYS_BATCH).await {
+                Ok(0) => break Ok(()),
+                Ok(moved) => jobs += moved,
+                Err(error) => break Err(error),
+            }
+        };
+        tracing::warn!(
+            provider = provider.name,
+            lane,
+            jobs,
+            "this lane is not configured any more: its jobs go with the default one"
+        );
+        if let Err(error) = moved {
+            tracing::warn!(provider = provider.name, lane, %error, "the rest stays until this process dispatches anew");
         }
     }
 }
