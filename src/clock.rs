@@ -1,7 +1,7 @@
 //! Time as an argument: wall time for what people and other processes see, monotonic time for
 //! pacing. Everything that decides gets its time from here or as a parameter.
 
-use std::time::Instant;
+use std::time::Duration;
 
 use crate::pace::Time;
 
@@ -22,24 +22,14 @@ const START: Time = Time::from_nanos(800 * 86_400 * 1_000_000_000);
 /// The machine's clocks.
 #[derive(Debug, Clone, Copy)]
 pub struct SystemClock {
-    origin: Instant,
+    origin: Duration,
 }
 
 impl SystemClock {
     /// Monotonic time starts here, far from zero: what was sent before this process began has a
     /// time, too.
     pub fn new() -> Self {
-        Self { origin: Instant::now() }
-    }
-
-    /// The monotonic time of an instant (zero before this clock began).
-    pub fn time_of(&self, instant: Instant) -> Time {
-        START + instant.saturating_duration_since(self.origin)
-    }
-
-    /// The instant of a monotonic time.
-    pub fn instant_of(&self, time: Time) -> Instant {
-        self.origin + time.since(START)
+        Self { origin: since_boot() }
     }
 }
 
@@ -55,8 +45,24 @@ impl Clock for SystemClock {
     }
 
     fn mono(&self) -> Time {
-        self.time_of(Instant::now())
+        START + since_boot().saturating_sub(self.origin)
     }
+}
+
+/// Time since the machine was started, suspend included: a process that slept through the end of
+/// its lease must know it. (`CLOCK_BOOTTIME`; the standard library's clock stands still in
+/// suspend.)
+#[cfg(target_os = "linux")]
+pub fn since_boot() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::try_from(now).unwrap_or_default()
+}
+
+/// Time since the process first asked: other systems have no such clock that all can read.
+#[cfg(not(target_os = "linux"))]
+pub fn since_boot() -> Duration {
+    static FIRST: std::sync::LazyLock<std::time::Instant> = std::sync::LazyLock::new(std::time::Instant::now);
+    FIRST.elapsed()
 }
 
 /// RFC 3339 with milliseconds in UTC, the form of every time that leaves Paceline.

@@ -260,6 +260,7 @@ impl Config {
             providers: self.providers.iter().map(|p| (p.name.clone(), p.rules())).collect(),
             allow_http: self.webhooks.allow_http,
             callbacks: self.webhooks.secret.is_some(),
+            endpoints: false,
         }
     }
 

@@ -1,7 +1,7 @@
 //! Drains the jobs of one provider at the rate its limits allow.
 //!
 //! [`core`] is the story without I/O: events in (a claimed job, an answer, a commit), commands out
-//! (make this call, write this record). [`shell`] executes it for real; [`intake`] is the door
+//! (make this call, write this record). `shell` executes it for real; `intake` is the door
 //! through which the inlet hands jobs in.
 
 mod claims;

@@ -1,8 +1,8 @@
 //! RabbitMQ as an inlet: deliveries become claimed jobs in the store, and are acknowledged after
 //! the commit that says so. From then on the store owns them.
 //!
-//! [`topology`] is what stands in the broker, [`message`] turns a delivery into a job or a dead
-//! letter, [`lane`] consumes one queue, [`rabbit`] supervises the connection.
+//! [`topology`] is what stands in the broker, `message` turns a delivery into a job or a dead
+//! letter, `lane` consumes one queue, `rabbit` supervises the connection.
 
 mod drain;
 mod lane;

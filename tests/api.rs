@@ -79,7 +79,7 @@ fn catalog() -> Catalog {
     rules.lanes.insert("high".to_owned());
     rules.pins.insert("a1".to_owned());
     let providers = [("geo".to_owned(), rules), ("mail".to_owned(), ProviderRules::default())].into();
-    Catalog { providers, allow_http: false, callbacks: true }
+    Catalog { providers, allow_http: false, callbacks: true, endpoints: false }
 }
 
 fn token(name: &str, secret: &str, scopes: &[Scope], tenant: Option<&str>) -> Token {

@@ -116,7 +116,7 @@ fn owners(spec: &PoolSpec, ends: &[(u64, End)], seed: u64) -> BTreeMap<u32, Vec<
             End::Crash(pause) => {
                 now += pause;
                 let within = Duration::from_nanos(VALID);
-                (saved.0, saved.1, Since::AtMost { calls: ahead, within })
+                (saved.0, saved.1, Since::AtMost { calls: ahead, open: ahead, within })
             }
         });
     }
@@ -226,4 +226,21 @@ fn a_changed_limit_is_counted_as_used() {
     next.restore(&saved, Duration::ZERO, Since::Nothing, now);
     let pinned = Ask { pin: Some(Pin::Key(key)), ..Ask::default() };
     assert!(matches!(next.acquire(&pinned, now), Acquire::At(_)));
+}
+
+#[test]
+fn places_of_a_changed_concurrency_limit_are_taken_until_old_calls_surely_ended() {
+    let now = Time::from_nanos(START);
+    let mut pool = Pool::new(&spec(LimitSpec::concurrency(3)), now).unwrap();
+    let Acquire::Granted(permit) = pool.acquire(&Ask::default(), now) else { panic!("new") };
+    let pinned = Ask { pin: Some(Pin::Key(permit.key())), ..Ask::default() };
+    let flight = pool.depart(permit, now);
+    let saved = pool.save(now);
+    pool.unsent(flight, now);
+    let mut next = Pool::new(&spec(LimitSpec::concurrency(5)), now).unwrap();
+    next.restore(&saved, Duration::ZERO, Since::Nothing, now);
+    assert!(!matches!(next.acquire(&pinned, now), Acquire::Granted(_)));
+    let later = now + Duration::from_secs(31);
+    let Acquire::Granted(permit) = next.acquire(&pinned, later) else { panic!("the timeout is over") };
+    next.abandon(permit, later);
 }

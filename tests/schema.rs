@@ -1,7 +1,7 @@
 //! The two schemas are one: the same tables, columns, types, defaults and indexes.
 
 #[path = "common/store.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, reason = "every test binary uses another part of it")]
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};

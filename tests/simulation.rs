@@ -93,6 +93,7 @@ struct World {
     told: HashMap<JobPk, Told>,
     bad_key: Option<usize>,
     accepted: Vec<Vec<u64>>,
+    departed: Vec<u64>,
     rejected: u64,
 }
 
@@ -121,6 +122,7 @@ impl World {
             told: HashMap::new(),
             bad_key: None,
             accepted: vec![Vec::new(); keys],
+            departed: Vec::new(),
             rejected: 0,
         }
     }
@@ -215,6 +217,7 @@ impl World {
         for command in commands {
             match command {
                 Command::Call { pk, key, .. } => {
+                    self.departed.push(self.now);
                     let way = self.dice.delay(self.way);
                     self.later(way, Happening::Arrives(pk, key.0 as usize));
                 }
@@ -501,4 +504,63 @@ fn draining_hands_everything_back() {
     let ended = world.states(JobState::Succeeded);
     assert_eq!(ended, 10, "calls in flight finish");
     assert_eq!(world.store.len(), 5, "the others are back in the store");
+}
+
+#[test]
+fn a_deadline_that_passes_during_a_refused_call_ends_the_job() {
+    let limit = Limit::SlidingLog { limit: 100, per: Duration::from_secs(10) };
+    let text = config(1, "{ requests = 100, per = \"10s\", algorithm = \"sliding_window\" }", "");
+    let mut world = World::new(&text, &limit, 21);
+    for pk in 0..50 {
+        let mut envelope = plain(pk);
+        envelope["deadline"] = paceline::clock::rfc3339(EPOCH_MS + 40).into();
+        world.enqueue(pk, &envelope, vec![Fate::Status(429)]);
+    }
+    world.run(60 * SECOND);
+    assert!(world.accepted[0].iter().all(|at| *at <= SECOND), "nothing is sent late");
+    assert_eq!(world.states(JobState::Expired), 50);
+}
+
+#[test]
+fn a_deadline_that_passes_while_the_start_is_committed_is_not_sent() {
+    let limit = Limit::SlidingLog { limit: 100, per: Duration::from_secs(10) };
+    let text = config(1, "{ requests = 100, per = \"10s\", algorithm = \"sliding_window\" }", "");
+    for seed in seeds(20) {
+        let mut world = World::new(&text, &limit, seed);
+        for pk in 0..40 {
+            let mut envelope = plain(pk);
+            envelope["delivery"] = "at_most_once".into();
+            envelope["deadline"] = paceline::clock::rfc3339(EPOCH_MS + 12).into();
+            world.enqueue(pk, &envelope, Vec::new());
+        }
+        world.run(10 * SECOND);
+        let late = world.departed.iter().filter(|at| **at >= 12 * MILLI).count();
+        assert_eq!(late, 0, "seed {seed}: nothing is sent late");
+        assert!(!world.departed.is_empty() && world.departed.len() < 40, "seed {seed}: both happen");
+    }
+}
+
+#[test]
+fn without_the_lease_nothing_stays_in_hand_and_with_it_all_goes_on() {
+    let limit = Limit::SlidingLog { limit: 20, per: Duration::from_secs(1) };
+    let text = config(1, "{ requests = 20, per = \"1s\", algorithm = \"sliding_window\" }", "");
+    for seed in seeds(20) {
+        let mut world = World::new(&text, &limit, seed);
+        for pk in 0..200 {
+            let fates = if pk % 10 == 0 { vec![Fate::Status(429), Fate::Status(429)] } else { Vec::new() };
+            world.enqueue(pk, &plain(pk), fates);
+        }
+        // Claims, calls and commits are under way when it is lost.
+        world.run(SECOND + 3 * MILLI);
+        world.inform(Event::Suspend);
+        world.obey();
+        world.run(20 * SECOND);
+        assert!(world.core.is_idle(), "seed {seed}: {:?} in hand", world.core.counts());
+        assert!(world.held.is_empty(), "seed {seed}");
+        assert!(world.states(JobState::Succeeded) < 200, "seed {seed}");
+        world.core.resume();
+        world.run(3_000 * SECOND);
+        world.assert_one_end_each(seed);
+        assert_eq!(world.states(JobState::Succeeded), 200, "seed {seed}");
+    }
 }

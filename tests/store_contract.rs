@@ -1,7 +1,7 @@
 //! One contract for both databases: every test runs on SQLite and on PostgreSQL.
 
 #[path = "common/store.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, reason = "every test binary uses another part of it")]
 mod common;
 
 use std::collections::{BTreeSet, HashSet};
@@ -87,7 +87,8 @@ contract! {
     dead_letters_are_listed_filtered_and_purged
     depth_counts_what_is_open
     jobs_wake_those_who_wait
-    next_due_sees_every_lane
+    next_due_is_that_of_one_lane
+    what_waits_for_a_lane_is_known_and_can_be_moved
     every_state_has_exactly_one_event
     many_writers_at_once_lose_nothing
     migrating_at_once_is_safe
@@ -100,7 +101,7 @@ fn catalog() -> Catalog {
     rules.lanes.insert("high".to_owned());
     rules.pins.insert("a1".to_owned());
     let providers = ["geo", "other"].map(|name| (name.to_owned(), rules.clone()));
-    Catalog { providers: providers.into(), allow_http: true, callbacks: true }
+    Catalog { providers: providers.into(), allow_http: true, callbacks: true, endpoints: true }
 }
 
 fn job_of(mut envelope: Value) -> Job {
@@ -1171,16 +1172,40 @@ async fn jobs_wake_those_who_wait(f: Fixture) {
     second.close().await;
 }
 
-async fn next_due_sees_every_lane(f: Fixture) {
-    assert_eq!(f.store.next_due("geo").await.expect("read"), None);
-    f.store.insert(vec![new(json!({ "id": "a" }))], NOW + 9).await.expect("inserted");
+async fn next_due_is_that_of_one_lane(f: Fixture) {
+    assert_eq!(f.store.next_due("geo", "low").await.expect("read"), None);
+    f.store.insert(vec![new(json!({ "id": "a" }))], NOW + 1).await.expect("inserted");
     f.store.insert(vec![new(json!({ "id": "b", "lane": "low" }))], NOW + 3).await.expect("inserted");
-    f.store.insert(vec![new(json!({ "id": "c", "lane": "high" }))], NOW + 5).await.expect("inserted");
-    f.store.insert(vec![new(json!({ "id": "d", "provider": "other" }))], NOW).await.expect("inserted");
-    assert_eq!(f.store.next_due("geo").await.expect("read"), Some(NOW + 3));
+    f.store.insert(vec![new(json!({ "id": "c", "lane": "low" }))], NOW + 5).await.expect("inserted");
+    f.store.insert(vec![new(json!({ "id": "d", "provider": "other", "lane": "low" }))], NOW).await.expect("inserted");
+    assert_eq!(f.store.next_due("geo", "low").await.expect("read"), Some(NOW + 3));
     f.store.claim_due(&"me".to_owned(), "geo", "low", 1, NOW + 9).await.expect("claimed");
-    assert_eq!(f.store.next_due("geo").await.expect("read"), Some(NOW + 5));
-    assert_eq!(f.store.next_due("nobody").await.expect("read"), None);
+    assert_eq!(f.store.next_due("geo", "low").await.expect("read"), Some(NOW + 5));
+    assert_eq!(f.store.next_due("geo", "high").await.expect("read"), None);
+    assert_eq!(f.store.next_due("nobody", "low").await.expect("read"), None);
+}
+
+async fn what_waits_for_a_lane_is_known_and_can_be_moved(f: Fixture) {
+    let pair = |provider: &str, lane: &str| (provider.to_owned(), lane.to_owned());
+    assert_eq!(f.store.awaited().await.expect("read"), []);
+    for (id, provider, lane) in
+        [("a", "geo", "low"), ("b", "geo", "low"), ("c", "geo", "low"), ("d", "geo", "high"), ("e", "other", "high")]
+    {
+        f.store
+            .insert(vec![new(json!({ "id": id, "provider": provider, "lane": lane }))], NOW)
+            .await
+            .expect("inserted");
+    }
+    let awaited = f.store.awaited().await.expect("read");
+    assert_eq!(awaited, [pair("geo", "high"), pair("geo", "low"), pair("other", "high")]);
+    let held = f.store.claim_due(&"me".to_owned(), "geo", "low", 1, NOW).await.expect("claimed");
+    assert_eq!(held.len(), 1);
+    assert_eq!(f.store.move_lane("geo", "low", "default", 1).await.expect("moved"), 1, "a batch of one");
+    assert_eq!(f.store.move_lane("geo", "low", "default", 9).await.expect("moved"), 1, "not what is claimed");
+    assert_eq!(f.store.move_lane("geo", "low", "default", 9).await.expect("moved"), 0);
+    let moved = f.store.claim_due(&"me".to_owned(), "geo", "default", 9, NOW).await.expect("claimed");
+    assert_eq!(moved.iter().map(|claimed| claimed.job.id.as_str()).collect::<Vec<_>>(), ["b", "c"]);
+    assert_eq!(f.store.awaited().await.expect("read"), [pair("geo", "high"), pair("other", "high")]);
 }
 
 async fn every_state_has_exactly_one_event(f: Fixture) {
@@ -1286,7 +1311,7 @@ async fn every_call_can_be_sent_to_another_thread() {
         sendable(&(s.migrate(), s.ping(), s.close(), s.insert(Vec::new(), 0), s.bury(message(""), 0)));
         sendable(&(
             s.claim_due(&me, "", "", 0, 0),
-            s.next_due(""),
+            s.next_due("", ""),
             s.claim_deliveries(&me, 0, 0, LEASE),
             s.next_delivery_due(),
         ));

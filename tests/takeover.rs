@@ -110,3 +110,23 @@ async fn an_orderly_stop_hands_over_at_once() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_takes_only_the_places_that_may_be_in_use() {
+    in_world(Mode::Embedded, async |world| {
+        let sim = ProviderSim::start(ProviderOptions::default()).await.expect("a provider");
+        world.provider(&sim.base_url(), &KEYS[..1], "key_limits = [ { concurrency = 40 } ]");
+        let serve = world.serving().await;
+        let job = |n| json!({ "id": format!("t{n}"), "provider": world.provider, "request": { "path": "/slow/300" } });
+        world.api().accept_all(&(0..12).map(job).collect::<Vec<_>>()).await;
+        sim.wait_accepted(5, SOON).await.expect("calls go out");
+        serve.kill().await;
+        let began = Instant::now();
+        let serve = world.serving().await;
+        world.all_done(12, SOON).await;
+        // A call without answer holds its place for 30 s, the timeout; most places never were in use.
+        assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+        serve.stop().await;
+    })
+    .await;
+}

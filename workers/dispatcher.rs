@@ -1,12 +1,14 @@
 //! The dispatcher role: one dispatcher a provider, and the inlet from RabbitMQ where there is one.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use paceline::config::QueueConfig;
+use paceline::config::{Config, QueueConfig};
 use paceline::dispatch::{Dispatcher, DispatcherParts};
 use paceline::inlet::topology::Topology;
 use paceline::inlet::{Inlet, InletParts};
+use paceline::store::Store;
 use paceline::telemetry::{DispatchMetrics, InletMetrics};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -54,6 +56,7 @@ pub fn start(
             Ok(())
         });
     }
+    tasks.spawn(report_unconfigured(Arc::clone(&parts.config), parts.store.clone()));
     if let QueueConfig::Amqp(url) = &parts.config.queue {
         let inlet_metrics = InletMetrics::default();
         inlet_metrics.register(&mut parts.registry);
@@ -76,6 +79,25 @@ pub fn start(
             inlet.run(shutdown).await;
             Ok(())
         });
+    }
+    Ok(())
+}
+
+/// Jobs of a provider that is gone wait for ever: somebody should know.
+async fn report_unconfigured(config: Arc<Config>, store: Store) -> anyhow::Result<()> {
+    let is_gone = |name: &str| !config.providers.iter().any(|provider| provider.name == name);
+    match store.awaited().await {
+        Ok(awaited) => {
+            let gone: BTreeSet<&str> =
+                awaited.iter().map(|(name, _)| name.as_str()).filter(|name| is_gone(name)).collect();
+            for provider in gone {
+                tracing::warn!(
+                    provider,
+                    "jobs wait for a provider that is not configured: configure it again, or cancel them"
+                );
+            }
+        }
+        Err(error) => tracing::warn!(%error, "jobs of providers that are gone were not looked for"),
     }
     Ok(())
 }

@@ -35,7 +35,7 @@ struct Entry {
     caller: Caller,
 }
 
-/// The configured tokens. Without any, only this machine is served (see [`guard`]).
+/// The configured tokens. Without any, only this machine is served (see `guard`).
 #[derive(Clone)]
 pub struct Tokens {
     entries: Arc<[Entry]>,

@@ -86,13 +86,10 @@ impl Claims {
         !std::mem::replace(&mut lane.failing, true)
     }
 
-    /// When to look again though nobody says anything.
+    /// When to look again though nobody says anything; a time that has passed where it is due.
     pub(super) fn wake_at(&self) -> Option<Time> {
-        self.lanes.iter().filter(|lane| lane.under_way.is_none()).map(|lane| lane.look_at).min()
-    }
-
-    pub(super) fn is_any_due(&self) -> bool {
-        self.lanes.iter().any(|lane| lane.due && lane.under_way.is_none())
+        let idle = self.lanes.iter().filter(|lane| lane.under_way.is_none() && !self.stopped);
+        idle.map(|lane| if lane.due { Time::ZERO } else { lane.look_at }).min()
     }
 
     pub(super) fn are_stopped(&self) -> bool {
@@ -101,5 +98,28 @@ impl Claims {
 
     pub(super) fn are_idle(&self) -> bool {
         self.lanes.iter().all(|lane| lane.under_way.is_none())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Now {
+        Now { mono: Time::ZERO + Duration::from_secs(seconds), wall: 0 }
+    }
+
+    #[test]
+    fn what_is_due_is_looked_at_at_once_and_the_rest_later() {
+        let mut claims = Claims::new(vec!["default".to_owned()]);
+        assert_eq!(claims.wake_at(), Some(Time::ZERO));
+        assert!(claims.begin(0, at(1)));
+        assert_eq!(claims.wake_at(), None, "the claim that is under way says when to look again");
+        claims.done(0, false, None, at(2));
+        assert_eq!(claims.wake_at(), Some(at(2).mono + FALLBACK));
+        claims.wake_all();
+        assert_eq!(claims.wake_at(), Some(Time::ZERO));
+        claims.stop();
+        assert_eq!(claims.wake_at(), None, "nothing is claimed any more");
     }
 }

@@ -192,6 +192,19 @@ pub struct Allowance {
     pub until: Time,
     /// Nor when so many calls were sent.
     pub calls: u64,
+    /// Nor while so many are open.
+    pub open: u64,
+}
+
+/// Whether jobs may wait in line here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Doors {
+    /// They may.
+    Open,
+    /// Not before the lease is back: whatever comes goes to the store.
+    Suspended,
+    /// Never again.
+    Closed,
 }
 
 /// The dispatcher of one provider.
@@ -205,7 +218,7 @@ pub struct Core {
     deadlines: BTreeSet<(WallMs, JobPk)>,
     opened: VecDeque<(Time, JobPk)>,
     open: usize,
-    draining: bool,
+    doors: Doors,
     allowed: Option<Allowance>,
     sent: u64,
     next_slot: Option<Time>,
@@ -230,7 +243,7 @@ impl Core {
             deadlines: BTreeSet::new(),
             opened: VecDeque::new(),
             open: 0,
-            draining: false,
+            doors: Doors::Open,
             allowed: None,
             sent: 0,
             next_slot: None,
@@ -246,8 +259,8 @@ impl Core {
             Event::Ended { pk, end } => self.ended(pk, end, now, random),
             Event::Recorded { pk, recorded } => self.recorded(pk, recorded, now, random),
             Event::Cancel(pk) => self.cancel(pk, now),
-            Event::Drain => self.drain(now),
-            Event::Suspend => self.hand_back_line(now),
+            Event::Drain => self.shut(Doors::Closed, now),
+            Event::Suspend => self.shut(Doors::Suspended, now),
             Event::Tick => {}
         }
     }
@@ -299,6 +312,13 @@ impl Core {
         Ok(())
     }
 
+    /// The lease is back: jobs may wait in line again.
+    pub fn resume(&mut self) {
+        if self.doors == Doors::Suspended {
+            self.doors = Doors::Open;
+        }
+    }
+
     /// What was spent, for whoever comes next.
     pub fn save(&mut self, now: Time) -> Saved {
         self.pool.save(now)
@@ -306,13 +326,14 @@ impl Core {
 
     /// Whether anything may be sent now.
     fn may_send(&self, now: Time) -> bool {
-        self.allowed.is_none_or(|allowed| now < allowed.until && allowed.calls > 0)
+        let open = self.open as u64;
+        self.allowed.is_none_or(|allowed| now < allowed.until && allowed.calls > 0 && open < allowed.open)
     }
 
     /// How many jobs of each lane should wait in line: what the budgets allow in the next seconds.
     pub fn target(&mut self, now: Now) -> usize {
         let held = self.allowed.is_none_or(|allowed| now.mono < allowed.until);
-        if self.draining || !held { 0 } else { self.allowance(now.mono) }
+        if self.doors != Doors::Open || !held { 0 } else { self.allowance(now.mono) }
     }
 
     /// What the budgets allow in the next seconds, whoever holds them.
@@ -357,8 +378,8 @@ impl Core {
         let pk = claimed.pk;
         let stage = Stage::Recording { again: false };
         self.jobs.insert(pk, InHand { claimed, job: Arc::clone(&job), lane, ask, stage, again: None });
-        if job.deadline_ms.is_some_and(|deadline| deadline <= now.wall) {
-            return self.finish(pk, JobState::Expired, None, Some("its deadline passed".to_owned()), now);
+        if is_past_deadline(&job, now) {
+            return self.expired(pk, now);
         }
         if let Some(impossible) = self.pool.impossible(&ask) {
             return self.finish(pk, JobState::Dead, Some(DeadReason::Impossible), Some(impossible.to_string()), now);
@@ -373,24 +394,28 @@ impl Core {
                 now,
             );
         }
-        if self.draining {
-            return self.record(pk, Next::Release, None, false, now);
-        }
         if let Some(deadline) = job.deadline_ms {
             self.deadlines.insert((deadline, pk));
         }
-        self.line_up(pk);
+        self.line_up(pk, now);
     }
 
     fn lane_of(&self, name: &str) -> usize {
         let lanes = &self.provider.pool.lanes;
         let named = |name: &str| lanes.iter().position(|lane| lane.name == name);
-        // A lane that was taken out of the configuration: its jobs go with the default one.
+        // A lane that was taken out of the configuration: its jobs were moved to the default one.
         named(name).or_else(|| named("default")).unwrap_or(0)
     }
 
-    fn line_up(&mut self, pk: JobPk) {
+    /// Into the line; or out of hand, where it must not wait there any more.
+    fn line_up(&mut self, pk: JobPk, now: Now) {
         let Some(held) = self.jobs.get_mut(&pk) else { return };
+        if is_past_deadline(&held.job, now) {
+            return self.expired(pk, now);
+        }
+        if self.doors != Doors::Open {
+            return self.record(pk, Next::Release, None, false, now);
+        }
         held.renew();
         held.stage = Stage::InLine(self.line.push(pk, held.lane, held.ask));
         self.in_line[held.lane] += 1;
@@ -576,11 +601,12 @@ impl Core {
     }
 
     fn recorded(&mut self, pk: JobPk, recorded: Recorded, now: Now, random: &mut dyn FnMut() -> f64) {
+        let may_send = self.may_send(now.mono);
         let Some(held) = self.jobs.get_mut(&pk) else { return };
         match std::mem::replace(&mut held.stage, Stage::Recording { again: false }) {
             Stage::Starting(permit) => match recorded {
-                // The lease may have ended while this was being committed.
-                Recorded::Done if !self.may_send(now.mono) => {
+                // The lease may have ended while this was being committed, or the job's time.
+                Recorded::Done if !may_send || is_past_deadline(&held.job, now) => {
                     self.pool.abandon(permit, now.mono);
                     self.record(pk, Next::Release, None, false, now);
                 }
@@ -602,8 +628,7 @@ impl Core {
                 }
             }
             Stage::Recording { again: true } => match recorded {
-                Recorded::Done if self.draining => self.record(pk, Next::Release, None, false, now),
-                Recorded::Done => self.line_up(pk),
+                Recorded::Done => self.line_up(pk, now),
                 Recorded::Superseded => self.forget(pk, now),
                 Recorded::CancelRequested => self.finish(pk, JobState::Cancelled, None, None, now),
             },
@@ -626,12 +651,11 @@ impl Core {
         }
     }
 
-    fn drain(&mut self, now: Now) {
-        self.draining = true;
-        self.hand_back_line(now);
-    }
-
-    fn hand_back_line(&mut self, now: Now) {
+    /// Hands back what is in line now; what would join it later follows.
+    fn shut(&mut self, doors: Doors, now: Now) {
+        if self.doors != Doors::Closed {
+            self.doors = doors;
+        }
         let in_line: Vec<JobPk> =
             self.jobs.iter().filter(|(_, held)| matches!(held.stage, Stage::InLine(_))).map(|(pk, _)| *pk).collect();
         for pk in in_line {
@@ -646,7 +670,7 @@ impl Core {
         {
             self.deadlines.pop_first();
             if self.step_out(pk) {
-                self.finish(pk, JobState::Expired, None, Some("its deadline passed".to_owned()), now);
+                self.expired(pk, now);
             }
         }
     }
@@ -691,6 +715,10 @@ impl Core {
                 self.push_record(pk, Next::Running, None, now);
             }
         }
+    }
+
+    fn expired(&mut self, pk: JobPk, now: Now) {
+        self.finish(pk, JobState::Expired, None, Some("its deadline passed".to_owned()), now);
     }
 
     fn finish(&mut self, pk: JobPk, state: JobState, reason: Option<DeadReason>, error: Option<String>, now: Now) {
@@ -772,6 +800,10 @@ impl InHand {
             self.claimed.epoch = claimed.epoch;
         }
     }
+}
+
+fn is_past_deadline(job: &Job, now: Now) -> bool {
+    job.deadline_ms.is_some_and(|deadline| deadline <= now.wall)
 }
 
 fn millis(span: Duration) -> i64 {

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::clock::since_boot;
 use crate::pace::{Saved, Since, Time};
 use crate::store::LeaseState;
 
@@ -26,17 +27,45 @@ const ASK_EVERY: Duration = Duration::from_millis(500);
 /// Calls written ahead at least, and at a multiple of what was needed last.
 const AHEAD_MIN: u64 = 1_000;
 const AHEAD_FACTOR: u64 = 4;
+/// Open calls written ahead at least, at a multiple of the most that were open, and no less than
+/// this share (in percent) of what was written before: a burst now and then finds them there.
+const OPEN_MIN: u64 = 8;
+const OPEN_FACTOR: u64 = 2;
+const OPEN_KEPT_PERCENT: u64 = 95;
 /// Renewals that are wanted early, since the calls run out, are at least this far apart.
 const RENEW_EARLIEST: Duration = Duration::from_millis(50);
 
 /// What stands in the lease's row.
 #[derive(Debug, Serialize, Deserialize)]
 struct Book {
-    /// Calls that may be made after this was written.
-    ahead: u64,
+    /// What may be done after this was written.
+    ahead: Ahead,
     /// The machine's boot, and the time since then: exact however the wall clock jumps.
     boot: Option<Boot>,
     spent: Saved,
+}
+
+/// What an owner may do until its next renewal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Ahead {
+    /// Calls made.
+    pub calls: u64,
+    /// Calls open at once.
+    pub open: u64,
+}
+
+impl Ahead {
+    /// For an owner that lets go.
+    pub(super) const NOTHING: Self = Self { calls: 0, open: 0 };
+}
+
+/// What some limit counts: only that has to be written ahead.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Counted {
+    /// Calls over time.
+    pub calls: bool,
+    /// Open calls.
+    pub open: bool,
 }
 
 /// A clock that goes on in suspend and never jumps, good while the machine is not restarted.
@@ -49,9 +78,7 @@ struct Boot {
 impl Boot {
     fn now() -> Option<Self> {
         let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-        let uptime = std::fs::read_to_string("/proc/uptime").ok()?;
-        let up: f64 = uptime.split_whitespace().next()?.parse().ok()?;
-        let up_ms = u64::try_from(Duration::try_from_secs_f64(up).ok()?.as_millis()).ok()?;
+        let up_ms = u64::try_from(since_boot().as_millis()).ok()?;
         Some(Self { id: id.trim().to_owned(), up_ms })
     }
 }
@@ -68,18 +95,18 @@ pub(super) struct Inherited {
 pub(super) fn inherit(last: &LeaseState) -> Option<Inherited> {
     let book: Book = serde_json::from_str(&last.state).ok()?;
     let by_boot = book.boot.as_ref().zip(Boot::now()).filter(|(then, now)| then.id == now.id).map(|(then, now)| {
-        // The kernel tells hundredths of a second: round down, younger is safe.
-        Duration::from_millis(now.up_ms.saturating_sub(then.up_ms).saturating_sub(10))
+        // Both were rounded: younger is safe.
+        Duration::from_millis(now.up_ms.saturating_sub(then.up_ms).saturating_sub(1))
     });
     let since = match last.clean {
         true => Since::Nothing,
-        false => Since::AtMost { calls: book.ahead, within: TTL - MARGIN },
+        false => Since::AtMost { calls: book.ahead.calls, open: book.ahead.open, within: TTL - MARGIN },
     };
     Some(Inherited { spent: book.spent, elapsed: by_boot.unwrap_or(last.saved_ago), since })
 }
 
 /// What to write.
-pub(super) fn book(spent: Saved, ahead: u64) -> String {
+pub(super) fn book(spent: Saved, ahead: Ahead) -> String {
     let book = Book { ahead, boot: Boot::now(), spent };
     serde_json::to_string(&book).unwrap_or_default()
 }
@@ -89,15 +116,16 @@ pub(super) fn book(spent: Saved, ahead: u64) -> String {
 pub(super) enum Step {
     /// Ask for it.
     Take,
-    /// Write what was spent, and so many calls ahead.
-    Renew { epoch: i64, ahead: u64 },
+    /// Write what was spent, and what may be done next.
+    Renew { epoch: i64, ahead: Ahead },
 }
 
-/// Sending is allowed until then, and for so many calls.
+/// Sending is allowed until then, for so many calls, and while fewer than so many are open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Allowed {
     pub until: Time,
     pub calls: u64,
+    pub open: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,26 +136,26 @@ enum State {
     Asking,
     /// Held; nothing is sent before the first renewal is committed.
     Held { epoch: i64, renew_at: Time, valid_until: Time },
-    /// Held, with a renewal under way that began then and writes so many calls ahead.
-    Renewing { epoch: i64, began: Time, ahead: u64, valid_until: Time },
+    /// Held, with a renewal under way that began then and writes that ahead.
+    Renewing { epoch: i64, began: Time, ahead: Ahead, valid_until: Time },
 }
 
 /// The lease of one provider, as this dispatcher sees it.
 #[derive(Debug)]
 pub(super) struct Tenure {
     state: State,
-    /// Calls are not worth counting: there is no limit.
-    unlimited: bool,
-    /// Calls made since the last renewal began.
-    made: u64,
-    /// Calls that may be made in all since then.
-    granted: u64,
+    counted: Counted,
+    /// Calls made since the last renewal began, and the most that were open.
+    made: Ahead,
+    /// What may be done in all since then.
+    granted: Ahead,
 }
 
 impl Tenure {
     /// To be asked for at once.
-    pub(super) fn new(unlimited: bool) -> Self {
-        Self { state: State::Without { ask_at: Time::ZERO }, unlimited, made: 0, granted: 0 }
+    pub(super) fn new(counted: Counted) -> Self {
+        let state = State::Without { ask_at: Time::ZERO };
+        Self { state, counted, made: Ahead::NOTHING, granted: Ahead::NOTHING }
     }
 
     /// What to do now. `idle`: nothing of an earlier tenure is in hand any more.
@@ -138,19 +166,17 @@ impl Tenure {
                 Some(Step::Take)
             }
             State::Held { epoch, renew_at, valid_until } => {
-                let soon = self.made.saturating_mul(2) > self.granted;
+                let soon = self.made.calls.saturating_mul(2) > self.granted.calls
+                    || self.made.open.saturating_mul(2) > self.granted.open;
                 let early = renew_at > now + (RENEW_EVERY - RENEW_EARLIEST);
                 if renew_at > now && (!soon || early) {
                     return None;
                 }
-                let ahead = match self.unlimited {
-                    true => u64::MAX,
-                    false => self.made.saturating_mul(AHEAD_FACTOR).max(AHEAD_MIN),
-                };
+                let ahead = self.ahead();
                 self.state = State::Renewing { epoch, began: now, ahead, valid_until };
                 // From here on calls count against what is being written, too.
-                self.granted = self.granted.saturating_sub(self.made);
-                self.made = 0;
+                self.granted.calls = self.granted.calls.saturating_sub(self.made.calls);
+                self.made.calls = 0;
                 Some(Step::Renew { epoch, ahead })
             }
             _ => None,
@@ -159,7 +185,7 @@ impl Tenure {
 
     /// The lease is held, in that epoch; it is renewed before anything is sent.
     pub(super) fn taken(&mut self, epoch: i64, now: Time) {
-        (self.made, self.granted) = (0, 0);
+        (self.made, self.granted) = (Ahead::NOTHING, Ahead::NOTHING);
         self.state = State::Held { epoch, renew_at: now, valid_until: now };
     }
 
@@ -179,6 +205,7 @@ impl Tenure {
     pub(super) fn renewed(&mut self) {
         if let State::Renewing { epoch, began, ahead, .. } = self.state {
             self.granted = ahead;
+            self.made.open = 0;
             let valid_until = began + (TTL - MARGIN);
             self.state = State::Held { epoch, renew_at: began + RENEW_EVERY, valid_until };
         }
@@ -196,18 +223,30 @@ impl Tenure {
         self.not_taken(now);
     }
 
-    /// Calls left.
-    pub(super) fn sent(&mut self, calls: u64) {
-        self.made = self.made.saturating_add(calls);
+    /// So many calls left, and so many are open.
+    pub(super) fn sent(&mut self, calls: u64, open: u64) {
+        self.made.calls = self.made.calls.saturating_add(calls);
+        self.made.open = self.made.open.max(open);
+    }
+
+    fn ahead(&self) -> Ahead {
+        let calls = self.made.calls.saturating_mul(AHEAD_FACTOR).max(AHEAD_MIN);
+        let kept = self.granted.open / 100 * OPEN_KEPT_PERCENT;
+        let open = self.made.open.saturating_mul(OPEN_FACTOR).max(kept).max(OPEN_MIN);
+        Ahead {
+            calls: if self.counted.calls { calls } else { u64::MAX },
+            open: if self.counted.open { open } else { u64::MAX },
+        }
     }
 
     /// What may be sent.
     pub(super) fn allowed(&self) -> Allowed {
         match self.state {
             State::Held { valid_until, .. } | State::Renewing { valid_until, .. } => {
-                Allowed { until: valid_until, calls: self.granted.saturating_sub(self.made) }
+                let calls = self.granted.calls.saturating_sub(self.made.calls);
+                Allowed { until: valid_until, calls, open: self.granted.open }
             }
-            State::Without { .. } | State::Asking => Allowed { until: Time::ZERO, calls: 0 },
+            State::Without { .. } | State::Asking => Allowed { until: Time::ZERO, calls: 0, open: 0 },
         }
     }
 
@@ -242,12 +281,16 @@ mod tests {
         Time::ZERO + Duration::from_secs_f64(1_000.0 + seconds)
     }
 
+    fn ahead(calls: u64, open: u64) -> Option<Step> {
+        Some(Step::Renew { epoch: 3, ahead: Ahead { calls, open } })
+    }
+
     fn held() -> Tenure {
-        let mut tenure = Tenure::new(false);
+        let mut tenure = Tenure::new(Counted { calls: true, open: true });
         assert_eq!(tenure.step(at(0.0), true), Some(Step::Take));
         tenure.taken(3, at(0.1));
         assert_eq!(tenure.allowed().calls, 0, "nothing is sent before it is written ahead");
-        assert_eq!(tenure.step(at(0.1), true), Some(Step::Renew { epoch: 3, ahead: AHEAD_MIN }));
+        assert_eq!(tenure.step(at(0.1), true), ahead(AHEAD_MIN, OPEN_MIN));
         tenure.renewed();
         tenure
     }
@@ -255,16 +298,17 @@ mod tests {
     #[test]
     fn sending_is_allowed_only_within_what_was_written() {
         let tenure = held();
-        assert_eq!(tenure.allowed(), Allowed { until: at(0.1) + (TTL - MARGIN), calls: AHEAD_MIN });
+        let until = at(0.1) + (TTL - MARGIN);
+        assert_eq!(tenure.allowed(), Allowed { until, calls: AHEAD_MIN, open: OPEN_MIN });
     }
 
     #[test]
     fn calls_made_while_a_renewal_is_under_way_count_twice() {
         let mut tenure = held();
-        tenure.sent(400);
-        assert_eq!(tenure.step(at(2.1), true), Some(Step::Renew { epoch: 3, ahead: 1_600 }));
+        tenure.sent(400, 0);
+        assert_eq!(tenure.step(at(2.1), true), ahead(1_600, OPEN_MIN));
         assert_eq!(tenure.allowed().calls, 600, "until it is committed the old allowance holds");
-        tenure.sent(100);
+        tenure.sent(100, 0);
         assert_eq!(tenure.allowed().calls, 500);
         tenure.renewed();
         assert_eq!(tenure.allowed().calls, 1_500, "and those are part of the new one");
@@ -283,9 +327,31 @@ mod tests {
     #[test]
     fn a_renewal_comes_early_when_calls_run_out() {
         let mut tenure = held();
-        tenure.sent(501);
+        tenure.sent(501, 0);
         assert_eq!(tenure.step(at(0.11), true), None, "not at once");
-        assert_eq!(tenure.step(at(0.2), true), Some(Step::Renew { epoch: 3, ahead: 2_004 }));
+        assert_eq!(tenure.step(at(0.2), true), ahead(2_004, OPEN_MIN));
+    }
+
+    #[test]
+    fn open_calls_are_written_ahead_as_they_are_needed_and_seldom_less() {
+        let mut tenure = held();
+        tenure.sent(4, 4);
+        assert_eq!(tenure.step(at(0.2), true), None, "half of it is enough");
+        tenure.sent(100, 100);
+        assert_eq!(tenure.step(at(0.2), true), ahead(AHEAD_MIN, 200));
+        assert_eq!(tenure.allowed().open, OPEN_MIN, "until it is committed the old allowance holds");
+        tenure.renewed();
+        assert_eq!(tenure.allowed().open, 200);
+        tenure.sent(0, 3);
+        assert_eq!(tenure.step(at(2.3), true), ahead(AHEAD_MIN, 190));
+    }
+
+    #[test]
+    fn what_no_limit_counts_is_not_bounded() {
+        let mut tenure = Tenure::new(Counted::default());
+        tenure.step(at(0.0), true);
+        tenure.taken(3, at(0.1));
+        assert_eq!(tenure.step(at(0.1), true), ahead(u64::MAX, u64::MAX));
     }
 
     #[test]
@@ -300,11 +366,11 @@ mod tests {
 
     #[test]
     fn what_was_left_in_order_is_told_from_a_crash() {
-        let state = book(Saved::default(), 77);
+        let state = book(Saved::default(), Ahead { calls: 77, open: 9 });
         let last = |clean| LeaseState { state: state.clone(), saved_ago: Duration::from_secs(9), clean };
         assert_eq!(inherit(&last(true)).map(|i| i.since), Some(Since::Nothing));
         let crashed = inherit(&last(false)).map(|i| i.since);
-        assert_eq!(crashed, Some(Since::AtMost { calls: 77, within: TTL - MARGIN }));
+        assert_eq!(crashed, Some(Since::AtMost { calls: 77, open: 9, within: TTL - MARGIN }));
         let elapsed = inherit(&last(true)).map(|i| i.elapsed);
         assert!(elapsed.is_some_and(|e| e < Duration::from_secs(5)), "the wall clock's word does not count");
         assert!(inherit(&LeaseState { state: "?".into(), saved_ago: Duration::ZERO, clean: true }).is_none());

@@ -16,7 +16,7 @@ use crate::clock::Clock;
 use crate::config::Provider;
 use crate::job::{Job, JobState};
 use crate::outcome::Outcome;
-use crate::pace::{BadSpec, KeyId, Signal, Time};
+use crate::pace::{BadSpec, KeyId, Measure, Signal, Time};
 use crate::provider::{Answer, CallError, Client, ClientError, header_pairs};
 use crate::secrets::Secret;
 use crate::store::{Claimed, JobPk, LeaseTake, OwnerId, Record, Recorded, Store, StoreError, StoredResponse, Wake};
@@ -31,6 +31,9 @@ const ROOM_EVERY: Duration = Duration::from_millis(20);
 const TICK: Duration = Duration::from_secs(1);
 /// A record that the database refuses, for another reason than being away, is tried so often.
 const REFUSALS_MAX: u32 = 5;
+
+/// Jobs of a lane that is gone are moved so many at a time.
+const STRAYS_BATCH: u32 = 500;
 
 /// What a dispatcher is made of.
 #[derive(Debug, Clone)]
@@ -132,8 +135,8 @@ impl Dispatcher {
         let claims = Claims::new(lanes.iter().map(|lane| lane.name.clone()).collect());
         let label = ProviderLabel { provider: name() };
         let room_at = parts.clock.mono();
-        core.allow(Allowance { until: Time::ZERO, calls: 0 });
-        let tenure = Tenure::new(is_unlimited(&provider));
+        core.allow(Allowance { until: Time::ZERO, calls: 0, open: 0 });
+        let tenure = Tenure::new(counted(&provider));
         let (tasks, waiting, release) = (JoinSet::new(), Arc::default(), Release::NotBegun);
         Ok(Self {
             parts,
@@ -254,9 +257,10 @@ impl Dispatcher {
 
     fn decide(&mut self, now: Now) {
         let allowed = self.tenure.allowed();
-        self.core.allow(Allowance { until: allowed.until, calls: allowed.calls });
+        self.core.allow(Allowance { until: allowed.until, calls: allowed.calls, open: allowed.open });
         let commands: Vec<Command> = self.core.advance(now).collect();
-        self.tenure.sent(self.core.take_sent());
+        let open = self.core.counts().1 as u64;
+        self.tenure.sent(self.core.take_sent(), open);
         for command in commands {
             match command {
                 Command::Call { pk, job, key } => self.call(pk, job, key),
@@ -297,7 +301,7 @@ impl Dispatcher {
             let provider = &parts.provider.name;
             let claimed = parts.store.claim_due(&parts.owner, provider, &name, limit, parts.clock.wall_ms()).await;
             let result = match claimed {
-                Ok(jobs) if jobs.len() < asked => match parts.store.next_due(provider).await {
+                Ok(jobs) if jobs.len() < asked => match parts.store.next_due(provider, &name).await {
                     Ok(next_due_ms) => Ok((jobs, next_due_ms)),
                     Err(error) => {
                         tracing::debug!(%error, "the next due time is not known");
@@ -313,10 +317,11 @@ impl Dispatcher {
 
     fn sleep_for(&self, now: Now, grace_ends: Option<Time>) -> Duration {
         let core = self.core.wake_at(now);
-        let claims = self.claims.wake_at();
-        let room = self.claims.is_any_due().then_some(self.room_at);
+        // Whoever may not send claims nothing, however much is due.
+        let may_claim = self.tenure.allowed().until > now.mono;
+        let claims = self.claims.wake_at().filter(|_| may_claim).map(|at| at.max(self.room_at));
         let lease = self.tenure.wake_at();
-        let next = [core, claims, room, lease, grace_ends].into_iter().flatten().min();
+        let next = [core, claims, lease, grace_ends].into_iter().flatten().min();
         next.map_or(TICK, |at| at.since(now.mono).min(TICK))
     }
 
@@ -356,6 +361,8 @@ impl Dispatcher {
                 if let Err(error) = from {
                     tracing::error!(provider, %error, "the limits cannot be paced");
                 }
+                self.core.resume();
+                self.tasks.spawn(adopt_strays(self.parts.clone()));
                 let clean = last.as_ref().is_none_or(|last| last.clean);
                 tracing::info!(provider, epoch, clean, "this process dispatches now");
                 self.tenure.taken(epoch, now);
@@ -400,7 +407,7 @@ impl Dispatcher {
         self.release = Release::UnderWay;
         self.tenure.lost(now.mono);
         let (parts, sender) = (self.parts.clone(), self.sender.clone());
-        let book = lease::book(self.core.save(now.mono), 0);
+        let book = lease::book(self.core.save(now.mono), lease::Ahead::NOTHING);
         self.tasks.spawn(async move {
             let released = parts.store.lease_release(&parts.provider.name, "", &parts.owner, epoch, &book).await;
             if let Err(error) = released {
@@ -457,13 +464,47 @@ impl Dispatcher {
     }
 }
 
-/// Whether no limit counts anything over time: then nothing has to be written ahead.
-fn is_unlimited(provider: &Provider) -> bool {
+/// Jobs of lanes that are not configured any more go with the default one: nobody would claim them.
+async fn adopt_strays(parts: DispatcherParts) {
+    let provider = &parts.provider;
+    let is_stray = |lane: &str| !provider.pool.lanes.iter().any(|known| known.name == lane);
+    let awaited = match parts.store.awaited().await {
+        Ok(awaited) => awaited,
+        Err(error) => {
+            return tracing::warn!(provider = provider.name, %error, "lanes that are gone were not looked for");
+        }
+    };
+    for (_, lane) in awaited.iter().filter(|(name, lane)| *name == provider.name && is_stray(lane)) {
+        let mut jobs = 0;
+        let moved = loop {
+            match parts.store.move_lane(&provider.name, lane, "default", STRAYS_BATCH).await {
+                Ok(0) => break Ok(()),
+                Ok(moved) => jobs += moved,
+                Err(error) => break Err(error),
+            }
+        };
+        tracing::warn!(
+            provider = provider.name,
+            lane,
+            jobs,
+            "this lane is not configured any more: its jobs go with the default one"
+        );
+        if let Err(error) = moved {
+            tracing::warn!(provider = provider.name, lane, %error, "the rest stays until this process dispatches anew");
+        }
+    }
+}
+
+/// What has to be written ahead: what some limit counts.
+fn counted(provider: &Provider) -> lease::Counted {
     let pool = &provider.pool;
-    let mut limits = pool.limits.iter().chain(&pool.key_limits);
-    let mut of_budgets = pool.budgets.iter().flat_map(|budget| &budget.limits);
-    let mut of_routes = pool.routes.iter().flat_map(|route| route.limits.iter().chain(&route.key_limits));
-    limits.next().is_none() && of_budgets.next().is_none() && of_routes.next().is_none()
+    let of_budgets = pool.budgets.iter().flat_map(|budget| &budget.limits);
+    let of_routes = pool.routes.iter().flat_map(|route| route.limits.iter().chain(&route.key_limits));
+    let limits = pool.limits.iter().chain(&pool.key_limits).chain(of_budgets).chain(of_routes);
+    limits.fold(lease::Counted::default(), |counted, limit| match limit.measure {
+        Measure::Concurrency(_) => lease::Counted { open: true, ..counted },
+        Measure::Requests(_) | Measure::Cost(_) => lease::Counted { calls: true, ..counted },
+    })
 }
 
 /// A call under way. Whatever happens to it, its end is told.

@@ -55,6 +55,8 @@ pub struct Catalog {
     pub allow_http: bool,
     /// Bare callback URLs can be signed (`webhooks.secret` is configured).
     pub callbacks: bool,
+    /// Callbacks may name registered endpoints.
+    pub endpoints: bool,
 }
 
 /// What is known of a job beside its envelope.
@@ -449,10 +451,12 @@ fn check_retry(retry: &RetryOverrides) -> Result<(), Invalid> {
 fn check_callback(callback: Option<&Callback>, catalog: &Catalog) -> Result<(), Invalid> {
     let Some(callback) = callback else { return Ok(()) };
     match (&callback.endpoint, &callback.url) {
-        (Some(_), None) => Err(Invalid::at(
+        (Some(_), None) if !catalog.endpoints => Err(Invalid::at(
             "callback.endpoint",
             "there is no such endpoint: endpoints cannot be registered yet, use callback.url",
         )),
+        (Some(endpoint), None) if endpoint.strip_prefix("ep_").is_some_and(is_job_id) => Ok(()),
+        (Some(_), None) => Err(Invalid::at("callback.endpoint", "expected the id of a registered endpoint, ep_…")),
         (None, Some(_)) if !catalog.callbacks => Err(Invalid::at(
             "callback.url",
             "bare URLs need webhooks.secret in the configuration, by which their events are signed",

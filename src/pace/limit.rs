@@ -4,7 +4,7 @@ use super::Time;
 use super::bucket::Bucket;
 use super::edge::Edge;
 use super::gate::Gate;
-use super::saved::{STRAGGLER_NANOS, SavedLimit};
+use super::saved::{STRAGGLER_NANOS, SavedLimit, Unseen};
 use super::slot::Slot;
 use super::smooth::{self, Smooth};
 use super::spec::{Algorithm, LimitSpec, Measure, Safety};
@@ -369,7 +369,7 @@ impl Limit {
     pub fn restored(&mut self, saved: &SavedLimit, elapsed: u64, now: Time, within: u64) {
         let late = now.plus(within.min(STRAGGLER_NANOS));
         if saved.limit != self.name() {
-            return self.assume_spent(now);
+            return self.assume_spent(now, within);
         }
         let anchor = |age: u64| now.minus(age.saturating_mul(1_000).saturating_add(elapsed));
         let until = |left: u64| now.plus(left.saturating_mul(1_000).saturating_sub(elapsed));
@@ -404,7 +404,8 @@ impl Limit {
 
     /// Counts calls that may have been sent before `now` without anybody having seen them: so many, and no more than
     /// it allowed within `horizon`. They are counted as late as they may have arrived.
-    pub fn unseen(&mut self, calls: u64, horizon: u64, (now, late): (Time, Time), within: u64) {
+    pub fn unseen(&mut self, unseen: Unseen, (now, late): (Time, Time), within: u64) {
+        let Unseen { calls, open, horizon } = unseen;
         let allowed = self.allowance(horizon, now, within).min(self.declared.max(self.largest));
         // Costs of unseen calls are not known: all that was allowed.
         let amount = if self.counts == Counts::Cost { allowed } else { allowed.min(calls) };
@@ -420,7 +421,7 @@ impl Limit {
             }
             Meter::Bucket(bucket) => bucket.foreign(amount.min(bucket.depth()), late),
             Meter::Gate(gate) => {
-                for _ in gate.used()..gate.places().min(gate.used().saturating_add(calls)) {
+                for _ in gate.used()..gate.places().min(open) {
                     gate.take();
                     gate.release_at(now.plus(within));
                 }
@@ -445,13 +446,18 @@ impl Limit {
         format!("{:?} {} per {} ns, {kind}", self.counts, self.declared, self.per)
     }
 
-    /// Counts it as wholly used at `now`, since nobody knows what was sent before.
-    pub fn assume_spent(&mut self, now: Time) {
+    /// Counts it as wholly used at `now`, since nobody knows what was sent before; calls may be open for `within`.
+    pub fn assume_spent(&mut self, now: Time, within: u64) {
         let amount = self.declared;
         match &mut self.meter {
             Meter::Bucket(bucket) => bucket.foreign(bucket.depth(), now),
             Meter::Window(_) | Meter::Smooth(_) => self.foreign(amount, None, now),
-            Meter::Gate(_) => {}
+            Meter::Gate(gate) => {
+                for _ in gate.used()..gate.places() {
+                    gate.take();
+                    gate.release_at(now.plus(within));
+                }
+            }
         }
     }
 }

@@ -360,12 +360,13 @@ impl Pool {
     /// Counts every limit as wholly used just now: for a start that does not know what was sent before it.
     pub fn assume_spent(&mut self, now: Time) {
         let now = self.clock(now);
+        let within = self.bank.within;
         let bank = &mut self.bank;
         let routes = bank.routes.iter_mut().flatten();
         let budgets = bank.budgets.iter_mut().flat_map(|budget| &mut budget.limits);
         let keys = bank.keys.iter_mut().flat_map(|key| key.limits.iter_mut().chain(key.narrow.iter_mut().flatten()));
         for limit in bank.limits.iter_mut().chain(routes).chain(budgets).chain(keys) {
-            limit.assume_spent(now);
+            limit.assume_spent(now, within);
         }
         self.choice.rebuild(&self.bank);
     }

@@ -77,9 +77,20 @@ pub enum Since {
     AtMost {
         /// Of all keys together.
         calls: u64,
+        /// Calls open at once, at most.
+        open: u64,
         /// From the saving to the moment at which the last owner stopped.
         within: Duration,
     },
+}
+
+/// [`Since::AtMost`] as one limit is told of it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Unseen {
+    pub calls: u64,
+    pub open: u64,
+    /// In nanoseconds.
+    pub horizon: u64,
 }
 
 fn is_zero(n: &u64) -> bool {
@@ -169,14 +180,15 @@ impl Pool {
                 limit.restored(one, elapsed, now, within);
             }
         });
-        if let Since::AtMost { calls, within: horizon } = since {
-            self.count_unseen(calls, nanos(horizon), now);
+        if let Since::AtMost { calls, open, within: horizon } = since {
+            self.count_unseen(Unseen { calls, open, horizon: nanos(horizon) }, now);
         }
         self.rebuild();
     }
 
     /// Counts what may have been sent unseen: no more with a key than the tightest of its limits allowed.
-    fn count_unseen(&mut self, calls: u64, horizon: u64, now: Time) {
+    fn count_unseen(&mut self, unseen: Unseen, now: Time) {
+        let Unseen { calls, horizon, .. } = unseen;
         let within = self.bank.within;
         let late = now.plus(within.min(STRAGGLER_NANOS));
         let bank = &mut self.bank;
@@ -191,20 +203,20 @@ impl Pool {
             let mut together = 0_u64;
             for place in 0..bank.budgets[number].keys.len() {
                 let key = &mut bank.keys[bank.budgets[number].keys[place]];
-                let unseen = tightest(&mut key.limits).min(of_budget);
-                together = together.saturating_add(unseen);
+                let of_key = tightest(&mut key.limits).min(of_budget);
+                together = together.saturating_add(of_key);
                 for limit in key.limits.iter_mut().chain(key.narrow.iter_mut().flatten()) {
-                    limit.unseen(unseen, horizon, (now, late), within);
+                    limit.unseen(Unseen { calls: of_key, ..unseen }, (now, late), within);
                 }
             }
             let together = together.min(of_budget);
             all = all.saturating_add(together);
             for limit in &mut bank.budgets[number].limits {
-                limit.unseen(together, horizon, (now, late), within);
+                limit.unseen(Unseen { calls: together, ..unseen }, (now, late), within);
             }
         }
         for limit in bank.limits.iter_mut().chain(bank.routes.iter_mut().flatten()) {
-            limit.unseen(all.min(provider), horizon, (now, late), within);
+            limit.unseen(Unseen { calls: all.min(provider), ..unseen }, (now, late), within);
         }
     }
 

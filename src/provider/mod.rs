@@ -1,7 +1,7 @@
 //! The outbound client: a job and a key become one HTTP call to the provider's base URL.
 //!
-//! [`request`] builds it, with the key put on at the last moment; [`client`] sends it and bounds
-//! what comes back; [`redact`] takes echoed keys out of what is kept.
+//! `request` builds it, with the key put on at the last moment; `client` sends it and bounds
+//! what comes back; `redact` takes echoed keys out of what is kept.
 
 mod client;
 mod redact;

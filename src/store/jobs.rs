@@ -294,24 +294,62 @@ pub(super) async fn claim(tx: &mut Tx, claim: &Claim, wakes: &mut Pending) -> Re
     Ok(claimed)
 }
 
-/// When the next unclaimed job of that provider is due, in whatever lane.
-pub(super) async fn next_due(db: &Db, provider: &str) -> Result<Option<WallMs>, StoreError> {
-    // One step down the index a lane, however many jobs wait in it.
-    let sql = "WITH RECURSIVE lanes(lane) AS (
-            SELECT (SELECT j.lane FROM jobs j
-                WHERE j.owner IS NULL AND j.state IN ('queued', 'waiting') AND j.provider = $1
-                ORDER BY j.lane LIMIT 1)
-            UNION ALL
-            SELECT (SELECT j.lane FROM jobs j
-                WHERE j.owner IS NULL AND j.state IN ('queued', 'waiting') AND j.provider = $1 AND j.lane > lanes.lane
-                ORDER BY j.lane LIMIT 1)
-            FROM lanes WHERE lanes.lane IS NOT NULL)
-        SELECT MIN((SELECT j.due_ms FROM jobs j
-            WHERE j.owner IS NULL AND j.state IN ('queued', 'waiting') AND j.provider = $1 AND j.lane = lanes.lane
-            ORDER BY j.due_ms LIMIT 1))
-        FROM lanes WHERE lanes.lane IS NOT NULL";
-    let row: (Option<WallMs>,) = on_db!(read db, |c| sqlx::query_as(sql).bind(provider).fetch_one(c).await)?;
+/// When the next unclaimed job of that lane is due.
+pub(super) async fn next_due(db: &Db, provider: &str, lane: &str) -> Result<Option<WallMs>, StoreError> {
+    let sql = "SELECT MIN(due_ms) FROM jobs
+        WHERE owner IS NULL AND state IN ('queued', 'waiting') AND provider = $1 AND lane = $2";
+    let row: (Option<WallMs>,) = on_db!(read db, |c| sqlx::query_as(sql).bind(provider).bind(lane).fetch_one(c).await)?;
     Ok(row.0)
+}
+
+/// The providers and lanes that unclaimed jobs wait for. One step down the index each, however many
+/// jobs wait.
+pub(super) async fn awaited(db: &Db) -> Result<Vec<(String, String)>, StoreError> {
+    let sql = "WITH RECURSIVE awaited(provider, lane) AS (
+            SELECT * FROM (SELECT j.provider, j.lane FROM jobs j
+                WHERE j.owner IS NULL AND j.state IN ('queued', 'waiting')
+                ORDER BY j.provider, j.lane LIMIT 1) AS first
+            UNION ALL
+            SELECT (SELECT j.provider FROM jobs j
+                    WHERE j.owner IS NULL AND j.state IN ('queued', 'waiting')
+                        AND (j.provider, j.lane) > (awaited.provider, awaited.lane)
+                    ORDER BY j.provider, j.lane LIMIT 1),
+                (SELECT j.lane FROM jobs j
+                    WHERE j.owner IS NULL AND j.state IN ('queued', 'waiting')
+                        AND (j.provider, j.lane) > (awaited.provider, awaited.lane)
+                    ORDER BY j.provider, j.lane LIMIT 1)
+            FROM awaited WHERE awaited.provider IS NOT NULL)
+        SELECT provider, lane FROM awaited WHERE provider IS NOT NULL";
+    Ok(on_db!(read db, |c| sqlx::query_as(sql).fetch_all(c).await)?)
+}
+
+/// Moves unclaimed jobs of one lane to another, a batch of them. How many were moved.
+pub(super) async fn move_lane(
+    tx: &mut Tx,
+    provider: &str,
+    (from, to): (&str, &str),
+    limit: u32,
+    wakes: &mut Pending,
+) -> Result<u64, StoreError> {
+    let sql = format!(
+        "WITH moved AS MATERIALIZED (
+            SELECT pk FROM jobs
+            WHERE owner IS NULL AND state IN ('queued', 'waiting') AND provider = $1 AND lane = $2
+            ORDER BY due_ms, pk LIMIT $3{lock})
+        UPDATE jobs SET lane = $4 WHERE pk IN (SELECT pk FROM moved)",
+        lock = tx.skip_locked()
+    );
+    let sql = sqlx::AssertSqlSafe(sql);
+    let moved = on_db!(tx, |c| sqlx::query(sql)
+        .bind(provider)
+        .bind(from)
+        .bind(i64::from(limit))
+        .bind(to)
+        .execute(c)
+        .await
+        .map(|done| done.rows_affected()))?;
+    wakes.jobs(provider, true);
+    Ok(moved)
 }
 
 /// pk, state, run, created, finished, due, waiting reason, reason, error, envelope.

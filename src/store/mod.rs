@@ -261,12 +261,28 @@ impl Store {
         act!(self, |tx, wakes| jobs::claim(tx, &claim, wakes).await)
     }
 
-    /// When the next unclaimed job of that provider (any lane) is due, if any: for the polling fallback to sleep until then.
+    /// When the next unclaimed job of that lane is due, if any: for the polling fallback to sleep until then.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
-    pub async fn next_due(&self, provider: &str) -> Result<Option<WallMs>, StoreError> {
-        self.db().in_time(jobs::next_due(self.db(), provider)).await
+    pub async fn next_due(&self, provider: &str, lane: &str) -> Result<Option<WallMs>, StoreError> {
+        self.db().in_time(jobs::next_due(self.db(), provider, lane)).await
+    }
+
+    /// The providers and lanes that unclaimed jobs wait for, in their order: some may not be configured any more.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn awaited(&self) -> Result<Vec<(String, String)>, StoreError> {
+        self.db().in_time(jobs::awaited(self.db())).await
+    }
+
+    /// Moves up to `limit` unclaimed jobs from one lane of a provider to another. How many were moved.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn move_lane(&self, provider: &str, from: &str, to: &str, limit: u32) -> Result<u64, StoreError> {
+        act!(self, |tx, wakes| jobs::move_lane(tx, provider, (from, to), limit, wakes).await)
     }
 
     /// Claims deliveries that are due, oldest first, until `now_ms` + `lease`: then they are due again.

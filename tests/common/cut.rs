@@ -92,8 +92,8 @@ async fn requests(
         let every = shared.every.load(Ordering::SeqCst);
         if kind == Some(b'Q') && body.starts_with(b"COMMIT") && every > 0 {
             let n = shared.commits.fetch_add(1, Ordering::SeqCst);
-            if n % every == 0 {
-                if n % (2 * every) == 0 {
+            if n.is_multiple_of(every) {
+                if n.is_multiple_of(2 * every) {
                     shared.before.fetch_add(1, Ordering::SeqCst);
                     return Ok(());
                 }

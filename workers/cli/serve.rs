@@ -19,8 +19,8 @@ use crate::system::{Role, System};
 /// ./paceline.db, and nothing else is needed. With AMQP_URL and DATABASE_URL (or the
 /// configuration) it works on RabbitMQ and PostgreSQL, and several processes can share the work.
 ///
-/// Each process counts limits on its own: run the role dispatcher in one process, the other roles
-/// in as many as you like.
+/// Run each role in as many processes as you like. One process at a time makes the calls of a
+/// provider; others with the role dispatcher stand by and take over when it stops or dies.
 ///
 /// SIGTERM or Ctrl-C drains: nothing new is taken, calls in flight finish, outcomes are committed.
 /// A second signal ends the process at once, which is as safe as a crash.
@@ -73,7 +73,7 @@ fn tell(config: &Config) {
 }
 
 /// Signals closer together than this count as one.
-const SAME_SIGNAL: Duration = Duration::from_millis(300);
+const SAME_SIGNAL: Duration = Duration::from_millis(20);
 
 /// The first signal drains, the second ends.
 fn stop_on_signals(shutdown: CancellationToken) -> Result<(), Failure> {
