@@ -2,12 +2,15 @@
 //!
 //! [`core`] is the story without I/O: events in (a claimed job, an answer, a commit), commands out
 //! (make this call, write this record). `shell` executes it for real; `intake` is the door
-//! through which the inlet hands jobs in.
+//! through which the inlet hands jobs in. Who may dispatch at all is decided in `lease`.
 
+mod call;
 mod claims;
 pub mod core;
 mod intake;
+mod keeper;
 mod lease;
+mod record;
 mod shell;
 
 pub use intake::{Closed, Intake};

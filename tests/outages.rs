@@ -16,6 +16,7 @@ use paceline::sim::{
     Lognormal, ProviderHandle, ProviderOptions, ProviderSim, ReceiverHandle, ReceiverOptions, ReceiverSim, SimKey,
 };
 use serde_json::{Value, json};
+use sqlx::{Connection as _, PgConnection};
 
 const KEY: &str = "outage-key-0123456789";
 /// A service needs some seconds to be back, and a reconnection waits up to 13.
@@ -250,6 +251,42 @@ async fn it_ends_in_order_even_while_the_database_is_away() {
         world.all_done(10, Duration::from_secs(60)).await;
         world.at_rest(10).await;
         assert_eq!(sim.stats().executed, 10);
+        serve.stop().await;
+    })
+    .await;
+}
+
+/// Deliveries that wait for the store when their connection breaks go back to the broker, and so does
+/// the room that was reserved for them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn both_may_fail_at_once() {
+    outage(async |services, world| {
+        let sim = provider(world, 2).await;
+        // So little room that none is left when what was reserved is not given back.
+        let limits =
+            "key_limits = [ { requests = 15, per = \"1s\", algorithm = \"sliding_window\" } ]\ntimeout = \"2s\"";
+        world.provider(&sim.base_url(), &[("a1", KEY)], limits);
+        let serve = world.serving().await;
+        let mut lock = PgConnection::connect(world.database()).await.expect("the database");
+        sqlx::raw_sql("BEGIN; LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE").execute(&mut lock).await.expect("locked");
+        publish(world, &jobs(world, "a", 80, "/ok", "http://127.0.0.1:1/")).await;
+        let cut = "SELECT COUNT(pg_terminate_backend(pid)) FROM pg_stat_activity
+            WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        until("deliveries wait for the store", SOON, async || {
+            world.number(cut).await;
+            holds(serve.log().contains("deliveries wait"))
+        })
+        .await;
+        services.cut_connections().await;
+        until("the session is over", SOON, async || {
+            world.number(cut).await;
+            holds(serve.log().contains("RabbitMQ cannot be used"))
+        })
+        .await;
+        lock.close().await.expect("unlocked");
+        world.all_done(80, Duration::from_secs(60)).await;
+        world.at_rest(80).await;
+        assert_eq!((sim.stats().executed, sim.executions(2)), (80, Vec::new()));
         serve.stop().await;
     })
     .await;

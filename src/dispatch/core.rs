@@ -7,6 +7,9 @@
 //!               └───────────────── not its fault: the next slot ◀────────────┘
 //! ```
 
+mod ending;
+mod message;
+
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,12 +17,10 @@ use std::time::Duration;
 use crate::clock::WallMs;
 use crate::config::Provider;
 use crate::job::{DeadReason, Delivery, Job, JobState};
-use crate::outcome::{self, Outcome, Reply};
-use crate::pace::{
-    Ask, BadSpec, Flight, KeyId, Line, Next as Slot, Permit, Pool, Saved, Signal, Since, Ticket, Time, Why,
-};
-use crate::retry::{Ended, Verdict};
+use crate::pace::{Ask, BadSpec, Flight, Line, Next as Slot, Permit, Pool, Saved, Signal, Since, Ticket, Time, Why};
 use crate::store::{Attempt, Claimed, JobPk, Next, Record, Recorded, StoredResponse, WaitReason};
+
+pub use message::{Allowance, Answered, CallEnd, Command, Event, Note, Now};
 
 /// Calls open at once to one provider at most, whatever its limits allow.
 pub const OPEN_MAX: usize = 1_000;
@@ -31,116 +32,8 @@ const AHEAD: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// A call that is open for so long is shown as `running`.
 const MARK_AFTER: Duration = Duration::from_millis(50);
-/// A key that was refused is tried again after so long.
-const PROBE_AFTER: Duration = Duration::from_secs(5 * 60);
-/// A quota that is used up is tried again after so long, where the provider does not say when.
-const PARK_FOR: Duration = Duration::from_secs(60 * 60);
-/// A rate limit without a stated end pauses for so long.
-const PAUSE_FOR: Duration = Duration::from_secs(1);
 /// A job whose key or budget is out of use looks again after so long at the latest.
 const BLOCKED_FOR: Duration = Duration::from_secs(60);
-/// Longest text of an error that is kept, in bytes.
-const ERROR_BYTES_MAX: usize = 1_000;
-
-/// Both clocks, read once an event.
-#[derive(Debug, Clone, Copy)]
-pub struct Now {
-    /// For pacing.
-    pub mono: Time,
-    /// For everything that people and the store see.
-    pub wall: WallMs,
-}
-
-/// A whole answer.
-#[derive(Debug, Clone)]
-pub struct Answered {
-    /// As it is kept: status, headers, body.
-    pub response: StoredResponse,
-    /// What its header fields said of limits.
-    pub signal: Signal,
-}
-
-/// How a call ended.
-#[derive(Debug, Clone)]
-pub enum CallEnd {
-    /// With an answer.
-    Answered(Box<Answered>),
-    /// It surely was not sent.
-    NotSent(String),
-    /// It may have been sent.
-    Lost(String),
-    /// It cannot be made at all.
-    Impossible(String),
-}
-
-/// What happened.
-#[derive(Debug)]
-pub enum Event {
-    /// Jobs were claimed for this dispatcher.
-    Claimed(Vec<Claimed>),
-    /// The first byte of an answer came.
-    Head {
-        /// Whose.
-        pk: JobPk,
-        /// What its header fields say of limits.
-        signal: Box<Signal>,
-    },
-    /// A call ended.
-    Ended {
-        /// Whose.
-        pk: JobPk,
-        /// How.
-        end: CallEnd,
-    },
-    /// A record was committed, or not.
-    Recorded {
-        /// Whose.
-        pk: JobPk,
-        /// What came of it.
-        recorded: Recorded,
-    },
-    /// Somebody asked to cancel a job.
-    Cancel(JobPk),
-    /// No more jobs: what is in line goes back to the store.
-    Drain,
-    /// The lease is gone: what is in line goes back to the store.
-    Suspend,
-    /// Time has passed.
-    Tick,
-}
-
-/// What to do.
-#[derive(Debug)]
-pub enum Command {
-    /// Make this call, then say [`Event::Head`] and [`Event::Ended`].
-    Call {
-        /// Whose.
-        pk: JobPk,
-        /// What to call.
-        job: Arc<Job>,
-        /// With which key.
-        key: KeyId,
-    },
-    /// Write this, then say [`Event::Recorded`].
-    Record(Box<Record>),
-    /// For the log and the counters.
-    Note(Note),
-}
-
-/// Something worth telling.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Note {
-    /// A call ended so, after so many milliseconds.
-    Called(Outcome, i64),
-    /// A job ended in that state.
-    Finished(JobState),
-    /// The provider refuses this key; it is set aside.
-    KeyRefused(String),
-    /// A key that was set aside works again.
-    KeyWorks(String),
-    /// The quota behind this key is used up.
-    QuotaExhausted(String),
-}
 
 /// A job in hand.
 #[derive(Debug)]
@@ -183,17 +76,6 @@ enum Mark {
     Unmarked,
     Marking,
     Marked,
-}
-
-/// Sending is allowed until then, and for so many calls: what a lease grants.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Allowance {
-    /// Nothing is sent from then on.
-    pub until: Time,
-    /// Nor when so many calls were sent.
-    pub calls: u64,
-    /// Nor while so many are open.
-    pub open: u64,
 }
 
 /// Whether jobs may wait in line here.
@@ -493,113 +375,6 @@ impl Core {
         }
     }
 
-    /// What the end of a call means for its key, its budget and its job.
-    fn conclude(&mut self, pk: JobPk, open: Open, end: CallEnd, now: Now, random: &mut dyn FnMut() -> f64) {
-        self.open -= 1;
-        let Some(held) = self.jobs.get(&pk) else { return };
-        let Open { flight, sent, .. } = open;
-        let (key, probe) = (flight.key(), flight.is_probe());
-        let reply = match &end {
-            CallEnd::Answered(answer) => Reply::Answered {
-                status: answer.response.status,
-                body: &answer.response.body,
-                nothing_left: answer.signal.readings.iter().any(|reading| reading.remaining == Some(0)),
-            },
-            CallEnd::Lost(_) => Reply::Lost,
-            CallEnd::NotSent(_) | CallEnd::Impossible(_) => Reply::NotSent,
-        };
-        let outcome = outcome::classify(reply);
-        let retry_after = match &end {
-            CallEnd::Answered(answer) => answer.signal.retry_after,
-            _ => None,
-        };
-        let call = Ended {
-            outcome,
-            executed: outcome::may_have_been_executed(outcome, reply),
-            delivery: held.job.delivery,
-            failures: held.claimed.failures,
-            previous: held.claimed.backoff,
-            retry_after,
-            first_ms: held.claimed.first_attempt_ms,
-            now_ms: now.wall,
-        };
-        let policy = self.provider.retry.with(&held.job.retry);
-        let verdict = match &end {
-            CallEnd::Impossible(_) => Verdict::Dead(DeadReason::Permanent),
-            _ => policy.verdict(&call, random()),
-        };
-        let latency_ms = millis(now.mono.since(sent.mono));
-        let attempt = Attempt {
-            n: held.claimed.attempts,
-            at_ms: sent.wall,
-            key: self.pool.key_label(key).to_owned(),
-            status: end.status(),
-            outcome: outcome.as_str().to_owned(),
-            latency_ms,
-            error: end.error(outcome),
-        };
-        match &end {
-            CallEnd::NotSent(_) | CallEnd::Impossible(_) => self.pool.unsent(flight, now.mono),
-            CallEnd::Answered(_) | CallEnd::Lost(_) => self.pool.finish(flight, now.mono, None),
-        }
-        self.judge_key(key, probe, outcome, &end, now);
-        self.commands.push(Command::Note(Note::Called(outcome, latency_ms)));
-        self.apply(pk, verdict, attempt, end, now);
-    }
-
-    /// A bad key is set aside, an empty budget parked; siblings with a budget of their own go on.
-    fn judge_key(&mut self, key: KeyId, probe: bool, outcome: Outcome, end: &CallEnd, now: Now) {
-        let label = self.pool.key_label(key).to_owned();
-        let CallEnd::Answered(answer) = end else { return };
-        let told = answer.signal.retry_after;
-        match outcome {
-            Outcome::Credential => {
-                self.pool.disable_key(key, Some(now.mono + PROBE_AFTER));
-                self.commands.push(Command::Note(Note::KeyRefused(label)));
-            }
-            Outcome::QuotaExhausted => {
-                if let Some(budget) = self.pool.budget_of(key) {
-                    self.pool.park_budget(budget, Some(now.mono + told.unwrap_or(PARK_FOR)));
-                }
-                self.commands.push(Command::Note(Note::QuotaExhausted(label)));
-            }
-            // A 429 was understood with the first byte; here the body gave the reason.
-            Outcome::RateLimited if answer.response.status != 429 => {
-                if let Some(budget) = self.pool.budget_of(key) {
-                    self.pool.pause_budget(budget, now.mono + told.unwrap_or(PAUSE_FOR));
-                }
-            }
-            Outcome::Success if probe => {
-                self.pool.enable_key(key);
-                self.commands.push(Command::Note(Note::KeyWorks(label)));
-            }
-            _ => {}
-        }
-    }
-
-    fn apply(&mut self, pk: JobPk, verdict: Verdict, attempt: Attempt, end: CallEnd, now: Now) {
-        let error = attempt.error.clone();
-        match verdict {
-            Verdict::NextSlot => self.record(pk, Next::Keep, Some(attempt), true, now),
-            Verdict::Backoff(backoff) => {
-                self.count_failure(pk);
-                let due_ms = now.wall.saturating_add(millis(backoff));
-                self.wait(pk, WaitReason::Backoff, due_ms, backoff, Some(attempt), now);
-            }
-            Verdict::Succeeded => self.end(pk, JobState::Succeeded, None, None, Some(attempt), end.response(), now),
-            Verdict::Dead(reason) => {
-                self.count_failure(pk);
-                self.end(pk, JobState::Dead, Some(reason), error, Some(attempt), end.response(), now);
-            }
-        }
-    }
-
-    fn count_failure(&mut self, pk: JobPk) {
-        if let Some(held) = self.jobs.get_mut(&pk) {
-            held.claimed.failures = held.claimed.failures.saturating_add(1);
-        }
-    }
-
     fn recorded(&mut self, pk: JobPk, recorded: Recorded, now: Now, random: &mut dyn FnMut() -> f64) {
         let may_send = self.may_send(now.mono);
         let Some(held) = self.jobs.get_mut(&pk) else { return };
@@ -810,138 +585,5 @@ fn millis(span: Duration) -> i64 {
     i64::try_from(span.as_millis()).unwrap_or(i64::MAX)
 }
 
-impl CallEnd {
-    fn status(&self) -> Option<u16> {
-        match self {
-            Self::Answered(answer) => Some(answer.response.status),
-            _ => None,
-        }
-    }
-
-    fn response(self) -> Option<StoredResponse> {
-        match self {
-            Self::Answered(answer) => Some(answer.response),
-            _ => None,
-        }
-    }
-
-    fn error(&self, outcome: Outcome) -> Option<String> {
-        let mut text = match self {
-            Self::Answered(_) if outcome == Outcome::Success => return None,
-            Self::Answered(answer) => {
-                let body = String::from_utf8_lossy(&answer.response.body[..answer.response.body.len().min(200)]);
-                format!("status {}: {}", answer.response.status, body.replace(char::is_control, " ").trim())
-            }
-            Self::NotSent(text) | Self::Lost(text) | Self::Impossible(text) => text.clone(),
-        };
-        if text.len() > ERROR_BYTES_MAX {
-            let end = (0..=ERROR_BYTES_MAX).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
-            text.truncate(end);
-        }
-        Some(text)
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::Config;
-    use crate::job::{Given, JobState};
-
-    fn core() -> Core {
-        let text = "[[provider]]\nname = \"p\"\nbase_url = \"http://x\"\nretry = { base = \"1s\", jitter = \"none\" }\n\
-                    limits = [ { concurrency = 1 } ]";
-        let config = Config::parse(text, None, &[]).expect("valid");
-        Core::new(Arc::new(config.providers[0].clone()), Time::ZERO).expect("paceable")
-    }
-
-    fn claimed(pk: JobPk, epoch: i64, run: u32) -> Claimed {
-        let envelope = format!(r#"{{"id":"j{pk}","provider":"p","request":{{"path":"/"}}}}"#);
-        let text = "[[provider]]\nname = \"p\"\nbase_url = \"http://x\"";
-        let catalog = Config::parse(text, None, &[]).expect("valid").catalog();
-        let job = Job::parse(envelope.as_bytes(), &Given::default(), &catalog).expect("valid");
-        let (attempts, failures) = (0, 0);
-        Claimed {
-            pk,
-            epoch,
-            run,
-            attempts,
-            failures,
-            first_attempt_ms: None,
-            backoff: Duration::ZERO,
-            created_ms: 0,
-            job,
-        }
-    }
-
-    /// Hands an event in, some milliseconds later than the last one, and takes the commands out: the calls,
-    /// and the records.
-    fn step(core: &mut Core, event: Event) -> (Vec<JobPk>, Vec<Record>) {
-        thread_local!(static STEP: std::cell::Cell<u64> = const { std::cell::Cell::new(1) });
-        let mono = Time::from_nanos(10_000_000 * STEP.replace(STEP.get() + 1));
-        let now = Now { mono, wall: 1_000 };
-        core.handle(event, now, &mut || 0.5);
-        let (mut calls, mut records) = (Vec::new(), Vec::new());
-        for command in core.advance(now) {
-            match command {
-                Command::Call { pk, .. } => calls.push(pk),
-                Command::Record(record) if !matches!(record.next, Next::Running) => records.push(*record),
-                Command::Record(_) | Command::Note(_) => {}
-            }
-        }
-        (calls, records)
-    }
-
-    fn answer(core: &mut Core, pk: JobPk, status: u16) -> (Vec<JobPk>, Vec<Record>) {
-        step(core, Event::Head { pk, signal: Box::default() });
-        step(core, Event::Ended { pk, end: answered(status) })
-    }
-
-    fn answered(status: u16) -> CallEnd {
-        let body = bytes::Bytes::new();
-        let response = StoredResponse { status, headers: "{}".to_owned(), content_type: None, body, truncated: false };
-        CallEnd::Answered(Box::new(Answered { response, signal: Signal::default() }))
-    }
-
-    /// A backoff that is over at once: the job is due again before this dispatcher has heard that its
-    /// record is committed.
-    #[test]
-    fn a_job_that_is_claimed_again_before_its_record_is_answered_is_called_again() {
-        let mut core = core();
-        assert_eq!(step(&mut core, Event::Claimed(vec![claimed(7, 1, 1)])).0, [7]);
-        let (_, records) = answer(&mut core, 7, 503);
-        assert!(matches!(records[0].next, Next::Wait { .. }));
-        let (calls, _) = step(&mut core, Event::Claimed(vec![claimed(7, 2, 1)]));
-        assert!(calls.is_empty(), "one thing after the other");
-        let (calls, _) = step(&mut core, Event::Recorded { pk: 7, recorded: Recorded::Done });
-        assert_eq!(calls, [7], "nobody else has it");
-        let (_, records) = answer(&mut core, 7, 200);
-        assert_eq!(records[0].epoch, 2);
-        step(&mut core, Event::Recorded { pk: 7, recorded: Recorded::Done });
-        assert!(core.is_idle());
-    }
-
-    #[test]
-    fn a_job_that_was_let_go_of_and_claimed_again_while_it_is_sent_is_not_sent_twice() {
-        let mut core = core();
-        step(&mut core, Event::Claimed(vec![claimed(7, 1, 1), claimed(8, 1, 1)]));
-        let again = vec![claimed(7, 2, 1), claimed(8, 2, 1), claimed(7, 1, 1)];
-        assert!(step(&mut core, Event::Claimed(again)).0.is_empty(), "7 is being sent, 8 waits for it");
-        let (calls, records) = answer(&mut core, 7, 200);
-        assert_eq!((calls, records[0].epoch), (vec![8], 2), "its end counts for the claim that holds");
-        let (_, records) = answer(&mut core, 8, 200);
-        assert_eq!(records[0].epoch, 2);
-        assert!(matches!(records[0].next, Next::Finish { state: JobState::Succeeded, .. }));
-    }
-
-    #[test]
-    fn a_replay_that_is_claimed_before_the_end_of_the_last_run_is_heard_of_is_a_new_run() {
-        let mut core = core();
-        step(&mut core, Event::Claimed(vec![claimed(7, 1, 1)]));
-        answer(&mut core, 7, 404);
-        assert!(step(&mut core, Event::Claimed(vec![claimed(7, 2, 2)])).0.is_empty());
-        assert_eq!(step(&mut core, Event::Recorded { pk: 7, recorded: Recorded::Done }).0, [7]);
-        let (_, records) = answer(&mut core, 7, 200);
-        assert_eq!((records[0].epoch, records[0].run), (2, 2));
-    }
-}
+mod tests;

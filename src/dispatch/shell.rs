@@ -1,26 +1,27 @@
 //! Runs the dispatcher of one provider: clocks, calls, commits and claims around [`Core`].
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::call::Call;
 use super::claims::Claims;
-use super::core::{Allowance, Answered, CallEnd, Command, Core, Event, Note, Now};
+use super::core::{Allowance, Command, Core, Event, Note, Now};
 use super::intake::Intake;
-use super::lease::{self, Step, Tenure};
+use super::keeper::counted;
+use super::lease::Tenure;
+use super::record::write;
 use crate::clock::Clock;
 use crate::config::Provider;
 use crate::job::{Job, JobState};
 use crate::outcome::Outcome;
-use crate::pace::{BadSpec, KeyId, Measure, Signal, Time};
-use crate::provider::{Answer, CallError, Client, ClientError, header_pairs};
-use crate::secrets::Secret;
-use crate::store::{Claimed, JobPk, LeaseTake, OwnerId, Record, Recorded, Store, StoreError, StoredResponse, Wake};
-use crate::supervise::Reconnect;
+use crate::pace::{BadSpec, KeyId, Time};
+use crate::provider::{Client, ClientError};
+use crate::store::{Claimed, JobPk, LeaseTake, OwnerId, Record, Store, StoreError, Wake};
 use crate::telemetry::{DispatchMetrics, ProviderLabel};
 
 /// Inputs handled before the core decides again.
@@ -29,11 +30,6 @@ const INPUTS_MAX: usize = 512;
 const ROOM_EVERY: Duration = Duration::from_millis(20);
 /// How often the core is asked even though nothing happens.
 const TICK: Duration = Duration::from_secs(1);
-/// A record that the database refuses, for another reason than being away, is tried so often.
-const REFUSALS_MAX: u32 = 5;
-
-/// Jobs of a lane that is gone are moved so many at a time.
-const STRAYS_BATCH: u32 = 500;
 
 /// What a dispatcher is made of.
 #[derive(Debug, Clone)]
@@ -92,7 +88,7 @@ pub(super) enum Input {
 
 /// Whether the lease was let go of, at the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Release {
+pub(super) enum Release {
     NotBegun,
     UnderWay,
     Done,
@@ -101,17 +97,17 @@ enum Release {
 /// The dispatcher of one provider.
 #[derive(Debug)]
 pub struct Dispatcher {
-    parts: DispatcherParts,
-    label: ProviderLabel,
-    core: Core,
+    pub(super) parts: DispatcherParts,
+    pub(super) label: ProviderLabel,
+    pub(super) core: Core,
     client: Client,
     intakes: Vec<Intake>,
-    claims: Claims,
-    tenure: Tenure,
-    release: Release,
-    sender: mpsc::UnboundedSender<Input>,
+    pub(super) claims: Claims,
+    pub(super) tenure: Tenure,
+    pub(super) release: Release,
+    pub(super) sender: mpsc::UnboundedSender<Input>,
     inputs: mpsc::UnboundedReceiver<Input>,
-    tasks: JoinSet<()>,
+    pub(super) tasks: JoinSet<()>,
     room_at: Time,
     /// Records that wait for the store.
     waiting: Arc<AtomicUsize>,
@@ -203,11 +199,11 @@ impl Dispatcher {
         self.tasks.shutdown().await;
     }
 
-    fn now(&self) -> Now {
+    pub(super) fn now(&self) -> Now {
         Now { mono: self.parts.clock.mono(), wall: self.parts.clock.wall_ms() }
     }
 
-    fn happened(&mut self, event: Event, at: Now) {
+    pub(super) fn happened(&mut self, event: Event, at: Now) {
         self.core.handle(event, at, &mut rand::random::<f64>);
     }
 
@@ -325,103 +321,10 @@ impl Dispatcher {
         next.map_or(TICK, |at| at.since(now.mono).min(TICK))
     }
 
-    /// Asks for the lease, or renews it, when it is time to.
-    fn keep_lease(&mut self, now: Now) {
-        if self.claims.are_stopped() && self.tenure.epoch().is_none() {
-            return;
-        }
-        let Some(step) = self.tenure.step(now.mono, self.core.is_idle()) else { return };
-        let (parts, sender) = (self.parts.clone(), self.sender.clone());
-        let spent = self.core.save(now.mono);
-        self.tasks.spawn(async move {
-            let (store, provider, owner) = (&parts.store, &parts.provider.name, &parts.owner);
-            let input = match step {
-                Step::Take => Input::Taken(store.lease_take(provider, "", owner, lease::TTL).await),
-                Step::Renew { epoch, ahead } => {
-                    let book = lease::book(spent, ahead);
-                    Input::Renewed(store.lease_renew(provider, "", owner, epoch, lease::TTL, &book).await)
-                }
-            };
-            send(&sender, input);
-        });
-    }
-
-    fn lease_taken(&mut self, result: Result<LeaseTake, StoreError>) {
-        let now = self.parts.clock.mono();
-        let provider = &self.label.provider;
-        match result {
-            Ok(LeaseTake::Taken { epoch, last }) => {
-                let inherited = last.as_ref().map(lease::inherit);
-                let from = match &inherited {
-                    // Nobody ever spent anything.
-                    None => Ok(()),
-                    Some(Some(left)) => self.core.inherit(Some((&left.spent, left.elapsed, left.since)), now),
-                    Some(None) => self.core.inherit(None, now),
-                };
-                if let Err(error) = from {
-                    tracing::error!(provider, %error, "the limits cannot be paced");
-                }
-                self.core.resume();
-                self.tasks.spawn(adopt_strays(self.parts.clone()));
-                let clean = last.as_ref().is_none_or(|last| last.clean);
-                tracing::info!(provider, epoch, clean, "this process dispatches now");
-                self.tenure.taken(epoch, now);
-            }
-            Ok(LeaseTake::Held { owner, .. }) => {
-                tracing::debug!(provider, owner, "another process dispatches");
-                self.tenure.not_taken(now);
-            }
-            Err(error) => {
-                tracing::warn!(provider, %error, "the lease cannot be asked for; trying again");
-                self.tenure.not_taken(now);
-            }
-        }
-    }
-
-    fn lease_renewed(&mut self, result: Result<bool, StoreError>) {
-        let now = self.now();
-        let provider = &self.label.provider;
-        match result {
-            Ok(true) => self.tenure.renewed(),
-            Ok(false) => {
-                tracing::error!(provider, "another process took the lease over; nothing more is sent");
-                self.tenure.lost(now.mono);
-                self.happened(Event::Suspend, now);
-            }
-            Err(error) => {
-                tracing::warn!(provider, %error, "the lease cannot be renewed; sending stops when it could be taken");
-                self.tenure.not_renewed(now.mono);
-            }
-        }
-    }
-
-    /// At the end: hands the lease over with the state of every limit. Whether that is done.
-    fn let_go(&mut self, now: Now) -> bool {
-        let epoch = match self.release {
-            Release::Done => return true,
-            Release::UnderWay => return false,
-            Release::NotBegun if self.tenure.is_busy() => return false,
-            Release::NotBegun => self.tenure.epoch(),
-        };
-        let Some(epoch) = epoch else { return true };
-        self.release = Release::UnderWay;
-        self.tenure.lost(now.mono);
-        let (parts, sender) = (self.parts.clone(), self.sender.clone());
-        let book = lease::book(self.core.save(now.mono), lease::Ahead::NOTHING);
-        self.tasks.spawn(async move {
-            let released = parts.store.lease_release(&parts.provider.name, "", &parts.owner, epoch, &book).await;
-            if let Err(error) = released {
-                tracing::warn!(%error, "the lease was not let go of; the next process waits until it ends");
-            }
-            send(&sender, Input::Released);
-        });
-        false
-    }
-
     fn call(&mut self, pk: JobPk, job: Arc<Job>, key: KeyId) {
         let index = usize::try_from(key.0).unwrap_or(usize::MAX);
         let secret = self.parts.provider.secrets.get(index).cloned().flatten();
-        let call = Call { pk, clock: Arc::clone(&self.parts.clock), sender: self.sender.clone(), ended: false };
+        let call = Call::new(pk, Arc::clone(&self.parts.clock), self.sender.clone());
         let client = self.client.clone();
         self.tasks.spawn(async move { call.make(&client, &job, secret.as_ref()).await });
     }
@@ -464,154 +367,8 @@ impl Dispatcher {
     }
 }
 
-/// Jobs of lanes that are not configured any more go with the default one: nobody would claim them.
-async fn adopt_strays(parts: DispatcherParts) {
-    let provider = &parts.provider;
-    let is_stray = |lane: &str| !provider.pool.lanes.iter().any(|known| known.name == lane);
-    let awaited = match parts.store.awaited().await {
-        Ok(awaited) => awaited,
-        Err(error) => {
-            return tracing::warn!(provider = provider.name, %error, "lanes that are gone were not looked for");
-        }
-    };
-    for (_, lane) in awaited.iter().filter(|(name, lane)| *name == provider.name && is_stray(lane)) {
-        let mut jobs = 0;
-        let moved = loop {
-            match parts.store.move_lane(&provider.name, lane, "default", STRAYS_BATCH).await {
-                Ok(0) => break Ok(()),
-                Ok(moved) => jobs += moved,
-                Err(error) => break Err(error),
-            }
-        };
-        tracing::warn!(
-            provider = provider.name,
-            lane,
-            jobs,
-            "this lane is not configured any more: its jobs go with the default one"
-        );
-        if let Err(error) = moved {
-            tracing::warn!(provider = provider.name, lane, %error, "the rest stays until this process dispatches anew");
-        }
-    }
-}
-
-/// What has to be written ahead: what some limit counts.
-fn counted(provider: &Provider) -> lease::Counted {
-    let pool = &provider.pool;
-    let of_budgets = pool.budgets.iter().flat_map(|budget| &budget.limits);
-    let of_routes = pool.routes.iter().flat_map(|route| route.limits.iter().chain(&route.key_limits));
-    let limits = pool.limits.iter().chain(&pool.key_limits).chain(of_budgets).chain(of_routes);
-    limits.fold(lease::Counted::default(), |counted, limit| match limit.measure {
-        Measure::Concurrency(_) => lease::Counted { open: true, ..counted },
-        Measure::Requests(_) | Measure::Cost(_) => lease::Counted { calls: true, ..counted },
-    })
-}
-
-/// A call under way. Whatever happens to it, its end is told.
-struct Call {
-    pk: JobPk,
-    clock: Arc<dyn Clock>,
-    sender: mpsc::UnboundedSender<Input>,
-    ended: bool,
-}
-
-impl Call {
-    async fn make(mut self, client: &Client, job: &Job, secret: Option<&Secret>) {
-        let mut signal = Signal::default();
-        let result = client
-            .call(job, secret, |status, headers| {
-                let wall = u64::try_from(self.clock.wall_ms()).map(Duration::from_millis).ok();
-                signal = Signal::parse(header_pairs(headers), status, wall);
-                self.tell(Event::Head { pk: self.pk, signal: Box::new(signal.clone()) });
-            })
-            .await;
-        self.end(match result {
-            Ok(answer) => CallEnd::Answered(Box::new(Answered { response: kept(answer), signal })),
-            Err(CallError::NotSent(text)) => CallEnd::NotSent(text),
-            Err(CallError::Lost(text)) => CallEnd::Lost(text),
-            Err(CallError::Request(error)) => CallEnd::Impossible(error.to_string()),
-        });
-    }
-
-    fn end(&mut self, end: CallEnd) {
-        self.ended = true;
-        self.tell(Event::Ended { pk: self.pk, end });
-    }
-
-    fn tell(&self, event: Event) {
-        let now = Now { mono: self.clock.mono(), wall: self.clock.wall_ms() };
-        send(&self.sender, Input::Event(event, now));
-    }
-}
-
-impl Drop for Call {
-    fn drop(&mut self) {
-        if !self.ended {
-            self.end(CallEnd::Lost("the call was abandoned".to_owned()));
-        }
-    }
-}
-
-fn send(sender: &mpsc::UnboundedSender<Input>, input: Input) {
+pub(super) fn send(sender: &mpsc::UnboundedSender<Input>, input: Input) {
     if sender.send(input).is_err() {
         tracing::debug!("an input came after the dispatcher had stopped");
-    }
-}
-
-fn kept(answer: Answer) -> StoredResponse {
-    let fields: serde_json::Map<String, serde_json::Value> =
-        header_pairs(&answer.headers).map(|(name, value)| (name.to_owned(), value.into())).collect();
-    let content_type = fields.get("content-type").and_then(|v| v.as_str()).map(str::to_owned);
-    StoredResponse {
-        status: answer.status,
-        headers: serde_json::Value::Object(fields).to_string(),
-        content_type,
-        body: answer.body,
-        truncated: answer.truncated,
-    }
-}
-
-/// Writes a record, however long the store is away: the outcome of a call is not given up.
-async fn write(parts: &DispatcherParts, record: Record, waiting: &AtomicUsize) -> Recorded {
-    let mut reconnect = Reconnect::new();
-    let (mut refusals, mut waits) = (0, None);
-    loop {
-        let error = match parts.store.record(record.clone()).await {
-            Ok(recorded) => return recorded,
-            Err(error) => error,
-        };
-        let away = matches!(error, StoreError::Unavailable(_));
-        refusals += u32::from(!away);
-        if refusals >= REFUSALS_MAX {
-            tracing::error!(%error, job = record.pk, "an outcome cannot be recorded; it stays claimed until this process ends");
-            return Recorded::Superseded;
-        }
-        let wait = reconnect.wait();
-        // There may be a thousand of them: the first one is told.
-        let others = waits.get_or_insert_with(|| Waits::begin(waiting)).others;
-        if others == 0 {
-            tracing::warn!(%error, ?wait, provider = parts.provider.name, "outcomes wait for the store");
-        } else {
-            tracing::debug!(%error, ?wait, job = record.pk, "an outcome waits for the store");
-        }
-        tokio::time::sleep(wait).await;
-    }
-}
-
-/// A record that waits for the store, counted until it does not.
-struct Waits<'a> {
-    waiting: &'a AtomicUsize,
-    others: usize,
-}
-
-impl<'a> Waits<'a> {
-    fn begin(waiting: &'a AtomicUsize) -> Self {
-        Self { waiting, others: waiting.fetch_add(1, Ordering::AcqRel) }
-    }
-}
-
-impl Drop for Waits<'_> {
-    fn drop(&mut self) {
-        self.waiting.fetch_sub(1, Ordering::AcqRel);
     }
 }

@@ -2,12 +2,11 @@
 
 use futures_util::StreamExt as _;
 use lapin::Connection;
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
-use lapin::types::FieldTable;
+use lapin::options::BasicAckOptions;
 use tokio_util::sync::CancellationToken;
 
-use super::message;
-use super::rabbit::{InletError, InletParts};
+use super::rabbit::{InletError, InletParts, answered};
+use super::{lane, message};
 use crate::job::DeadReason;
 
 /// Unacknowledged messages at most.
@@ -24,12 +23,9 @@ pub(super) async fn run(
     reason: DeadReason,
     shutdown: &CancellationToken,
 ) -> Result<(), InletError> {
-    let channel = connection.create_channel().await?;
-    channel.basic_qos(PREFETCH, BasicQosOptions { global: false }).await?;
     let tag = format!("paceline.{}.{queue}", parts.owner);
-    let mut consumer = channel
-        .basic_consume(queue.into(), tag.as_str().into(), BasicConsumeOptions::default(), FieldTable::default())
-        .await?;
+    let begin = lane::begin(connection, queue, &tag, PREFETCH);
+    let (channel, mut consumer) = answered(&format!("consuming {queue}"), begin).await?;
     loop {
         let delivery = tokio::select! {
             () = shutdown.cancelled() => break,

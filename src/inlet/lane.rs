@@ -11,7 +11,7 @@ use lapin::{Channel, Connection, Consumer};
 use tokio_util::sync::CancellationToken;
 
 use super::message::{self, Message};
-use super::rabbit::{InletError, InletParts};
+use super::rabbit::{InletError, InletParts, answered};
 use super::topology;
 use crate::dispatch::Intake;
 use crate::job::DeadReason;
@@ -65,14 +65,10 @@ impl Lane<'_> {
     }
 
     async fn consume(&self, connection: &Connection, shutdown: &CancellationToken) -> Result<Step, InletError> {
-        let channel = connection.create_channel().await?;
-        // Per consumer: quorum queues refuse a global limit, and 0 would mean no limit at all.
-        channel.basic_qos(self.prefetch.max(1), BasicQosOptions { global: false }).await?;
         let queue = topology::queue_name(&self.provider, &self.lane);
         let tag = format!("paceline.{}.{}.{}", self.parts.owner, self.provider, self.lane);
-        let consumer = channel
-            .basic_consume(queue.into(), tag.as_str().into(), BasicConsumeOptions::default(), FieldTable::default())
-            .await?;
+        let begin = begin(connection, &queue, &tag, self.prefetch);
+        let (channel, consumer) = answered(&format!("consuming {queue}"), begin).await?;
         let mut deliveries = consumer.ready_chunks(BATCH_MAX);
         let step = loop {
             let chunk = tokio::select! {
@@ -209,6 +205,21 @@ impl Lane<'_> {
             }
         }
     }
+}
+
+/// A consumer on a channel of its own.
+pub(super) async fn begin(
+    connection: &Connection,
+    queue: &str,
+    tag: &str,
+    prefetch: u16,
+) -> Result<(Channel, Consumer), InletError> {
+    let channel = connection.create_channel().await?;
+    // Per consumer: quorum queues refuse a global limit, and 0 would mean no limit at all.
+    channel.basic_qos(prefetch.max(1), BasicQosOptions { global: false }).await?;
+    let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
+    let consumer = channel.basic_consume(queue.into(), tag.into(), options, arguments).await?;
+    Ok((channel, consumer))
 }
 
 /// Acknowledges a chunk and all before it, which is what one consumer a channel makes right.

@@ -25,6 +25,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// At shutdown a broker that does not answer is waited for no longer than this. What it has
 /// delivered goes back to it, and what was claimed is let go of with its owner.
 const GOODBYE: Duration = Duration::from_secs(5);
+/// The broker must answer what is asked of it within this time.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// The part's name in `/readyz`.
 const PART: &str = "queue";
 
@@ -42,6 +44,9 @@ pub enum InletError {
     /// No connection in time.
     #[error("no connection to the broker within {CONNECT_TIMEOUT:?}")]
     Timeout,
+    /// The broker lives and does not answer: a queue without its leader.
+    #[error("the broker does not answer within {ANSWER_TIMEOUT:?}: {0}")]
+    Silent(String),
     /// The broker cancelled a consumer.
     #[error("the broker ended the consumer {0}")]
     ConsumerEnded(String),
@@ -130,6 +135,14 @@ pub async fn connect(url: &Secret, name: &str) -> Result<Connection, InletError>
         .map_err(InletError::Amqp)
 }
 
+/// Waits for the broker, but not for ever: a queue that lost its leader answers nothing.
+pub(super) async fn answered<T>(
+    what: &str,
+    asked: impl Future<Output = Result<T, InletError>>,
+) -> Result<T, InletError> {
+    tokio::time::timeout(ANSWER_TIMEOUT, asked).await.unwrap_or_else(|_| Err(InletError::Silent(what.to_owned())))
+}
+
 /// How a consumer ended. One that stopped because the session did is no news.
 fn of_consumer(ended: Result<Result<(), InletError>, tokio::task::JoinError>) -> Result<(), InletError> {
     match ended {
@@ -146,7 +159,8 @@ async fn overdue(shutdown: &CancellationToken) {
 }
 
 async fn close(connection: &Connection) {
-    if let Err(error) = connection.close(200, "done".into()).await {
+    let closing = async { Ok(connection.close(200, "done".into()).await?) };
+    if let Err(error) = answered("closing the connection", closing).await {
         tracing::debug!(%error, "closing the connection");
     }
 }
@@ -183,9 +197,13 @@ impl Inlet {
 
     async fn session(&self, shutdown: &CancellationToken, reconnect: &mut Reconnect) -> Result<(), InletError> {
         let connection = connect(&self.url, &format!("paceline {} consume", self.parts.owner)).await?;
-        if let Err(error) = self.topology.declare(&connection.create_channel().await?).await {
+        let declare = async {
+            let channel = connection.create_channel().await?;
+            self.topology.declare(&channel).await.map_err(InletError::Topology)
+        };
+        if let Err(error) = answered("declaring the topology", declare).await {
             close(&connection).await;
-            return Err(InletError::Topology(error));
+            return Err(error);
         }
         let connection = Arc::new(connection);
         let session = shutdown.child_token();

@@ -32,6 +32,11 @@ impl Services {
         control(&["kill", service]).await;
     }
 
+    /// Ends every connection to the broker, which goes on.
+    pub async fn cut_connections(&self) {
+        control(&["ctl", "close_all_connections", "cut by a test"]).await;
+    }
+
     pub async fn restart(&self, service: &str) {
         control(&["restart", service]).await;
     }

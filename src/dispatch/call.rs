@@ -1,0 +1,77 @@
+//! One call under way, from the client to its end: whatever happens to it, its end is told.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::core::{Answered, CallEnd, Event, Now};
+use super::shell::{Input, send};
+use crate::clock::Clock;
+use crate::job::Job;
+use crate::pace::Signal;
+use crate::provider::{Answer, CallError, Client, header_pairs};
+use crate::secrets::Secret;
+use crate::store::{JobPk, StoredResponse};
+
+/// A call under way. Whatever happens to it, its end is told.
+pub(super) struct Call {
+    pk: JobPk,
+    clock: Arc<dyn Clock>,
+    sender: mpsc::UnboundedSender<Input>,
+    ended: bool,
+}
+
+impl Call {
+    pub(super) fn new(pk: JobPk, clock: Arc<dyn Clock>, sender: mpsc::UnboundedSender<Input>) -> Self {
+        Self { pk, clock, sender, ended: false }
+    }
+
+    pub(super) async fn make(mut self, client: &Client, job: &Job, secret: Option<&Secret>) {
+        let mut signal = Signal::default();
+        let result = client
+            .call(job, secret, |status, headers| {
+                let wall = u64::try_from(self.clock.wall_ms()).map(Duration::from_millis).ok();
+                signal = Signal::parse(header_pairs(headers), status, wall);
+                self.tell(Event::Head { pk: self.pk, signal: Box::new(signal.clone()) });
+            })
+            .await;
+        self.end(match result {
+            Ok(answer) => CallEnd::Answered(Box::new(Answered { response: kept(answer), signal })),
+            Err(CallError::NotSent(text)) => CallEnd::NotSent(text),
+            Err(CallError::Lost(text)) => CallEnd::Lost(text),
+            Err(CallError::Request(error)) => CallEnd::Impossible(error.to_string()),
+        });
+    }
+
+    fn end(&mut self, end: CallEnd) {
+        self.ended = true;
+        self.tell(Event::Ended { pk: self.pk, end });
+    }
+
+    fn tell(&self, event: Event) {
+        let now = Now { mono: self.clock.mono(), wall: self.clock.wall_ms() };
+        send(&self.sender, Input::Event(event, now));
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.end(CallEnd::Lost("the call was abandoned".to_owned()));
+        }
+    }
+}
+
+fn kept(answer: Answer) -> StoredResponse {
+    let fields: serde_json::Map<String, serde_json::Value> =
+        header_pairs(&answer.headers).map(|(name, value)| (name.to_owned(), value.into())).collect();
+    let content_type = fields.get("content-type").and_then(|v| v.as_str()).map(str::to_owned);
+    StoredResponse {
+        status: answer.status,
+        headers: serde_json::Value::Object(fields).to_string(),
+        content_type,
+        body: answer.body,
+        truncated: answer.truncated,
+    }
+}

@@ -1,0 +1,126 @@
+//! The end of a call: what it means for its key, its budget and its job.
+
+use super::message::{CallEnd, Command, Note, Now};
+use super::{Core, Open, millis};
+use crate::job::{DeadReason, JobState};
+use crate::outcome::{self, Outcome, Reply};
+use crate::pace::KeyId;
+use crate::retry::{Ended, Verdict};
+use crate::store::{Attempt, JobPk, Next, WaitReason};
+use std::time::Duration;
+
+/// A key that was refused is tried again after so long.
+const PROBE_AFTER: Duration = Duration::from_secs(5 * 60);
+/// A quota that is used up is tried again after so long, where the provider does not say when.
+const PARK_FOR: Duration = Duration::from_secs(60 * 60);
+/// A rate limit without a stated end pauses for so long.
+const PAUSE_FOR: Duration = Duration::from_secs(1);
+
+impl Core {
+    /// What the end of a call means for its key, its budget and its job.
+    pub(super) fn conclude(&mut self, pk: JobPk, open: Open, end: CallEnd, now: Now, random: &mut dyn FnMut() -> f64) {
+        self.open -= 1;
+        let Some(held) = self.jobs.get(&pk) else { return };
+        let Open { flight, sent, .. } = open;
+        let (key, probe) = (flight.key(), flight.is_probe());
+        let reply = match &end {
+            CallEnd::Answered(answer) => Reply::Answered {
+                status: answer.response.status,
+                body: &answer.response.body,
+                nothing_left: answer.signal.readings.iter().any(|reading| reading.remaining == Some(0)),
+            },
+            CallEnd::Lost(_) => Reply::Lost,
+            CallEnd::NotSent(_) | CallEnd::Impossible(_) => Reply::NotSent,
+        };
+        let outcome = outcome::classify(reply);
+        let retry_after = match &end {
+            CallEnd::Answered(answer) => answer.signal.retry_after,
+            _ => None,
+        };
+        let call = Ended {
+            outcome,
+            executed: outcome::may_have_been_executed(outcome, reply),
+            delivery: held.job.delivery,
+            failures: held.claimed.failures,
+            previous: held.claimed.backoff,
+            retry_after,
+            first_ms: held.claimed.first_attempt_ms,
+            now_ms: now.wall,
+        };
+        let policy = self.provider.retry.with(&held.job.retry);
+        let verdict = match &end {
+            CallEnd::Impossible(_) => Verdict::Dead(DeadReason::Permanent),
+            _ => policy.verdict(&call, random()),
+        };
+        let latency_ms = millis(now.mono.since(sent.mono));
+        let attempt = Attempt {
+            n: held.claimed.attempts,
+            at_ms: sent.wall,
+            key: self.pool.key_label(key).to_owned(),
+            status: end.status(),
+            outcome: outcome.as_str().to_owned(),
+            latency_ms,
+            error: end.error(outcome),
+        };
+        match &end {
+            CallEnd::NotSent(_) | CallEnd::Impossible(_) => self.pool.unsent(flight, now.mono),
+            CallEnd::Answered(_) | CallEnd::Lost(_) => self.pool.finish(flight, now.mono, None),
+        }
+        self.judge_key(key, probe, outcome, &end, now);
+        self.commands.push(Command::Note(Note::Called(outcome, latency_ms)));
+        self.apply(pk, verdict, attempt, end, now);
+    }
+
+    /// A bad key is set aside, an empty budget parked; siblings with a budget of their own go on.
+    fn judge_key(&mut self, key: KeyId, probe: bool, outcome: Outcome, end: &CallEnd, now: Now) {
+        let label = self.pool.key_label(key).to_owned();
+        let CallEnd::Answered(answer) = end else { return };
+        let told = answer.signal.retry_after;
+        match outcome {
+            Outcome::Credential => {
+                self.pool.disable_key(key, Some(now.mono + PROBE_AFTER));
+                self.commands.push(Command::Note(Note::KeyRefused(label)));
+            }
+            Outcome::QuotaExhausted => {
+                if let Some(budget) = self.pool.budget_of(key) {
+                    self.pool.park_budget(budget, Some(now.mono + told.unwrap_or(PARK_FOR)));
+                }
+                self.commands.push(Command::Note(Note::QuotaExhausted(label)));
+            }
+            // A 429 was understood with the first byte; here the body gave the reason.
+            Outcome::RateLimited if answer.response.status != 429 => {
+                if let Some(budget) = self.pool.budget_of(key) {
+                    self.pool.pause_budget(budget, now.mono + told.unwrap_or(PAUSE_FOR));
+                }
+            }
+            Outcome::Success if probe => {
+                self.pool.enable_key(key);
+                self.commands.push(Command::Note(Note::KeyWorks(label)));
+            }
+            _ => {}
+        }
+    }
+
+    fn apply(&mut self, pk: JobPk, verdict: Verdict, attempt: Attempt, end: CallEnd, now: Now) {
+        let error = attempt.error.clone();
+        match verdict {
+            Verdict::NextSlot => self.record(pk, Next::Keep, Some(attempt), true, now),
+            Verdict::Backoff(backoff) => {
+                self.count_failure(pk);
+                let due_ms = now.wall.saturating_add(millis(backoff));
+                self.wait(pk, WaitReason::Backoff, due_ms, backoff, Some(attempt), now);
+            }
+            Verdict::Succeeded => self.end(pk, JobState::Succeeded, None, None, Some(attempt), end.response(), now),
+            Verdict::Dead(reason) => {
+                self.count_failure(pk);
+                self.end(pk, JobState::Dead, Some(reason), error, Some(attempt), end.response(), now);
+            }
+        }
+    }
+
+    fn count_failure(&mut self, pk: JobPk) {
+        if let Some(held) = self.jobs.get_mut(&pk) {
+            held.claimed.failures = held.claimed.failures.saturating_add(1);
+        }
+    }
+}

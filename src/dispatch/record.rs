@@ -1,0 +1,55 @@
+//! Writes what became of jobs, however long the store is away.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::shell::DispatcherParts;
+use crate::store::{Record, Recorded, StoreError};
+use crate::supervise::Reconnect;
+
+/// A record that the database refuses, for another reason than being away, is tried so often.
+const REFUSALS_MAX: u32 = 5;
+
+/// Writes a record, however long the store is away: the outcome of a call is not given up.
+pub(super) async fn write(parts: &DispatcherParts, record: Record, waiting: &AtomicUsize) -> Recorded {
+    let mut reconnect = Reconnect::new();
+    let (mut refusals, mut waits) = (0, None);
+    loop {
+        let error = match parts.store.record(record.clone()).await {
+            Ok(recorded) => return recorded,
+            Err(error) => error,
+        };
+        let away = matches!(error, StoreError::Unavailable(_));
+        refusals += u32::from(!away);
+        if refusals >= REFUSALS_MAX {
+            tracing::error!(%error, job = record.pk, "an outcome cannot be recorded; it stays claimed until this process ends");
+            return Recorded::Superseded;
+        }
+        let wait = reconnect.wait();
+        // There may be a thousand of them: the first one is told.
+        let others = waits.get_or_insert_with(|| Waits::begin(waiting)).others;
+        if others == 0 {
+            tracing::warn!(%error, ?wait, provider = parts.provider.name, "outcomes wait for the store");
+        } else {
+            tracing::debug!(%error, ?wait, job = record.pk, "an outcome waits for the store");
+        }
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// A record that waits for the store, counted until it does not.
+struct Waits<'a> {
+    waiting: &'a AtomicUsize,
+    others: usize,
+}
+
+impl<'a> Waits<'a> {
+    fn begin(waiting: &'a AtomicUsize) -> Self {
+        Self { waiting, others: waiting.fetch_add(1, Ordering::AcqRel) }
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.waiting.fetch_sub(1, Ordering::AcqRel);
+    }
+}
