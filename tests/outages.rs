@@ -369,3 +369,43 @@ async fn commits_whose_answers_are_lost_leave_no_orphans_and_double_no_call() {
     })
     .await;
 }
+
+/// A broker behind this keeps its connections and stays silent from `hang` on.
+async fn silent_from(hang: tokio_util::sync::CancellationToken) -> u16 {
+    let broker = url::Url::parse(&common::broker::url()).expect("a URL");
+    let broker = format!("{}:{}", broker.host_str().expect("a host"), broker.port().unwrap_or(5672));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            let (broker, hang) = (broker.clone(), hang.clone());
+            tokio::spawn(async move {
+                let mut far = tokio::net::TcpStream::connect(broker).await.expect("the broker");
+                tokio::select! {
+                    copied = tokio::io::copy_bidirectional(&mut near, &mut far) => drop(copied),
+                    () = hang.cancelled() => std::future::pending().await,
+                }
+            });
+        }
+    });
+    port
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_says_nothing_any_more_does_not_keep_a_process_from_stopping() {
+    in_world(Mode::Scaled, async |world| {
+        let sim = provider(world, 4).await;
+        let hang = tokio_util::sync::CancellationToken::new();
+        let mut url = url::Url::parse(&common::broker::url()).expect("a URL");
+        url.set_port(Some(silent_from(hang.clone()).await)).expect("a port");
+        url.set_host(Some("127.0.0.1")).expect("a host");
+        world.set("AMQP_URL", url.as_str());
+        let mut serve = world.serving().await;
+        hang.cancel();
+        serve.terminate();
+        let status = serve.ended(Duration::from_secs(30)).await;
+        assert!(status.success(), "{status}");
+        drop(sim);
+    })
+    .await;
+}

@@ -22,6 +22,9 @@ use crate::telemetry::InletMetrics;
 
 /// A connection must stand within this time.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// At shutdown a broker that does not answer is waited for no longer than this. What it has
+/// delivered goes back to it, and what was claimed is let go of with its owner.
+const GOODBYE: Duration = Duration::from_secs(5);
 /// The broker must answer what is asked of it within this time.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// The part's name in `/readyz`.
@@ -149,6 +152,12 @@ fn of_consumer(ended: Result<Result<(), InletError>, tokio::task::JoinError>) ->
     }
 }
 
+/// Some time after the shutdown began.
+async fn overdue(shutdown: &CancellationToken) {
+    shutdown.cancelled().await;
+    tokio::time::sleep(GOODBYE).await;
+}
+
 async fn close(connection: &Connection) {
     let closing = async { Ok(connection.close(200, "done".into()).await?) };
     if let Err(error) = answered("closing the connection", closing).await {
@@ -167,10 +176,14 @@ impl Inlet {
     pub async fn run(self, shutdown: CancellationToken) {
         let mut reconnect = Reconnect::new();
         while !shutdown.is_cancelled() {
-            let error = match self.session(&shutdown, &mut reconnect).await {
-                Ok(()) => break,
-                Err(error) => error,
+            let ended = tokio::select! {
+                ended = self.session(&shutdown, &mut reconnect) => ended,
+                () = overdue(&shutdown) => {
+                    tracing::warn!("RabbitMQ does not answer: its connection is cut");
+                    break;
+                }
             };
+            let Err(error) = ended else { break };
             let wait = reconnect.wait();
             let text = error.to_string();
             self.parts.readiness.set(PART, Err(text.clone()));
