@@ -152,6 +152,11 @@ impl RetryPolicy {
                 let floor = call.retry_after.unwrap_or_default();
                 // Jitter is added above the floor: whoever was told the same time must not come back at once.
                 let wait = if floor > backoff { floor + self.base.mul_f64(random) } else { backoff };
+                let back_ms = call.now_ms.saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX));
+                // A wait that ends too late is not waited for.
+                if self.is_over(call.first_ms, back_ms) {
+                    return Verdict::Dead(DeadReason::GaveUp);
+                }
                 Verdict::Backoff(wait)
             }
         }
@@ -254,6 +259,15 @@ mod tests {
         assert_eq!(once(Outcome::Transient, true), Verdict::Dead(DeadReason::OutcomeUnknown));
         assert!(matches!(once(Outcome::Transient, false), Verdict::Backoff(_)));
         assert_eq!(once(Outcome::RateLimited, false), Verdict::NextSlot);
+    }
+
+    #[test]
+    fn a_wait_that_would_end_too_late_is_not_waited_for() {
+        let policy = RetryPolicy { max_elapsed: Duration::from_secs(10), ..RetryPolicy::default() };
+        let told = |seconds| Ended { retry_after: Some(Duration::from_secs(seconds)), ..ended(Outcome::Transient) };
+        assert!(matches!(policy.verdict(&told(8), 0.0), Verdict::Backoff(_)));
+        assert_eq!(policy.verdict(&told(9), 0.0), Verdict::Dead(DeadReason::GaveUp));
+        assert_eq!(policy.verdict(&told(3600), 0.0), Verdict::Dead(DeadReason::GaveUp));
     }
 
     #[test]

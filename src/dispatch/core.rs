@@ -100,6 +100,8 @@ pub struct Core {
     deadlines: BTreeSet<(WallMs, JobPk)>,
     opened: VecDeque<(Time, JobPk)>,
     open: usize,
+    /// Calls that are being committed as started.
+    starting: usize,
     doors: Doors,
     allowed: Option<Allowance>,
     sent: u64,
@@ -125,6 +127,7 @@ impl Core {
             deadlines: BTreeSet::new(),
             opened: VecDeque::new(),
             open: 0,
+            starting: 0,
             doors: Doors::Open,
             allowed: None,
             sent: 0,
@@ -267,14 +270,8 @@ impl Core {
             return self.finish(pk, JobState::Dead, Some(DeadReason::Impossible), Some(impossible.to_string()), now);
         }
         if pin == Some(None) {
-            return self.wait(
-                pk,
-                WaitReason::NoKey,
-                now.wall.saturating_add(millis(BLOCKED_FOR)),
-                Duration::ZERO,
-                None,
-                now,
-            );
+            let due_ms = now.wall.saturating_add(millis(BLOCKED_FOR));
+            return self.wait_for_key(pk, WaitReason::NoKey, due_ms, now);
         }
         if let Some(deadline) = job.deadline_ms {
             self.deadlines.insert((deadline, pk));
@@ -314,7 +311,7 @@ impl Core {
 
     fn launch(&mut self, now: Now) {
         self.next_slot = None;
-        while self.open < OPEN_MAX && self.may_send(now.mono) {
+        while self.open + self.starting < OPEN_MAX && self.may_send(now.mono) {
             match self.line.next(&mut self.pool, now.mono) {
                 Slot::Ready(pk, permit, _) => self.permitted(pk, permit, now),
                 Slot::At(time) => {
@@ -333,6 +330,7 @@ impl Core {
         self.in_line[held.lane] -= 1;
         if held.job.delivery == Delivery::AtMostOnce {
             held.stage = Stage::Starting(permit);
+            self.starting += 1;
             return self.push_record(pk, Next::Running, None, now);
         }
         self.send(pk, permit, Mark::Unmarked, now);
@@ -379,22 +377,11 @@ impl Core {
         let may_send = self.may_send(now.mono);
         let Some(held) = self.jobs.get_mut(&pk) else { return };
         match std::mem::replace(&mut held.stage, Stage::Recording { again: false }) {
-            Stage::Starting(permit) => match recorded {
-                // The lease may have ended while this was being committed, or the job's time.
-                Recorded::Done if !may_send || is_past_deadline(&held.job, now) => {
-                    self.pool.abandon(permit, now.mono);
-                    self.record(pk, Next::Release, None, false, now);
-                }
-                Recorded::Done => self.send(pk, permit, Mark::Marked, now),
-                Recorded::Superseded => {
-                    self.pool.abandon(permit, now.mono);
-                    self.forget(pk, now);
-                }
-                Recorded::CancelRequested => {
-                    self.pool.abandon(permit, now.mono);
-                    self.finish(pk, JobState::Cancelled, None, None, now);
-                }
-            },
+            Stage::Starting(permit) => {
+                self.starting -= 1;
+                let may_go = may_send && !is_past_deadline(&held.job, now);
+                self.started(pk, permit, recorded, may_go, now);
+            }
             Stage::Open(mut open) => {
                 open.mark = Mark::Marked;
                 match open.ended.take() {
@@ -410,6 +397,20 @@ impl Core {
             Stage::Recording { again: false } => self.forget(pk, now),
             // A record of a job in line does not exist.
             in_line @ Stage::InLine(_) => held.stage = in_line,
+        }
+    }
+
+    /// An `at_most_once` call was committed as started. The lease may have ended meanwhile, or the
+    /// job's time: then it does not leave.
+    fn started(&mut self, pk: JobPk, permit: Permit, recorded: Recorded, may_go: bool, now: Now) {
+        if recorded == Recorded::Done && may_go {
+            return self.send(pk, permit, Mark::Marked, now);
+        }
+        self.pool.abandon(permit, now.mono);
+        match recorded {
+            Recorded::Done => self.record(pk, Next::Release, None, false, now),
+            Recorded::Superseded => self.forget(pk, now),
+            Recorded::CancelRequested => self.finish(pk, JobState::Cancelled, None, None, now),
         }
     }
 
@@ -465,15 +466,20 @@ impl Core {
             if !self.step_out(pk) {
                 continue;
             }
-            let gave_up = self.jobs.get(&pk).is_some_and(|held| {
-                self.provider.retry.with(&held.job.retry).is_over(held.claimed.first_attempt_ms, now.wall)
-            });
-            if gave_up {
-                let error = format!("no usable key for too long ({})", reason.as_str());
-                self.finish(pk, JobState::Dead, Some(DeadReason::GaveUp), Some(error), now);
-            } else {
-                self.wait(pk, reason, due_ms, Duration::ZERO, None, now);
-            }
+            self.wait_for_key(pk, reason, due_ms, now);
+        }
+    }
+
+    /// Waits until its key or budget may be of use again, within what its policy allows.
+    fn wait_for_key(&mut self, pk: JobPk, reason: WaitReason, due_ms: WallMs, now: Now) {
+        let gave_up = self.jobs.get(&pk).is_some_and(|held| {
+            self.provider.retry.with(&held.job.retry).is_over(held.claimed.first_attempt_ms, now.wall)
+        });
+        if gave_up {
+            let error = format!("no usable key for too long ({})", reason.as_str());
+            self.finish(pk, JobState::Dead, Some(DeadReason::GaveUp), Some(error), now);
+        } else {
+            self.wait(pk, reason, due_ms, Duration::ZERO, None, now);
         }
     }
 

@@ -68,14 +68,19 @@ impl Dispatcher {
         let now = self.now();
         let provider = &self.label.provider;
         match result {
-            Ok(true) => self.tenure.renewed(),
+            Ok(true) => {
+                self.tenure.renewed();
+                self.renewal_fails = false;
+            }
             Ok(false) => {
                 tracing::error!(provider, "another process took the lease over; nothing more is sent");
                 self.tenure.lost(now.mono);
                 self.happened(Event::Suspend, now);
             }
             Err(error) => {
-                tracing::warn!(provider, %error, "the lease cannot be renewed; sending stops when it could be taken");
+                if !std::mem::replace(&mut self.renewal_fails, true) {
+                    tracing::warn!(provider, %error, "the lease cannot be renewed; sending stops when it could be taken");
+                }
                 self.tenure.not_renewed(now.mono);
             }
         }

@@ -105,6 +105,8 @@ pub struct Dispatcher {
     pub(super) claims: Claims,
     pub(super) tenure: Tenure,
     pub(super) release: Release,
+    /// Told once.
+    pub(super) renewal_fails: bool,
     pub(super) sender: mpsc::UnboundedSender<Input>,
     inputs: mpsc::UnboundedReceiver<Input>,
     pub(super) tasks: JoinSet<()>,
@@ -143,6 +145,7 @@ impl Dispatcher {
             claims,
             tenure,
             release,
+            renewal_fails: false,
             sender,
             inputs,
             tasks,

@@ -86,7 +86,8 @@ impl Client {
             .no_proxy()
             .referer(false)
             .user_agent(concat!("paceline/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(CONNECT_TIMEOUT.min(provider.timeout))
+            // Shorter than the whole: a connection that does not come is known not to have been used.
+            .connect_timeout(CONNECT_TIMEOUT.min(provider.timeout.mul_f32(0.8)))
             .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
             .pool_idle_timeout(IDLE_TIMEOUT)
             .tcp_nodelay(true);

@@ -93,7 +93,8 @@ impl Core {
                     self.pool.pause_budget(budget, now.mono + told.unwrap_or(PAUSE_FOR));
                 }
             }
-            Outcome::Success if probe => {
+            // Whatever else is wrong with the call: the key was accepted.
+            Outcome::Success | Outcome::Permanent | Outcome::Redirect if probe => {
                 self.pool.enable_key(key);
                 self.commands.push(Command::Note(Note::KeyWorks(label)));
             }

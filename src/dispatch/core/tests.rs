@@ -88,3 +88,20 @@ fn a_replay_that_is_claimed_before_the_end_of_the_last_run_is_heard_of_is_a_new_
     let (_, records) = answer(&mut core, 7, 200);
     assert_eq!((records[0].epoch, records[0].run), (2, 2));
 }
+
+#[test]
+fn a_job_whose_key_is_gone_waits_and_gives_up_when_its_time_is_over() {
+    let mut core = core();
+    let pinned = |first_attempt_ms| {
+        let mut claimed = Claimed { first_attempt_ms, ..claimed(7, 1, 1) };
+        claimed.job.key = Some("gone".to_owned());
+        Event::Claimed(vec![claimed])
+    };
+    let (_, records) = step(&mut core, pinned(None));
+    assert!(matches!(records[0].next, Next::Wait { reason: WaitReason::NoKey, .. }), "{records:?}");
+    step(&mut core, Event::Recorded { pk: 7, recorded: Recorded::Done });
+    let a_day_ago = 1_000 - 24 * 3_600_000;
+    let (_, records) = step(&mut core, pinned(Some(a_day_ago)));
+    let gave_up = matches!(records[0].next, Next::Finish { reason: Some(DeadReason::GaveUp), .. });
+    assert!(gave_up, "{records:?}");
+}
