@@ -393,7 +393,7 @@ async fn silent_from(hang: tokio_util::sync::CancellationToken) -> u16 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_says_nothing_any_more_does_not_keep_a_process_from_stopping() {
-    in_world(Mode::Scaled, async |world| {
+    outage(async |_services, world| {
         let sim = provider(world, 4).await;
         let hang = tokio_util::sync::CancellationToken::new();
         let mut url = url::Url::parse(&common::broker::url()).expect("a URL");
