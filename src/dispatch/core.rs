@@ -241,16 +241,6 @@ impl Core {
         self.jobs.is_empty()
     }
 
-    /// Whether that job is in hand.
-    pub fn holds(&self, pk: JobPk) -> bool {
-        self.jobs.contains_key(&pk)
-    }
-
-    /// The keys, budgets and limits behind it.
-    pub fn pool(&self) -> &Pool {
-        &self.pool
-    }
-
     fn take_in(&mut self, claimed: Claimed, now: Now) {
         if let Some(held) = self.jobs.get_mut(&claimed.pk) {
             return held.claimed_again(claimed);

@@ -105,3 +105,20 @@ fn a_job_whose_key_is_gone_waits_and_gives_up_when_its_time_is_over() {
     let gave_up = matches!(records[0].next, Next::Finish { reason: Some(DeadReason::GaveUp), .. });
     assert!(gave_up, "{records:?}");
 }
+
+#[test]
+fn nothing_leaves_beyond_what_the_lease_allows() {
+    let text = "[[provider]]\nname = \"p\"\nbase_url = \"http://x\"";
+    let config = Config::parse(text, None, &[]).expect("valid");
+    let provider = Arc::new(config.providers[0].clone());
+    let sent_with = |until, calls, open| {
+        let mut core = Core::new(Arc::clone(&provider), Time::ZERO).expect("paceable");
+        core.allow(Allowance { until, calls, open });
+        let jobs = (1..=5).map(|pk| claimed(pk, 1, 1)).collect();
+        step(&mut core, Event::Claimed(jobs)).0.len()
+    };
+    assert_eq!(sent_with(Time::MAX, 9, 9), 5);
+    assert_eq!(sent_with(Time::ZERO, 9, 9), 0, "its time is over");
+    assert_eq!(sent_with(Time::MAX, 3, 9), 3, "so many calls are written ahead");
+    assert_eq!(sent_with(Time::MAX, 9, 2), 2, "and so many open ones");
+}
