@@ -27,7 +27,7 @@ pub use allows::{Allows, Calls, in_words};
 pub use ceiling::Binding;
 pub use dice::Dice;
 pub use drive::{Agenda, Drive, World};
-pub use forecast::{Assumed, Backlog, Basis, Intervals, LanePlan, LimitPlan, MoreKeys, Plan, Waits, plan};
+pub use forecast::{Assumed, Backlog, Basis, Intervals, LanePlan, LimitPlan, MoreKeys, Plan, Waits, plan, plan_within};
 
 pub use review::{Expected, Kept, Review, Warning, review};
 pub use work::{Amount, JOBS_MAX, RATE_MAX, SPAN_MAX, Work};

@@ -109,10 +109,7 @@ impl Planned {
         start_ms: WallMs,
     ) -> Self {
         let lanes = supplies.len();
-        let tally = Tally {
-            lanes: (0..lanes).map(|_| LaneTally::default()).collect(),
-            ..Tally::default()
-        };
+        let tally = Tally { lanes: (0..lanes).map(|_| LaneTally::default()).collect(), ..Tally::default() };
         Self {
             timeout: provider.timeout,
             latency: work.latency,
@@ -237,8 +234,7 @@ impl Planned {
         let arrived = self.supplies[lane].take(now.mono)?;
         let pk = self.next_pk;
         self.next_pk += 1;
-        let fresh =
-            Held { lane, arrived, attempts: 0, failures: 0, first_attempt_ms: None, backoff: Duration::ZERO };
+        let fresh = Held { lane, arrived, attempts: 0, failures: 0, first_attempt_ms: None, backoff: Duration::ZERO };
         self.held.insert(pk, fresh);
         self.claimed(pk)
     }
