@@ -19,6 +19,7 @@
 //! outcome, retry`. The binary in `workers/` may use this library, never the reverse.
 
 pub mod api;
+pub mod breaker;
 pub mod clock;
 pub mod config;
 pub mod dispatch;
