@@ -16,7 +16,7 @@ use super::view::{
     Accepted, AcceptedItem, AcceptedMany, DeadJson, JobJson, PageJson, Purged, ReplayAccepted, dead_page, job_page,
 };
 use crate::clock::{Clock, WallMs};
-use crate::job::{Catalog, Envelope, Given, Invalid, Job, JobState, Request, is_job_id};
+use crate::job::{Catalog, Envelope, Given, Invalid, Job, JobState, REPLAY_LANE, Request, is_job_id};
 use crate::store::{Cancelled, DeadView, Inserted, NewJob, Origin, Replay, Replayed, Store, StoredResponse};
 
 /// Items of an array at most.
@@ -250,7 +250,7 @@ impl Desk {
         let body = replay_body(body)?;
         let view = self.dead_view(who, id).await?;
         let Some(envelope) = view.envelope else { return Err(never_a_job()) };
-        let lane = body.lane.unwrap_or_else(|| "replay".to_owned());
+        let lane = body.lane.unwrap_or_else(|| REPLAY_LANE.to_owned());
         self.check_replay(&envelope, body.request.clone(), &lane, body.not_before)?;
         let how = Replay {
             request: body.request,
@@ -286,7 +286,8 @@ impl Desk {
         // The store drops a deadline that has passed by then, so it is not checked either.
         let due = not_before.map_or_else(|| self.clock.wall_ms(), |at| at.0);
         envelope.deadline = envelope.deadline.filter(|deadline| deadline.0 > due);
-        envelope.check(&Given::default(), &self.catalog, String::new).map(drop).map_err(Problem::invalid)
+        let given = Given { is_replay: true, ..Given::default() };
+        envelope.check(&given, &self.catalog, String::new).map(drop).map_err(Problem::invalid)
     }
 
     /// Removes dead letters by filter, in bounded batches; `query` as in the URL.

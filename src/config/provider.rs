@@ -8,13 +8,11 @@ use url::Url;
 
 use super::{Lookup, Problems, file, limits, secret};
 use crate::breaker::BreakerPolicy;
-use crate::job::{ProviderRules, is_name};
+use crate::job::{ProviderRules, REPLAY_LANE, is_name};
 use crate::pace::{BudgetSpec, KeySpec, LaneSpec, PoolSpec, RouteSpec, Safety};
 use crate::retry::RetryPolicy;
 use crate::secrets::Secret;
 
-/// The lane of replays; always there, always last in line.
-const REPLAY: &str = "replay";
 /// The lane of jobs that name none.
 const DEFAULT: &str = "default";
 
@@ -315,7 +313,7 @@ fn lanes(place: &str, raw: &std::collections::BTreeMap<String, u32>, problems: &
         if !is_name(name) {
             problems.add(&place, "expected a name of 1 to 64 of a-z 0-9 _ -");
         }
-        if name == REPLAY {
+        if name == REPLAY_LANE {
             problems.add(&place, "this lane is reserved for replays");
             continue;
         }
@@ -327,7 +325,7 @@ fn lanes(place: &str, raw: &std::collections::BTreeMap<String, u32>, problems: &
     if !raw.contains_key(DEFAULT) {
         lanes.push(LaneSpec { name: DEFAULT.to_owned(), weight: 4 });
     }
-    lanes.push(LaneSpec { name: REPLAY.to_owned(), weight: 1 });
+    lanes.push(LaneSpec { name: REPLAY_LANE.to_owned(), weight: 1 });
     lanes
 }
 
