@@ -31,6 +31,7 @@ pub mod outcome;
 pub mod pace;
 pub mod provider;
 pub mod readiness;
+pub mod replays;
 pub mod retry;
 pub mod schedule;
 pub mod secrets;

@@ -106,13 +106,15 @@ pub(super) async fn letter(db: &Db, tenant: Option<&str>, id: &str) -> Result<Op
     Ok(views(db, rows).await?.pop())
 }
 
-fn conditions(filter: &DeadFilter) -> (String, Vec<&str>) {
+pub(super) fn conditions(filter: &DeadFilter) -> (String, Vec<&str>) {
     Conditions::default()
         .equal("d.reason", filter.reason.as_deref())
         .equal("d.provider", filter.provider.as_deref())
         .equal("d.lane", filter.lane.as_deref())
         .equal("d.tenant", filter.tenant.as_deref())
         .fixed(filter.replayed.map(|yes| if yes { "d.replayed_ms IS NOT NULL" } else { "d.replayed_ms IS NULL" }))
+        .fixed(filter.dead_after_ms.map(|at| format!("d.dead_ms >= {at}")).as_deref())
+        .fixed(filter.dead_before_ms.map(|at| format!("d.dead_ms < {at}")).as_deref())
         .parts()
 }
 
