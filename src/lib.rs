@@ -19,8 +19,10 @@
 //! outcome, retry`. The binary in `workers/` may use this library, never the reverse.
 
 pub mod api;
+pub mod calendar;
 pub mod clock;
 pub mod config;
+pub mod cost;
 pub mod dispatch;
 pub mod duration;
 pub mod inlet;
