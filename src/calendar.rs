@@ -229,7 +229,8 @@ fn zone(name: &str) -> Result<TimeZone, String> {
         return offset(name).ok_or_else(|| format!("expected an offset such as +02:00 or -03:30, found {name:?}"));
     }
     let known = jiff::tz::db().get(name).or_else(|_| TimeZoneDatabase::bundled().get(name));
-    known.map_err(|_| format!("unknown time zone {name:?}: expected a name such as America/Los_Angeles, UTC, or +02:00"))
+    known
+        .map_err(|_| format!("unknown time zone {name:?}: expected a name such as America/Los_Angeles, UTC, or +02:00"))
 }
 
 /// At most 14 hours: no zone is further off.
@@ -329,7 +330,11 @@ mod tests {
                 for n in 0..366 * 24 {
                     let now = ms(start) + n * hour;
                     let period = calendar.period(now).expect("in range");
-                    assert!(period.begins.latest_ms <= now && now < period.ends.latest_ms, "{calendar} {}", rfc3339(now));
+                    assert!(
+                        period.begins.latest_ms <= now && now < period.ends.latest_ms,
+                        "{calendar} {}",
+                        rfc3339(now)
+                    );
                     let length = period.ends.latest_ms - period.begins.earliest_ms;
                     assert!(length <= i64::try_from(calendar.longest().as_millis()).expect("small"), "{calendar}");
                     match last {

@@ -386,7 +386,8 @@ fn what_was_spent_of_a_quota_outlives_a_change_of_its_amount() {
         let saved = pool.save(t(2_000_000));
         let now = t(2_000_000) + elapsed;
         let mut pool = Pool::new(spec, now).unwrap();
-        let begins = if now < t(80_000_000) { period(t(0), t(80_000_000)) } else { period(t(80_000_000), t(166_000_000)) };
+        let begins =
+            if now < t(80_000_000) { period(t(0), t(80_000_000)) } else { period(t(80_000_000), t(166_000_000)) };
         pool.quota_period(OF_THE_KEY, 0, begins);
         pool.restore(&saved, elapsed, Since::Nothing, now);
         pool.used(OF_THE_KEY, 0, now)

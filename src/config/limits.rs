@@ -96,12 +96,7 @@ fn windowed(measure: Measure, per: file::Per, raw: &file::Limit) -> Result<Limit
     Ok(LimitSpec { measure, per, algorithm, burst: raw.burst })
 }
 
-fn quota(
-    measure: Measure,
-    per: file::Per,
-    raw: &file::Limit,
-    resets: &str,
-) -> Result<(LimitSpec, Calendar), String> {
+fn quota(measure: Measure, per: file::Per, raw: &file::Limit, resets: &str) -> Result<(LimitSpec, Calendar), String> {
     if raw.algorithm.as_deref().is_some_and(|name| name != "quota") {
         return Err("resets belongs to the algorithm quota".to_owned());
     }

@@ -93,6 +93,12 @@ impl Provider {
         }
     }
 
+    /// Where the answer to a call tells its true cost: policies are those of the first route that matches.
+    pub fn cost_from(&self, method: &str, path: &str) -> Option<&CostFrom> {
+        let first = self.routes_of(method, path).next()?;
+        self.routes[first].cost_from.as_ref()
+    }
+
     /// Indices of the routes that match a call.
     pub fn routes_of<'a>(&'a self, method: &'a str, path: &'a str) -> impl Iterator<Item = usize> + 'a {
         self.routes.iter().enumerate().filter(move |(_, r)| r.matches(method, path)).map(|(n, _)| n)
@@ -313,7 +319,8 @@ fn routes(
         if let Some(pointer) = &route.cost_from {
             parsed.cost_from = problems.take(&format!("{place}.cost_from"), CostFrom::parse(pointer));
         }
-        let mut limits = |name: &str, at, raw: &[_]| limits::build(&format!("{place}.{name}"), at, raw, quotas, problems);
+        let mut limits =
+            |name: &str, at, raw: &[_]| limits::build(&format!("{place}.{name}"), at, raw, quotas, problems);
         specs.push(RouteSpec {
             limits: limits("limits", QuotaPlace::Route(n), &route.limits),
             key_limits: limits("key_limits", QuotaPlace::RouteKeys(n), &route.key_limits),

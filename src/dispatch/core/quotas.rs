@@ -158,7 +158,9 @@ fn tell(pool: &mut Pool, quota: &Quota, period: Option<QuotaPeriod>) {
     let mut at = |place| pool.quota_period(place, quota.limit, period);
     match quota.place {
         QuotaPlace::Provider => at(Place::Provider),
-        QuotaPlace::Budget(number) => at(Place::Budget(crate::pace::BudgetId(u32::try_from(number).unwrap_or(u32::MAX)))),
+        QuotaPlace::Budget(number) => {
+            at(Place::Budget(crate::pace::BudgetId(u32::try_from(number).unwrap_or(u32::MAX))))
+        }
         QuotaPlace::Route(route) => at(Place::Route(route)),
         QuotaPlace::Keys => every_key.for_each(|key| at(Place::Key(KeyId(key)))),
         QuotaPlace::RouteKeys(route) => every_key.for_each(|key| at(Place::RouteKey(route, KeyId(key)))),
