@@ -19,6 +19,7 @@ use ipnet::IpNet;
 use crate::job::Catalog;
 use crate::secrets::{Secret, SecretError, SecretSource};
 
+pub use limits::{Quota, QuotaPlace};
 pub use provider::{Auth, Provider, Route};
 
 /// What is wrong with the configuration.

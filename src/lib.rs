@@ -20,8 +20,10 @@
 
 pub mod api;
 pub mod breaker;
+pub mod calendar;
 pub mod clock;
 pub mod config;
+pub mod cost;
 pub mod dispatch;
 pub mod duration;
 pub mod inlet;
