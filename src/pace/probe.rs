@@ -17,9 +17,9 @@ use super::time::nanos;
 use super::told::{Call, Statement, Told};
 
 /// Open calls at the start; one more with each answer …
-const OPEN_AT_FIRST: u64 = 2;
+const OPEN_AT_FIRST: u64 = 4;
 /// … at most twice as many after so many nanoseconds, which bounds how many calls overrun a limit at once …
-const DOUBLED_IN: u64 = 50_000_000;
+const DOUBLED_IN: u64 = 100_000_000;
 /// … and one more after so many nanoseconds without: calls that hang hold nobody up for long.
 const PATIENCE: u64 = 250_000_000;
 /// A call may leave so many nanoseconds early if those before it were late.
@@ -187,11 +187,8 @@ impl Probe {
     pub fn answered(&mut self, flight: &Flight, at: Time, signal: Option<&Signal>) -> (Option<u64>, u64) {
         let call = Call { sent: flight.sent, answered: at, over_before: flight.over_before, booked: self.booked };
         let statements: Vec<Statement> = signal.into_iter().flat_map(|s| &s.readings).filter_map(statement).collect();
-        let foreign = if self.told.is_some() || !statements.is_empty() {
-            self.told.answered(&statements, call)
-        } else {
-            0
-        };
+        let foreign =
+            if self.told.is_some() || !statements.is_empty() { self.told.answered(&statements, call) } else { 0 };
         let used = self.open.saturating_mul(2) >= self.open_most;
         self.open = self.open.saturating_sub(1);
         self.over += 1;

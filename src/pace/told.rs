@@ -47,6 +47,8 @@ struct Entry {
     /// Calls that may still be sent before `until`.
     left: u64,
     until: Time,
+    /// A call that asks is on its way since then.
+    asked: Option<Time>,
     told_at: Time,
 }
 
@@ -71,7 +73,7 @@ impl Told {
         for entry in &mut self.entries {
             if entry.left == 0 && now >= entry.until {
                 // This call asks: its answer tells what is left.
-                entry.until = Time::MAX;
+                (entry.until, entry.asked) = (Time::MAX, Some(now));
             }
             entry.left = entry.left.saturating_sub(1);
         }
@@ -79,7 +81,7 @@ impl Told {
 
     /// A call that surely was not sent.
     pub fn unbook(&mut self, now: Time) {
-        for entry in self.entries.iter_mut().filter(|entry| entry.until != Time::MAX) {
+        for entry in self.entries.iter_mut().filter(|entry| entry.asked.is_none()) {
             entry.left = entry.left.saturating_add(1);
         }
         self.ask_again(now);
@@ -87,8 +89,8 @@ impl Told {
 
     /// A call that asked ended without an answer: another one asks.
     pub fn ask_again(&mut self, now: Time) {
-        for entry in self.entries.iter_mut().filter(|entry| entry.until == Time::MAX) {
-            entry.until = now;
+        for entry in self.entries.iter_mut().filter(|entry| entry.asked.is_some()) {
+            (entry.until, entry.asked) = (now, None);
         }
     }
 
@@ -104,7 +106,7 @@ impl Told {
                 entry.left = entry.left.saturating_add(1);
             }
             // It asked, and nothing was told.
-            let unanswered = entry.until == Time::MAX && call.sent >= entry.sent;
+            let unanswered = entry.asked.is_some_and(|asked| call.sent >= asked);
             !unanswered && now < entry.told_at.plus(FORGET_AFTER).max(entry.until)
         });
         statements.iter().map(|statement| self.learn(statement, call)).sum()
@@ -121,6 +123,7 @@ impl Told {
             remaining: statement.remaining,
             left,
             until,
+            asked: None,
             told_at: call.answered,
         };
         let Some(entry) = self.entries.iter_mut().find(|entry| entry.which == statement.which) else {
@@ -134,12 +137,14 @@ impl Told {
             entry.left = entry.left.min(left);
             return 0;
         }
-        let same_window = call.answered < entry.until
+        let same_window = entry.asked.is_none()
+            && call.answered < entry.until
             && statement.resets_in.is_some()
             && until.as_nanos().abs_diff(entry.until.as_nanos()) <= SAME_RESET;
         let fell_by = entry.remaining.saturating_sub(statement.remaining);
         let foreign = if same_window { fell_by.saturating_sub(own(entry.over_before)) } else { 0 };
-        *entry = news;
+        let asked = entry.asked.filter(|asked| call.sent < *asked);
+        *entry = Entry { until: if asked.is_some() { Time::MAX } else { until }, asked, ..news };
         foreign
     }
 }
