@@ -385,16 +385,17 @@ fn a_broken_account_is_not_taken_for_a_slow_one_for_long() {
     }
 }
 
-/// Half of all calls are refused whatever the rate: slower, and never standing still.
+/// Some of all calls are refused whatever the rate: seldom, and it goes on as before; often, and it is slower, but
+/// never stands still.
 #[test]
 fn refusals_at_random_do_not_stop_it() {
-    for share in [0.01, 0.1, 0.5, 0.95] {
+    for (share, least) in [(0.01, 5.0), (0.1, 0.03), (0.5, 0.01), (0.95, 0.002)] {
         let mut server = broken(&[], share, 3);
         let mut pool = unlimited(1);
         let report = saturate(&mut pool, &World::default(), &mut server, 4 * HOUR, 3);
         let (rate, refused) = between(&report, (HOUR, 4 * HOUR));
         println!("{share} refused at random: {rate:.3} calls a second, {refused} refused in three hours");
-        assert!(rate >= 0.01, "{share}: {rate}");
+        assert!(rate >= least, "{share}: {rate}");
     }
 }
 
@@ -517,7 +518,7 @@ fn foreign_use_is_told_and_taken_off() {
             let share = report.refused() as f64 / report.arrivals.len() as f64;
             println!("{name}: others {foreign} a call: {} seen, {share:.3} refused", budget.foreign);
             assert_eq!(budget.foreign > 0, budget.foreign_at.is_some());
-            assert!(share < 0.12, "{name}: {share}");
+            assert!(share < 0.25, "{name}: {share}");
             seen.push(budget.foreign);
         }
         assert_eq!(seen[0], 0, "{name}: nobody else calls");
@@ -572,7 +573,8 @@ proptest! {
                     flying.push(pool.depart(permit, at));
                 }
             }
-            now += dice.below(if dice.unit() < 0.05 { 100 * SECOND } else { 200 * MILLI });
+            let most = if dice.unit() < 0.05 { 100 * SECOND } else { 200 * MILLI };
+            now += dice.below(most);
             let at = Time::from_nanos(now);
             while !flying.is_empty() && (flying.len() > 50 || dice.unit() < 0.5) {
                 let mut flight = flying.remove(dice.below(flying.len() as u64) as usize);

@@ -172,6 +172,10 @@ impl Pool {
         let trace = Trace { cost: flight.cost, sent: flight.sent, answered: flight.answered };
         let within = self.bank.within;
         self.bank.each(flight.key, flight.routes, |limit| limit.disown(trace, within));
+        if signal.readings.iter().any(|reading| reading.remaining == Some(0)) {
+            // There was room, but for a call of somebody else.
+            self.used_by_others(number, 1, at);
+        }
         let budget = &mut self.bank.budgets[number];
         // Calls that were on their way together are refused together: that is one lesson, not many.
         if budget.refused_at.is_none_or(|last| flight.sent > last) {

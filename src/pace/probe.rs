@@ -255,6 +255,9 @@ impl Probe {
     /// A call was refused: how many nanoseconds to wait before one tries again. `explained`: by a limit that answers
     /// tell, so that it says nothing about any other.
     fn refused(&mut self, sent: Time, at: Time, stated: Option<u64>, explained: bool) -> u64 {
+        // It took nothing from what answers tell.
+        self.booked = self.booked.saturating_sub(1);
+        self.over = self.over.saturating_sub(1);
         self.refusals += 1;
         self.refused_at = Some(at);
         if explained && self.refusal.is_none() {

@@ -40,8 +40,12 @@ const SHORTEST_STEP_AGAIN: u64 = 30_000_000_000;
 const AGAIN_AFTER: u64 = 600_000_000_000;
 /// … up to this.
 const AGAIN_AT_LATEST: u64 = 8 * AGAIN_AFTER;
-/// Calls a second: whatever is measured, one call in ten minutes at least …
-const SLOWEST: f64 = 1.0 / 600.0;
+/// Refusals with at least so many accepted calls between them may be chance: a provider that is overloaded …
+const SELDOM: u64 = 20;
+/// … and are taken for that if they are no rarer at this part of the rate.
+const SLOWED_IN_VAIN: f64 = 0.7;
+/// Calls a second: whatever is measured, one call a minute at least …
+const SLOWEST: f64 = 1.0 / 60.0;
 /// … and what a clock of nanoseconds can space.
 const FASTEST: f64 = 1e8;
 
@@ -91,6 +95,10 @@ pub(super) struct Search {
     coarse: bool,
     cut: f64,
     learnt_at: Option<Time>,
+    /// The rate before it was cut, and the fewest calls between refusals near it.
+    uncut: (f64, u64),
+    /// Slowing down did not help: refusals do not depend on the rate.
+    by_chance: bool,
     again_at: Time,
     again_after: u64,
 }
@@ -110,6 +118,8 @@ impl Search {
             coarse: false,
             cut: CUT,
             learnt_at: None,
+            uncut: (0.0, 0),
+            by_chance: false,
             again_at: Time::MAX,
             again_after: AGAIN_AFTER,
         }
@@ -223,12 +233,7 @@ impl Search {
                 self.begin(measured.min(BELOW * self.rate), lesson, now);
             }
             Phase::Found => self.settle_at(self.kept[0], now),
-            Phase::Settled => {
-                let soon = self.learnt_at.is_some_and(|last| now < last.plus(AGAIN_AFTER));
-                self.cut = if soon { (self.cut * 2.0).min(DEEPEST_CUT) } else { CUT };
-                let least = (1.0 - self.cut) * self.rate;
-                self.settle_at(least.max(measured.min(NEAR * self.rate)), now);
-            }
+            Phase::Settled => self.cut_down(measured, lesson.accepted, now),
             Phase::Again => {
                 // What refuses now may have begun a step earlier.
                 let rate = self.kept[1].max(self.base);
@@ -239,6 +244,31 @@ impl Search {
             }
         }
         self.learnt_at = Some(now);
+    }
+
+    fn cut_down(&mut self, measured: f64, accepted: u64, now: Time) {
+        self.by_chance &= accepted >= SELDOM;
+        if self.by_chance {
+            return;
+        }
+        let soon = self.learnt_at.is_some_and(|last| now < last.plus(AGAIN_AFTER));
+        self.cut = if soon { (self.cut * 2.0).min(DEEPEST_CUT) } else { CUT };
+        if !soon || self.rate > self.uncut.0 {
+            self.uncut = (self.rate, u64::MAX);
+        }
+        if self.rate > (1.0 + SLOWED_IN_VAIN) / 2.0 * self.uncut.0 {
+            self.uncut.1 = self.uncut.1.min(accepted);
+        }
+        let least = (1.0 - self.cut) * self.rate;
+        let mut rate = least.max(measured.min(NEAR * self.rate));
+        self.by_chance = accepted >= SELDOM && rate < SLOWED_IN_VAIN * self.uncut.0 && accepted / 2 <= self.uncut.1;
+        if self.by_chance {
+            rate = self.uncut.0;
+        }
+        // Trying for more is not put off: refusals by chance would put it off for ever.
+        let again_at = self.again_at;
+        self.settle_at(rate, now);
+        self.again_at = again_at;
     }
 
     fn begin(&mut self, found: f64, lesson: Lesson, now: Time) {

@@ -42,8 +42,10 @@ struct Entry {
     which: (Option<u64>, Option<u64>),
     /// The call whose answer said so, and what it said.
     sent: Time,
-    over_before: u64,
-    remaining: u64,
+    /// What the first answer of this window said: what was left, and how many calls were over by then.
+    first: (u64, u64),
+    /// Calls of others in this window, as far as answers showed.
+    foreign: u64,
     /// Calls that may still be sent before `until`.
     left: u64,
     until: Time,
@@ -119,8 +121,8 @@ impl Told {
         let news = Entry {
             which: statement.which,
             sent: call.sent,
-            over_before: call.over_before,
-            remaining: statement.remaining,
+            first: (statement.remaining, call.over_before),
+            foreign: 0,
             left,
             until,
             asked: None,
@@ -141,10 +143,16 @@ impl Told {
             && call.answered < entry.until
             && statement.resets_in.is_some()
             && until.as_nanos().abs_diff(entry.until.as_nanos()) <= SAME_RESET;
-        let fell_by = entry.remaining.saturating_sub(statement.remaining);
-        let foreign = if same_window { fell_by.saturating_sub(own(entry.over_before)) } else { 0 };
         let asked = entry.asked.filter(|asked| call.sent < *asked);
-        *entry = Entry { until: if asked.is_some() { Time::MAX } else { until }, asked, ..news };
-        foreign
+        let news = Entry { until: if asked.is_some() { Time::MAX } else { until }, asked, ..news };
+        if !same_window || statement.remaining > entry.first.0 {
+            *entry = news;
+            return 0;
+        }
+        let fell_by = entry.first.0 - statement.remaining;
+        let foreign = fell_by.saturating_sub(own(entry.first.1)).max(entry.foreign);
+        let more = foreign - entry.foreign;
+        *entry = Entry { first: entry.first, foreign, ..news };
+        more
     }
 }
