@@ -3,6 +3,7 @@
 use super::Time;
 use super::ask::{Ask, BudgetId, COMPARED, KeyId, Routes, Why};
 use super::limit::{Counts, Limit};
+use super::probe::Probe;
 use super::slot::Slot;
 use super::spec::{KeySpec, PoolSpec, Safety};
 use super::spread::Spread;
@@ -49,6 +50,10 @@ pub(super) struct Budget {
     pub refusals: u32,
     /// 429s in spite of a permit.
     pub pacing_errors: u64,
+    /// Where no limit is declared.
+    pub probe: Option<Box<Probe>>,
+    /// Calls that others made, as far as answers showed, and when they last did.
+    pub foreign: (u64, Option<Time>),
 }
 
 #[derive(Clone, Debug)]
@@ -115,6 +120,7 @@ impl Bank {
             narrow: self.narrow_template.clone(),
         });
         self.budgets[budget].keys.push(key);
+        self.probe_unless_declared(budget);
         KeyId(key as u32)
     }
 
@@ -185,6 +191,7 @@ impl Bank {
         let within = self.within;
         let budget = &mut self.budgets[budget];
         let state = Slot::at(budget.paused_until.max(budget.parked_until));
+        let state = budget.probe.as_ref().map_or(state, |probe| state.and(probe.slot(now)));
         state.and(all_of(&mut budget.limits, cost, now, within))
     }
 
@@ -256,6 +263,8 @@ impl Budget {
             refused_at: None,
             refusals: 0,
             pacing_errors: 0,
+            probe: None,
+            foreign: (0, None),
         }
     }
 }
