@@ -31,6 +31,7 @@ pub mod job;
 pub mod net_guard;
 pub mod outcome;
 pub mod pace;
+pub mod plan;
 pub mod provider;
 pub mod readiness;
 pub mod replays;
