@@ -42,6 +42,8 @@ impl Pool {
     }
 
     fn learn(&mut self, flight: &Flight, at: Time, signal: &Signal) {
+        let number = self.bank.keys[flight.key.0 as usize].budget;
+        self.bank.budgets[number].signals = signal.family().or(self.bank.budgets[number].signals);
         for reading in &signal.readings {
             self.take_in(flight, at, reading);
         }

@@ -9,6 +9,7 @@
 //! | `ask` | what a job asks for, permits and flights |
 //! | `pool` | acquire, depart, answer, finish: the story of one call |
 //! | `states` | pausing, parking, setting aside, probing |
+//! | `orders` | what operators say, apart from what is learnt |
 //! | `line` | the waiting jobs: lanes, reservations |
 //! | `choice`, `shelf` | which key, among many |
 //! | `bank`, `limit`, `slot` | the books: every limit, and when it has room |
@@ -35,6 +36,7 @@ mod gcra;
 mod learn;
 mod limit;
 mod line;
+mod orders;
 mod period;
 mod pool;
 mod saved;
@@ -51,6 +53,7 @@ mod window;
 
 pub use ask::{Acquire, Ask, BudgetId, Flight, KeyId, Permit, Pin, Routes, Why};
 pub use line::{Line, Next, Ticket, Wait};
+pub use orders::Word;
 pub use period::Place;
 pub use pool::{Impossible, Pool};
 pub use saved::{Saved, SavedLimit, SavedState, Since};
