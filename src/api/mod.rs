@@ -10,12 +10,17 @@
 //! | `GET /v1/jobs`, `GET /v1/jobs/{id}`, `GET /v1/jobs/{id}/result` | `read` |
 //! | `GET /v1/dead-letters`, `GET /v1/dead-letters/{id}` | `read` |
 //! | `POST /v1/dead-letters/{id}/replay`, `DELETE /v1/dead-letters` | `replay` |
+//! | `GET /v1/providers`, `GET /v1/providers/{name}` | `read`, of all tenants |
+//! | `POST /v1/providers/{name}/pause`, `/resume` | `admin` |
+//! | `POST /v1/providers/{name}/keys/{label}/disable`, `/enable` | `keys`, of all tenants |
+//! | `POST /v1/providers/{name}/budgets/{budget}/resume` | `keys`, of all tenants |
 //! | `GET /metrics` | `read`, of all tenants |
 //! | `GET /readyz` | none; its errors are told to `read` |
 //! | `GET /healthz` | none |
 
 mod auth;
 mod body;
+mod control;
 mod dead_letters;
 mod desk;
 mod error;
@@ -25,6 +30,8 @@ mod jobs;
 mod metrics;
 mod params;
 mod path;
+mod provider_view;
+mod providers;
 mod serve;
 mod view;
 
@@ -44,9 +51,11 @@ use prometheus_client::registry::Registry;
 
 pub use auth::{Caller, OpenListen, Tenancy, Tokens, check_listen};
 pub use body::MANY_BYTES_MAX;
+pub use control::Control;
 pub use desk::{Desk, ITEMS_MAX, Submitted};
 pub use error::{Problem, ProblemKind};
 pub use params::LIMIT_MAX;
+pub use provider_view::{OrderJson, ProviderJson};
 pub use serve::{ServeLimits, serve};
 pub use view::{
     Accepted, AcceptedItem, AcceptedMany, AttemptJson, DeadJson, JobJson, PageJson, Purged, ReplayAccepted, WaitingJson,
@@ -82,6 +91,7 @@ pub struct ApiParts {
 #[derive(Clone)]
 struct Parts {
     desk: Desk,
+    control: Control,
     store: Store,
     tokens: Tokens,
     readiness: Readiness,
@@ -101,6 +111,7 @@ macro_rules! substates {
 
 substates!(
     desk: Desk,
+    control: Control,
     store: Store,
     tokens: Tokens,
     readiness: Readiness,
@@ -111,7 +122,9 @@ substates!(
 /// The API.
 pub fn router(parts: ApiParts) -> Router {
     parts.readiness.declare("store");
+    let control = Control::new(parts.store.clone(), Arc::clone(&parts.catalog), Arc::clone(&parts.clock));
     let parts = Parts {
+        control,
         desk: Desk::new(parts.store.clone(), parts.catalog, parts.clock, parts.envelope_bytes_max),
         store: parts.store,
         tokens: parts.tokens,
@@ -128,6 +141,13 @@ pub fn router(parts: ApiParts) -> Router {
         .route("/v1/dead-letters", get(dead_letters::list).delete(dead_letters::purge))
         .route("/v1/dead-letters/{id}", get(dead_letters::show))
         .route("/v1/dead-letters/{id}/replay", post(dead_letters::replay))
+        .route("/v1/providers", get(providers::list))
+        .route("/v1/providers/{name}", get(providers::show))
+        .route("/v1/providers/{name}/pause", post(providers::pause))
+        .route("/v1/providers/{name}/resume", post(providers::resume))
+        .route("/v1/providers/{name}/keys/{label}/disable", post(providers::disable_key))
+        .route("/v1/providers/{name}/keys/{label}/enable", post(providers::enable_key))
+        .route("/v1/providers/{name}/budgets/{budget}/resume", post(providers::resume_budget))
         .route("/metrics", get(metrics::scrape))
         .fallback(unknown_route)
         .layer(from_fn(guard::json_bodies_only))

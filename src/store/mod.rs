@@ -361,13 +361,21 @@ impl Store {
         self.db().in_time(dead::list(self.db(), filter, cursor, limit)).await
     }
 
+    /// Counts the jobs that have not ended: provider, lane, state, jobs. Walks over all of them.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn queue_depth(&self) -> Result<Vec<(String, String, String, i64)>, StoreError> {
+        self.db().in_time(jobs::depth(self.db())).await
+    }
+
     /// Counts what is not done. Walks over all of it: not for every second.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn depth(&self) -> Result<Depth, StoreError> {
         Ok(Depth {
-            jobs: self.db().in_time(jobs::depth(self.db())).await?,
+            jobs: self.queue_depth().await?,
             deliveries_pending: self.db().in_time(deliveries::depth(self.db())).await?,
             dead_letters: self.db().in_time(dead::depth(self.db())).await?,
         })
@@ -507,6 +515,14 @@ impl Store {
     /// [`StoreError::Unavailable`].
     pub async fn orders(&self, provider: Option<&str>) -> Result<Vec<Order>, StoreError> {
         self.db().in_time(orders::list(self.db(), provider)).await
+    }
+
+    /// The providers that an operator paused.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn paused_providers(&self) -> Result<BTreeSet<String>, StoreError> {
+        self.db().in_time(orders::paused(self.db())).await
     }
 
     /// Makes jobs due that wait since a key, a budget or the provider was out of use: those without

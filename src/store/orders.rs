@@ -3,6 +3,8 @@
 //! An order is a wish, not an event: dispatchers read all of them at their start, when they are
 //! woken and now and then, and do what they say. The version tells whether one is news.
 
+use std::collections::BTreeSet;
+
 use super::dialect::{Db, Tx, on_db};
 use super::wakes::Pending;
 use super::{Order, StoreError, Subject};
@@ -55,6 +57,13 @@ pub(super) async fn list(db: &Db, provider: Option<&str>) -> Result<Vec<Order>, 
         WHERE $1 IS NULL OR provider = $1 ORDER BY provider, subject, name";
     let rows: Vec<Row> = on_db!(read db, |c| sqlx::query_as(sql).bind(provider).fetch_all(c).await)?;
     rows.into_iter().map(order).collect()
+}
+
+/// The providers that are held.
+pub(super) async fn paused(db: &Db) -> Result<BTreeSet<String>, StoreError> {
+    let sql = "SELECT provider FROM orders WHERE subject = 'provider' AND held";
+    let rows: Vec<(String,)> = on_db!(read db, |c| sqlx::query_as(sql).fetch_all(c).await)?;
+    Ok(rows.into_iter().map(|row| row.0).collect())
 }
 
 fn order((provider, subject, name, held, version, by, at_ms): Row) -> Result<Order, StoreError> {
