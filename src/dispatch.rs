@@ -11,6 +11,7 @@ mod intake;
 mod keeper;
 mod lease;
 mod record;
+mod report;
 mod shell;
 
 pub use intake::{Closed, Intake};

@@ -1,5 +1,7 @@
 //! Logs and figures: what an operator sees.
 
+mod pacing;
+
 use std::io::IsTerminal as _;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -8,6 +10,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+
+pub use pacing::{BUDGETS_MAX, PacingMetrics, Told};
 
 /// A provider.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]

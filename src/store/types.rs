@@ -607,7 +607,9 @@ pub struct BudgetReport {
     pub achieved_per_second: f64,
     /// When it has room for one more call, if that lies ahead and is known.
     pub next_slot_ms: Option<WallMs>,
-    /// 429s in spite of a permit, since the process took it over.
+    /// Calls that left since the process took it over.
+    pub calls: u64,
+    /// Of these, 429s in spite of a permit.
     pub pacing_errors: u64,
     /// The dialect of the last response that said something about limits.
     pub signals: Option<String>,
