@@ -65,6 +65,8 @@ pub struct DispatchMetrics {
     latency: Family<ProviderLabel, Histogram>,
     in_line: Family<ProviderLabel, Gauge>,
     open: Family<ProviderLabel, Gauge>,
+    /// Budget by budget.
+    pub pacing: PacingMetrics,
 }
 
 impl Default for DispatchMetrics {
@@ -76,6 +78,7 @@ impl Default for DispatchMetrics {
             latency: Family::new_with_constructor(buckets),
             in_line: Family::default(),
             open: Family::default(),
+            pacing: PacingMetrics::default(),
         }
     }
 }
@@ -92,6 +95,7 @@ impl DispatchMetrics {
         );
         registry.register("paceline_jobs_in_line", "Jobs in hand that wait for a permit", self.in_line.clone());
         registry.register("paceline_calls_open", "Calls that are open now", self.open.clone());
+        self.pacing.register(registry);
     }
 
     /// A call ended.

@@ -119,22 +119,24 @@ substates!(
     reader: body::BodyReader
 );
 
+impl From<ApiParts> for Parts {
+    fn from(parts: ApiParts) -> Self {
+        parts.readiness.declare("store");
+        Self {
+            control: Control::new(parts.store.clone(), Arc::clone(&parts.catalog), Arc::clone(&parts.clock)),
+            desk: Desk::new(parts.store.clone(), parts.catalog, parts.clock, parts.envelope_bytes_max),
+            store: parts.store,
+            tokens: parts.tokens,
+            readiness: parts.readiness,
+            figures: metrics::Figures::new(parts.registry),
+            reader: body::BodyReader::new(parts.envelope_bytes_max),
+        }
+    }
+}
+
 /// The API.
 pub fn router(parts: ApiParts) -> Router {
-    parts.readiness.declare("store");
-    let control = Control::new(parts.store.clone(), Arc::clone(&parts.catalog), Arc::clone(&parts.clock));
-    let parts = Parts {
-        control,
-        desk: Desk::new(parts.store.clone(), parts.catalog, parts.clock, parts.envelope_bytes_max),
-        store: parts.store,
-        tokens: parts.tokens,
-        readiness: parts.readiness,
-        figures: metrics::Figures::new(parts.registry),
-        reader: body::BodyReader::new(parts.envelope_bytes_max),
-    };
-    let open = Router::new().route("/healthz", get(health::alive)).route("/readyz", get(health::ready));
-    // Closed by default: every other route, also an unknown one, is for known callers only.
-    let closed = Router::new()
+    let routes = Router::new()
         .route("/v1/jobs", post(jobs::submit).get(jobs::list))
         .route("/v1/jobs/{id}", get(jobs::show).delete(jobs::cancel))
         .route("/v1/jobs/{id}/result", get(jobs::result))
@@ -148,7 +150,20 @@ pub fn router(parts: ApiParts) -> Router {
         .route("/v1/providers/{name}/keys/{label}/disable", post(providers::disable_key))
         .route("/v1/providers/{name}/keys/{label}/enable", post(providers::enable_key))
         .route("/v1/providers/{name}/budgets/{budget}/resume", post(providers::resume_budget))
-        .route("/metrics", get(metrics::scrape))
+        .route("/metrics", get(metrics::scrape));
+    guarded(routes, parts.into())
+}
+
+/// What a process without the API answers: its health and its figures.
+pub fn figures_router(parts: ApiParts) -> Router {
+    guarded(Router::new().route("/metrics", get(metrics::scrape)), parts.into())
+}
+
+/// These routes for known callers, and health for everybody.
+fn guarded(routes: Router<Parts>, parts: Parts) -> Router {
+    let open = Router::new().route("/healthz", get(health::alive)).route("/readyz", get(health::ready));
+    // Closed by default: every other route, also an unknown one, is for known callers only.
+    let closed = routes
         .fallback(unknown_route)
         .layer(from_fn(guard::json_bodies_only))
         .layer(from_fn_with_state(parts.clone(), auth::authenticate));

@@ -76,6 +76,11 @@ impl Pool {
         declared.or_else(own).map(|place| BudgetId(place as u32))
     }
 
+    /// The name of a budget, if it was declared.
+    pub fn budget_name(&self, budget: BudgetId) -> Option<&str> {
+        self.bank.budgets.get(budget.0 as usize)?.name.as_deref()
+    }
+
     /// The key of that label.
     pub fn key_named(&self, label: &str) -> Option<KeyId> {
         self.bank.keys.iter().position(|key| key.label == label).map(|place| KeyId(place as u32))

@@ -86,12 +86,15 @@ struct Shown {
     leases: u64,
 }
 
+/// Calls and errors by budget.
+type Counted = BTreeMap<String, (u64, u64)>;
+
 /// Figures of pacing of this process. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct PacingMetrics {
     shown: Arc<Mutex<BTreeMap<String, Shown>>>,
-    /// By provider and budget, what was counted already: pools are made anew, counters never fall.
-    counted: Arc<Mutex<BTreeMap<String, BTreeMap<String, (u64, u64)>>>>,
+    /// What was counted already: pools are made anew, counters never fall.
+    counted: Arc<Mutex<BTreeMap<String, Counted>>>,
     calls: Family<BudgetLabel, Counter>,
     errors: Family<BudgetLabel, Counter>,
 }
