@@ -37,6 +37,9 @@ impl Running {
         match world.mode {
             Mode::Embedded => Self { api: None, dispatcher: world.serving().await },
             Mode::Scaled => {
+                for prepare in [&["migrate"][..], &["topology", "apply"]] {
+                    assert!(world.run(prepare).await.status.success(), "{prepare:?}");
+                }
                 let mut api = world.serve_as("api", &["--role", "api,scheduler"]);
                 world.ready(&mut api).await;
                 let port = free_port();
@@ -260,7 +263,7 @@ async fn a_parked_budget_is_resumed(world: &World) {
     world.api().job_in("sibling", &["succeeded"]).await;
     let running = running.restart(world, false).await;
     world.api().job_in("rich", &["waiting"]).await;
-    assert!(parked(&shown(world).await), "it outlives a restart");
+    until("it outlives a restart", SOON, async || holds(parked(&shown(world).await))).await;
     order(world, "budgets/a1/resume").await;
     // Both go again; one of them parks it anew, so the other one may have to wait for the next order.
     let before = calls(&sim, "a1");
