@@ -104,11 +104,8 @@ impl Site {
 
     /// Where its jobs are kept. On SQLite only while nothing serves.
     pub async fn store(&self) -> anyhow::Result<Store> {
-        let options = StoreOptions {
-            url: self.store_url.clone(),
-            exclusive: self.scaled.is_none(),
-            connections_max: 4,
-        };
+        let options =
+            StoreOptions { url: self.store_url.clone(), exclusive: self.scaled.is_none(), connections_max: 4 };
         let store = Store::open(&options).await?;
         store.migrate().await?;
         Ok(store)

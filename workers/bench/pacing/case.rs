@@ -226,8 +226,7 @@ fn windows() -> Vec<Case> {
     vec![
         in_ten("sliding-10s-1-key", 1, &["key requests 100/10s sliding_log"], hundred),
         in_ten("sliding-10s-4-keys", 4, &["key requests 100/10s sliding_log"], hundred),
-        in_ten("sliding-10s-1000-keys", 1_000, &["key requests 10/10s sliding_log"], ten_in_ten)
-            .in_group(Group::Alone),
+        in_ten("sliding-10s-1000-keys", 1_000, &["key requests 10/10s sliding_log"], ten_in_ten).in_group(Group::Alone),
         Case::new("sliding-1s-strict", 4, &["key requests 10/1s sliding_log"], ten).answered_in(20, 200).share(0.97),
         Case::new("sliding-1s-balanced", 4, &["key requests 10/1s sliding_log"], ten)
             .answered_in(20, 200)

@@ -58,7 +58,7 @@ impl Killed {
         self.provider.shutdown().await;
         let measured = measured.with_context(|| self.site.log())?;
         if !measured.is_good() {
-            tracing::warn!(case = self.case.name, log = self.site.log(), "a figure was not reached");
+            tracing::warn!(case = self.case.name, log = %self.site.log(), "a figure was not reached");
         }
         if let Some(store) = &self.store {
             store.close().await;

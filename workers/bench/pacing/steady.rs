@@ -61,7 +61,7 @@ impl Steady {
         self.provider.shutdown().await;
         let measured = measured.with_context(|| self.site.log())?;
         if !measured.is_good() {
-            tracing::warn!(case = self.case.name, log = self.site.log(), "a figure was not reached");
+            tracing::warn!(case = self.case.name, log = %self.site.log(), "a figure was not reached");
         }
         self.site.clear().await?;
         Ok(Row { note: owners.map(|owners| format!("{owners} of {} processes called", self.processes)), ..measured })

@@ -79,9 +79,7 @@ fn print(report: &Report, out: &Out) -> Result<(), Failure> {
 fn cells(row: &Row) -> [String; 9] {
     let percent = |share: f64| format!("{:.2} %", share * 100.0);
     let (reached, target) = match row.judged {
-        Judged::SecondsLostPerKill => {
-            (format!("{:.2} s lost a kill", row.reached), format!("≤ {:.2} s", row.target))
-        }
+        Judged::SecondsLostPerKill => (format!("{:.2} s lost a kill", row.reached), format!("≤ {:.2} s", row.target)),
         Judged::Absolute => (percent(row.reached), format!("≥ {:.1} %", row.target * 100.0)),
         Judged::ShareOfFormula => {
             let formula = percent(row.formula);
