@@ -271,7 +271,7 @@ pub fn run(
 }
 
 /// The answer's headers, written and parsed as they would be.
-fn signal(accepted: bool, said: Option<(u64, u64, u64)>) -> Option<Signal> {
+pub fn signal(accepted: bool, said: Option<(u64, u64, u64)>) -> Option<Signal> {
     let status = if accepted { 200 } else { 429 };
     let Some((limit, remaining, reset)) = said else {
         return (!accepted).then(|| Signal::parse([], status, None));
