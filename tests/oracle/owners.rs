@@ -335,14 +335,14 @@ impl Stage<'_> {
             let since = Since::AtMost { calls, open, within: Duration::from_nanos(VALID) };
             let commit = self.now + self.dice.below(80 * MILLI);
             owner.renewing = Some((commit, (calls, open), Row { saved, written: self.now, since }));
-            owner.granted -= owner.made;
-            owner.made = 0;
+            // Until it is committed neither the old nor the new one may be exceeded.
+            (owner.granted, owner.made) = ((owner.granted - owner.made).min(calls), 0);
+            owner.open_most = owner.open_most.min(open);
         }
         if let Some((_, allowed, renewed)) = owner.renewing.take_if(|renewing| renewing.0 <= self.now) {
             owner.valid_until = renewed.written + VALID;
             owner.renew_at = renewed.written + RENEW;
             (owner.granted, owner.open_most) = allowed;
-            owner.made = owner.made.min(owner.granted);
             *row = Some(renewed);
         }
     }
