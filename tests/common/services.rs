@@ -1,5 +1,5 @@
-//! Stops, kills and starts the real broker and database. Only tests/outages.rs does, one test after
-//! the other: everybody else needs them.
+//! Stops, kills and starts the real broker and database. Only tests/outages.rs and the long rounds of
+//! tests/chaos do, one test after the other: everybody else needs them.
 
 use tokio::process::Command;
 use tokio::sync::{Mutex, MutexGuard};
