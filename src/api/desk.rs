@@ -17,6 +17,7 @@ use super::view::{
 };
 use crate::clock::{Clock, WallMs};
 use crate::job::{Catalog, Envelope, Given, Invalid, Job, JobState, Request, is_job_id};
+use crate::kill_point::{KillPoint, reached};
 use crate::store::{Cancelled, DeadView, Inserted, NewJob, Origin, Replay, Replayed, Store, StoredResponse};
 
 /// Items of an array at most.
@@ -129,7 +130,9 @@ impl Desk {
                 accepted
             }));
         }
+        reached(KillPoint::BeforeAccept);
         let mut inserted = if new.is_empty() { Vec::new() } else { self.store.insert(new, now).await? }.into_iter();
+        reached(KillPoint::AfterAccept);
         let mut settle = |accepted: Accepted| match inserted.next() {
             Some(Inserted::Created(_)) => Ok(accepted),
             Some(Inserted::Exists(state)) => Ok(Accepted { state, created: false, ..accepted }),

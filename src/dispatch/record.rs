@@ -3,7 +3,8 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::shell::DispatcherParts;
-use crate::store::{Record, Recorded, StoreError};
+use crate::kill_point::{KillPoint, reached};
+use crate::store::{Next, Record, Recorded, StoreError};
 use crate::supervise::Reconnect;
 
 /// A record that the database refuses, for another reason than being away, is tried so often.
@@ -13,9 +14,18 @@ const REFUSALS_MAX: u32 = 5;
 pub(super) async fn write(parts: &DispatcherParts, record: Record, waiting: &AtomicUsize) -> Recorded {
     let mut reconnect = Reconnect::new();
     let (mut refusals, mut waits) = (0, None);
+    if matches!(record.next, Next::Running) {
+        reached(KillPoint::BeforeStarted);
+    }
     loop {
         let error = match parts.store.record(record.clone()).await {
-            Ok(recorded) => return recorded,
+            Ok(recorded) => {
+                reached(match record.next {
+                    Next::Running => KillPoint::AfterStarted,
+                    _ => KillPoint::AfterRecord,
+                });
+                return recorded;
+            }
             Err(error) => error,
         };
         let away = matches!(error, StoreError::Unavailable(_));

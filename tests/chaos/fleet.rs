@@ -183,7 +183,8 @@ impl<'a> Fleet<'a> {
     }
 
     fn thaw(&mut self, at: usize) {
-        if let Some(serve) = &self.members[at].serve {
+        let running = &self.members[at];
+        if let (Some(serve), Some(_)) = (&running.serve, running.frozen_at_ms) {
             serve.signal("-CONT");
         }
         self.thawed(at);

@@ -18,10 +18,12 @@ mod plan;
 mod producers;
 mod round;
 
+use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use common::services::Services;
 use common::world::Mode;
+use futures_util::FutureExt as _;
 use plan::Size;
 use round::Report;
 
@@ -69,11 +71,20 @@ async fn rounds() {
             let scaled = mode == Mode::Scaled;
             let alone = if scaled && services { Some(Services::alone().await) } else { None };
             let span = Duration::from_secs_f64((jobs as f64 / 60.0).max(15.0));
-            let size = Size { jobs, faults: 14, span, services: services && scaled };
-            let report = round::run(mode, seed, size, alone.as_ref()).await;
-            println!("{report}");
-            if let Some(failure) = report.failure {
-                eprintln!("{failure}");
+            let faults = usize::try_from(number("CHAOS_FAULTS", 14)).expect("a count");
+            let size = Size { jobs, faults, span, services: services && scaled };
+            let round = AssertUnwindSafe(round::run(mode, seed, size, alone.as_ref())).catch_unwind().await;
+            let held = match round {
+                Ok(report) => {
+                    println!("{report}");
+                    report.failure.inspect(|failure| eprintln!("{failure}")).is_none()
+                }
+                Err(_) => {
+                    println!("BROKEN MODE={} SEED={seed}: see above", round::name(mode));
+                    false
+                }
+            };
+            if !held {
                 failed.push(format!("SEED={seed} MODE={}", round::name(mode)));
             }
         }

@@ -168,8 +168,8 @@ fn job(mode: Mode, n: usize, span: Duration, random: &mut StdRng) -> JobPlan {
         92..=97 => Way::Both,
         _ => Way::Malformed,
     };
-    let not_before = random.random_bool(0.05).then(|| seconds(random, 0.5, 8.0));
-    let deadline = random.random_bool(0.05).then(|| not_before.unwrap_or_default() + seconds(random, 0.5, 15.0));
+    let not_before = random.random_bool(0.05).then(|| seconds(random, 0.5, 5.0));
+    let deadline = random.random_bool(0.05).then(|| not_before.unwrap_or_default() + seconds(random, 0.5, 10.0));
     JobPlan {
         id: format!("c{n:05}"),
         at: span.mul_f64(random.random_range(0.0..1.0)),

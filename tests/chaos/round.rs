@@ -127,7 +127,7 @@ key_limits = [
 lanes = {{ high = 8, default = 4, low = 1 }}
 timeout = "3s"
 counted_within = "4s"
-retry = {{ max_attempts = 4, base = "100ms", cap = "1s", max_elapsed = "10m" }}
+retry = {{ max_attempts = 3, base = "100ms", cap = "1s", max_elapsed = "10m" }}
 "#,
         port = world.port,
         name = world.provider,
