@@ -221,7 +221,11 @@ impl<'a> Fleet<'a> {
     /// Waits until a process that was asked to stop has; one that was not goes on.
     async fn ended(&mut self, at: usize) {
         let running = &mut self.members[at];
-        if let Some(mut serve) = running.serve.take_if(|_| running.stopping) {
+        if !running.stopping {
+            return;
+        }
+        self.thaw(at);
+        if let Some(mut serve) = self.members[at].serve.take() {
             serve.ended(STOPS_WITHIN).await;
         }
     }
