@@ -18,6 +18,8 @@ pub(super) const EXACT_SLOTS: u64 = 4096;
 const CLOCK_GRAIN_NANOS: u64 = 1_000_000;
 /// … and two crystal clocks run apart by at most one part in so many (100 ppm).
 pub(super) const CLOCK_DRIFT: u64 = 10_000;
+/// Times that were kept over a restart are the same though they were rounded by so much.
+const SAME_NANOS: u64 = 100_000_000;
 /// How far back an anchor out of order is looked for before it is counted with a later one.
 const SORT_DEPTH: usize = 64;
 
@@ -144,9 +146,18 @@ impl Window {
         self.edges.get_or_insert_default().learn(stated, self.span, now);
     }
 
-    /// The caller knows the edge.
-    pub fn set_edge(&mut self, at: Time) {
-        self.edges.get_or_insert_default().set(at);
+    /// The caller knows the edges of the running period; `None`: they are not known any more.
+    pub fn set_edges(&mut self, edges: Option<Edges>) {
+        let before = std::mem::replace(&mut self.edges, edges.map(Box::new));
+        let (Some(then), Some(now)) = (before.and_then(|edges| edges.last()), &self.edges) else { return };
+        // What was to be forgotten at an edge that is known otherwise now is forgotten there.
+        if let Some(edge) = now.same_as(then) {
+            let free = then.high.plus(self.guard);
+            let (from, to) = (free.minus(SAME_NANOS), free.plus(SAME_NANOS));
+            for entry in self.foreign.iter_mut().filter(|entry| (from..=to).contains(&entry.0)) {
+                entry.0 = edge.high.plus(self.guard);
+            }
+        }
     }
 
     /// Anchors are rounded up to the grain, but not over an edge.
@@ -345,11 +356,31 @@ impl Window {
         }
     }
 
-    /// Ages of the calls it counts (and of the window before, where it remembers them), oldest first.
-    pub fn saved(&mut self, now: Time, within: u64, lots: u64) -> Vec<(u64, u64)> {
+    /// Ages of the calls it counts (and of the window before, where it remembers them), oldest first; and what may
+    /// yet be counted later than `now`: calls in flight, those of a predecessor that may be on their way, and whatever
+    /// may be sent instead of `answered` and `silent` calls that turn out to cost less.
+    pub fn saved(
+        &mut self,
+        (now, within): (Time, u64),
+        lots: u64,
+        answered: &[(Time, u64)],
+        silent: u64,
+    ) -> (Vec<(u64, u64)>, u64) {
         self.advance(now, within);
-        let before = self.past.iter().flat_map(|past| &past.before);
-        super::saved::lots(before.chain(&self.log).copied(), self.span, lots, now)
+        let mut log: Vec<(Time, u64)> = self.log.iter().copied().collect();
+        let mut later = self.calls.total() + silent.saturating_sub(self.calls.departed().map(|entry| entry.1).sum());
+        for &(anchor, amount) in answered {
+            let anchor = self.filed(anchor);
+            let place = log.partition_point(|entry| entry.0 <= anchor);
+            if let Some(entry) = place.checked_sub(1).and_then(|place| log.get_mut(place)) {
+                let moved = entry.1.min(amount);
+                (entry.1, later) = (entry.1 - moved, later + moved);
+            }
+        }
+        later += log.iter().filter(|entry| entry.0 > now).map(|entry| entry.1).sum::<u64>();
+        let before = self.past.iter().flat_map(|past| &past.before).copied();
+        let counted = before.chain(log).filter(|entry| entry.0 <= now && entry.1 > 0);
+        (super::saved::lots(counted, self.span, lots, now), later)
     }
 
     /// What others used, by the time until it is free.
