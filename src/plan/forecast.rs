@@ -14,7 +14,7 @@ use crate::duration::HumanDuration;
 use crate::pace::Time;
 
 /// Calls that are simulated before a steady rate is taken for the rest.
-const CALLS: usize = 200_000;
+const CALLS: usize = 50_000;
 /// The part of it for a question beside the plan, such as what one more key would do.
 const BESIDE: usize = 10;
 /// Keys more than this are not thought of.

@@ -18,6 +18,8 @@ use crate::pace::{Ask, KeySpec, Pool, Time};
 const STEPS_MAX: u64 = 6_000_000;
 /// Periods that have to be seen before a rate is taken to be steady.
 const PERIODS: f64 = 5.0;
+/// A run that has come so far that this many times its calls would be all is not broken off.
+const NEARLY: f64 = 1.25;
 /// Two parts of a run whose rates differ by less go at the same rate.
 const STEADY: f64 = 0.005;
 
@@ -55,13 +57,15 @@ pub fn run(provider: &Provider, work: &Work, ceiling: &Ceiling, calls: usize) ->
     let world = Planned::new(&provider, work, templates, supplies, work.start_ms);
     let mut drive = Drive::new(core, world, work.start_ms);
     drive.world.begin(&mut drive.agenda);
+    let wanted = calls_wanted(work, &provider);
     let mut enough = calls;
     let mut steady = None;
     let mut steps = 0;
     while !drive.world.is_done() && steps < STEPS_MAX && drive.step() {
         steps += 1;
         let made = drive.world.tally.departures.len();
-        if made < enough {
+        // What is nearly done is done.
+        if made < enough || made as f64 * NEARLY >= wanted {
             continue;
         }
         steady = steady_rate(&drive.world.tally.departures, ceiling);
