@@ -41,6 +41,13 @@ impl Pool {
         self.shrink_guard(flight.key, at);
     }
 
+    /// The body of the answer said something of limits as well; before [`Pool::finish`].
+    pub fn body_told(&mut self, flight: &Flight, at: Time, signal: &Signal) {
+        if !signal.is_empty() {
+            self.learn(flight, at, signal);
+        }
+    }
+
     fn learn(&mut self, flight: &Flight, at: Time, signal: &Signal) {
         for reading in &signal.readings {
             self.take_in(flight, at, reading);
