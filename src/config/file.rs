@@ -18,6 +18,7 @@ pub(super) struct File {
     pub store: Store,
     pub queue: Queue,
     pub api: Api,
+    pub metrics: Metrics,
     pub webhooks: Webhooks,
     pub provider: Vec<Provider>,
 }
@@ -49,6 +50,12 @@ pub(super) struct Api {
     pub tokens: Vec<Token>,
     pub envelope_bytes_max: Option<usize>,
     pub public_url: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Metrics {
+    pub listen: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -96,6 +103,8 @@ pub(super) struct Provider {
     pub lanes: BTreeMap<String, u32>,
     #[serde(default)]
     pub retry: Retry,
+    #[serde(default)]
+    pub breaker: Breaker,
     #[serde(default)]
     pub ca_file: Option<PathBuf>,
     #[serde(default)]
@@ -153,6 +162,16 @@ pub(super) struct Retry {
     pub cap: Option<HumanDuration>,
     pub jitter: Option<Jitter>,
     pub max_elapsed: Option<HumanDuration>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Breaker {
+    pub failures: Option<u32>,
+    pub ratio: Option<String>,
+    pub window: Option<HumanDuration>,
+    pub open: Option<HumanDuration>,
+    pub probes: Option<u32>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -239,7 +258,7 @@ impl<'de> Deserialize<'de> for Safety {
 }
 
 /// `"2%"` as 0.02.
-fn percent(text: &str) -> Option<f64> {
+pub(super) fn percent(text: &str) -> Option<f64> {
     let number: f64 = text.strip_suffix('%')?.trim().parse().ok()?;
     number.is_finite().then_some(number / 100.0)
 }

@@ -289,9 +289,13 @@ impl Limit {
     }
 
     /// The most that the provider may have counted for this process while a call was on its way that saw `freed`
-    /// when it was booked: what is used now and what was freed meanwhile. `None` where it cannot be known.
-    pub fn own_since(&self, freed: u64) -> Option<u64> {
-        self.window().map(|window| window.own_used() + window.freed().saturating_sub(freed))
+    /// when it was booked: what is used now and what was freed meanwhile. What others took from a bucket is part of
+    /// it. `None` where it cannot be known.
+    pub fn own_since(&self, freed: u64, (sent, answered): (Time, Time)) -> Option<u64> {
+        match &self.meter {
+            Meter::Bucket(bucket) => Some(bucket.used_since(sent, answered)),
+            _ => self.window().map(|window| window.own_used() + window.freed().saturating_sub(freed)),
+        }
     }
 
     /// What others are believed to have used of it.
