@@ -55,7 +55,8 @@ mod window;
 
 pub use ask::{Acquire, Ask, BudgetId, Flight, KeyId, Permit, Pin, Routes, Why};
 pub use line::{Line, Next, Ticket, Wait};
-pub use period::Place;
+pub use edge::Edge;
+pub use period::{Place, QuotaPeriod};
 pub use pool::{Impossible, Pool};
 pub use saved::{Saved, SavedLimit, SavedProbe, SavedState, Since};
 pub use signal::{Family, Reading, Signal, Unit};

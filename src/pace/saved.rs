@@ -86,6 +86,10 @@ pub struct Saved {
     /// Of the whole provider.
     #[serde(default)]
     pub provider: SavedState,
+    /// Wall clocks that may be right: what each would show now, and how long ago it did, in milliseconds. The
+    /// caller's, for its calendar.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub walls: Vec<(i64, u64)>,
     /// By name of the budget, where a rate was found.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub probes: BTreeMap<String, SavedProbe>,

@@ -16,6 +16,9 @@ mod jobs;
 mod lines;
 mod migrate;
 mod output;
+mod plan;
+mod plan_text;
+mod replays;
 mod serve;
 mod topology;
 
@@ -113,6 +116,7 @@ enum Command {
     #[command(subcommand)]
     Dead(dead::Command),
     Check(check::Args),
+    Plan(Box<plan::Args>),
     Migrate(migrate::Args),
     #[command(subcommand)]
     Topology(topology::Command),
@@ -128,6 +132,7 @@ impl Command {
             Self::Jobs(command) => jobs::run(command, globals, out).await,
             Self::Dead(command) => dead::run(command, globals, out).await,
             Self::Check(args) => check::run(args, globals, out).await,
+            Self::Plan(args) => plan::run(*args, globals, out).await,
             Self::Migrate(args) => migrate::run(args, globals, out).await,
             Self::Topology(command) => topology::run(command, globals, out).await,
         }

@@ -62,7 +62,8 @@ impl Core {
         };
         match &end {
             CallEnd::NotSent(_) | CallEnd::Impossible(_) => self.pool.unsent(flight, now.mono),
-            CallEnd::Answered(_) | CallEnd::Lost(_) => self.pool.finish(flight, now.mono, None),
+            CallEnd::Answered(answer) => self.pool.finish(flight, now.mono, answer.cost),
+            CallEnd::Lost(_) => self.pool.finish(flight, now.mono, None),
         }
         self.judge_key(key, (probe, sent.mono), outcome, &end, now);
         self.commands.push(Command::Note(Note::Called(outcome, latency_ms)));
