@@ -159,6 +159,15 @@ pub struct ApiConfig {
     pub public_url: Option<String>,
 }
 
+/// `[metrics]`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MetricsConfig {
+    /// Where a process without the role `api` answers `/metrics`, `/healthz` and `/readyz`.
+    pub listen: SocketAddr,
+    /// Nobody asked for this address: a process goes on without it where it is taken.
+    pub is_default: bool,
+}
+
 /// `[webhooks]`
 #[derive(Debug, Clone)]
 pub struct WebhooksConfig {
@@ -185,6 +194,8 @@ pub struct Config {
     pub queue: QueueConfig,
     /// `[api]`
     pub api: ApiConfig,
+    /// `[metrics]`
+    pub metrics: MetricsConfig,
     /// `[webhooks]`
     pub webhooks: WebhooksConfig,
     /// `[[provider]]`, in the order of the file.
@@ -271,6 +282,8 @@ impl Config {
         let store = store(file.store, problems);
         let queue = queue(file.queue, problems);
         let api = api(file.api, env, problems);
+        let has_tokens = api.as_ref().is_some_and(|api| !api.tokens.is_empty());
+        let metrics = metrics(file.metrics, has_tokens, problems);
         let webhooks = webhooks(file.webhooks, env, problems);
         let mut providers: Vec<Provider> = Vec::new();
         for raw in file.provider {
@@ -280,7 +293,8 @@ impl Config {
             }
             providers.extend(provider::build(raw, env, problems));
         }
-        Some(Self { path, store: store?, queue: queue?, api: api?, webhooks: webhooks?, providers })
+        let (store, queue, api) = (store?, queue?, api?);
+        Some(Self { path, store, queue, api, metrics: metrics?, webhooks: webhooks?, providers })
     }
 
     /// What jobs are checked against.
@@ -363,21 +377,8 @@ fn queue(raw: file::Queue, problems: &mut Problems) -> Option<QueueConfig> {
 
 fn api(raw: file::Api, env: &Lookup<'_>, problems: &mut Problems) -> Option<ApiConfig> {
     let listen = raw.listen.unwrap_or_else(|| "127.0.0.1:8080".to_owned());
-    let listen: SocketAddr = match listen.parse() {
-        Ok(listen) => listen,
-        Err(_) => {
-            problems
-                .add("api.listen", format!("expected an address and a port such as 127.0.0.1:8080, found {listen:?}"));
-            return None;
-        }
-    };
     let tokens: Vec<Token> = raw.tokens.into_iter().filter_map(|t| token(t, env, problems)).collect();
-    if !listen.ip().is_loopback() && tokens.is_empty() {
-        problems.add(
-            "api.listen",
-            format!("{listen} can be reached from other machines: configure api.tokens first, or listen on 127.0.0.1"),
-        );
-    }
+    let listen = address("api.listen", &listen, !tokens.is_empty(), problems)?;
     let envelope_bytes_max = raw.envelope_bytes_max.unwrap_or(1024 * 1024);
     if !(1024..=16 * 1024 * 1024).contains(&envelope_bytes_max) {
         problems.add("api.envelope_bytes_max", "expected 1024 (1 KiB) to 16777216 (16 MiB)");
@@ -387,6 +388,28 @@ fn api(raw: file::Api, env: &Lookup<'_>, problems: &mut Problems) -> Option<ApiC
         problems.take("api.public_url", url::Url::parse(url));
     }
     Some(ApiConfig { listen, tokens, envelope_bytes_max, public_url })
+}
+
+fn metrics(raw: file::Metrics, has_tokens: bool, problems: &mut Problems) -> Option<MetricsConfig> {
+    let is_default = raw.listen.is_none();
+    let listen = raw.listen.unwrap_or_else(|| "127.0.0.1:9464".to_owned());
+    let listen = address("metrics.listen", &listen, has_tokens, problems)?;
+    Some(MetricsConfig { listen, is_default })
+}
+
+/// An address to listen on: one that others can reach needs tokens.
+fn address(place: &str, text: &str, has_tokens: bool, problems: &mut Problems) -> Option<SocketAddr> {
+    let Ok(listen) = text.parse::<SocketAddr>() else {
+        problems.add(place, format!("expected an address and a port such as 127.0.0.1:8080, found {text:?}"));
+        return None;
+    };
+    if !listen.ip().is_loopback() && !has_tokens {
+        problems.add(
+            place,
+            format!("{listen} can be reached from other machines: configure api.tokens first, or listen on 127.0.0.1"),
+        );
+    }
+    Some(listen)
 }
 
 fn token(raw: file::Token, env: &Lookup<'_>, problems: &mut Problems) -> Option<Token> {

@@ -18,6 +18,7 @@ pub(super) struct File {
     pub store: Store,
     pub queue: Queue,
     pub api: Api,
+    pub metrics: Metrics,
     pub webhooks: Webhooks,
     pub provider: Vec<Provider>,
 }
@@ -49,6 +50,12 @@ pub(super) struct Api {
     pub tokens: Vec<Token>,
     pub envelope_bytes_max: Option<usize>,
     pub public_url: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Metrics {
+    pub listen: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -80,6 +80,8 @@ impl Provider {
     pub fn rules(&self) -> ProviderRules {
         let pins =
             self.pool.keys.iter().map(|k| k.label.clone()).chain(self.pool.budgets.iter().map(|b| b.name.clone()));
+        let budget = |key: &KeySpec| key.budget.and_then(|place| Some(self.pool.budgets.get(place)?.name.clone()));
+        let keys = self.pool.keys.iter().map(|key| (key.label.clone(), budget(key)));
         let (credential_header, credential_query) = match &self.auth {
             Auth::Header { name, .. } => (Some(name.as_str().to_owned()), None),
             Auth::Query(name) => (None, Some(name.clone())),
@@ -88,6 +90,7 @@ impl Provider {
         ProviderRules {
             lanes: self.pool.lanes.iter().map(|l| l.name.clone()).collect(),
             pins: pins.collect(),
+            keys: keys.collect(),
             credential_header,
             credential_query,
             idempotency_header: "idempotency-key".to_owned(),

@@ -16,6 +16,10 @@ impl Dispatcher {
         if self.claims.are_stopped() && self.tenure.epoch().is_none() {
             return;
         }
+        // A key that an operator disabled must not be used by whoever has not heard of it.
+        if !self.orders.are_known() {
+            return;
+        }
         let Some(step) = self.tenure.step(now.mono, self.core.is_idle()) else { return };
         let (parts, sender) = (self.parts.clone(), self.sender.clone());
         let spent = self.core.save(now.mono);

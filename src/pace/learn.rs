@@ -79,6 +79,8 @@ impl Pool {
 
     /// `wait`: where no limit is declared, for how long the search for it wants to pause.
     fn learn(&mut self, flight: &Flight, at: Time, signal: &Signal, wait: Option<u64>) {
+        let number = self.bank.keys[flight.key.0 as usize].budget;
+        self.bank.budgets[number].signals = signal.family().or(self.bank.budgets[number].signals);
         for reading in &signal.readings {
             self.take_in(flight, at, reading);
         }

@@ -9,6 +9,7 @@
 //! | `ask` | what a job asks for, permits and flights |
 //! | `pool` | acquire, depart, answer, finish: the story of one call |
 //! | `states` | pausing, parking, setting aside, probing |
+//! | `orders` | what operators say, apart from what is learnt |
 //! | `line` | the waiting jobs: lanes, reservations |
 //! | `choice`, `shelf` | which key, among many |
 //! | `bank`, `limit`, `slot` | the books: every limit, and when it has room |
@@ -36,6 +37,7 @@ mod gcra;
 mod learn;
 mod limit;
 mod line;
+mod orders;
 mod period;
 mod pool;
 mod probe;
@@ -56,6 +58,7 @@ mod window;
 pub use ask::{Acquire, Ask, BudgetId, Flight, KeyId, Permit, Pin, Routes, Why};
 pub use line::{Line, Next, Ticket, Wait};
 pub use edge::Edge;
+pub use orders::Word;
 pub use period::{Place, QuotaPeriod};
 pub use pool::{Impossible, Pool};
 pub use saved::{Saved, SavedLimit, SavedProbe, SavedState, Since};

@@ -139,7 +139,7 @@ impl Pool {
         let Some(key) = self.best_key(ask, except, now) else {
             return Acquire::Blocked { why: Why::NoKey, until: None };
         };
-        let shared = self.bank.shared_slot(ask, now).and(Slot::at(self.bank.paused_until));
+        let shared = self.bank.shared_slot(ask, now).and(Slot::at(self.bank.pause_ends()));
         let mut slot = shared.and(self.slot_with(key, ask, now));
         if slot.is_open(now) {
             return Acquire::Granted(self.grant(key, ask, now));
@@ -162,8 +162,9 @@ impl Pool {
 
     fn refusal(&self, key: KeyId, slot: Slot, now: Time) -> Acquire {
         let until = |time: Time| (time != Time::MAX).then_some(time);
-        if self.bank.paused_until > now {
-            return Acquire::Blocked { why: Why::ProviderPaused, until: until(self.bank.paused_until) };
+        let pause_ends = self.bank.pause_ends();
+        if pause_ends > now {
+            return Acquire::Blocked { why: Why::ProviderPaused, until: until(pause_ends) };
         }
         if let Some((why, until)) = self.bank.out_of_use(key.0 as usize, now) {
             return Acquire::Blocked { why, until };
@@ -203,7 +204,7 @@ impl Pool {
         let Some(key) = self.best_key(ask, None, now) else {
             return Time::MAX;
         };
-        let shared = self.bank.shared_slot(ask, now).and(Slot::at(self.bank.paused_until));
+        let shared = self.bank.shared_slot(ask, now).and(Slot::at(self.bank.pause_ends()));
         shared.and(self.slot_with(key, ask, now)).at_most
     }
 
@@ -234,6 +235,8 @@ impl Pool {
         if let Some(probe) = self.bank.probe(key) {
             probe.departed(sent);
         }
+        let budget = self.bank.keys[key.0 as usize].budget;
+        self.bank.budgets[budget].calls += 1;
         self.choice.touch(key);
         Flight { key, routes, cost, sent, answered: None, freed, over_before, probe }
     }
@@ -352,7 +355,7 @@ impl Pool {
             limits.iter_mut().map(|limit| limit.allowance(horizon, now, counted)).min().unwrap_or(u64::MAX)
         };
         let provider = all(&mut self.bank.limits);
-        if self.bank.paused_until > end {
+        if self.bank.pause_ends() > end {
             return 0;
         }
         let mut sum = 0_u64;
@@ -363,6 +366,9 @@ impl Pool {
             let mut of_keys = 0_u64;
             for &key in &budget.keys {
                 let key = &mut self.bank.keys[key];
+                if key.held {
+                    continue;
+                }
                 let probe = matches!(key.standing, Standing::Disabled { probe_at, .. } if probe_at <= end);
                 if key.paused_until <= end && key.standing == Standing::Open {
                     of_keys = of_keys.saturating_add(all(&mut key.limits));

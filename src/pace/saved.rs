@@ -51,6 +51,12 @@ pub struct SavedState {
     /// Microseconds until it is tried again; `u64::MAX`: never by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub aside: Option<u64>,
+    /// The version of the operator's word that is older than this.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub heard: u64,
+    /// Tells the secret that was refused from another one.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub secret: u64,
 }
 
 /// The rate that was found for a budget whose limits nobody declared.
@@ -146,7 +152,11 @@ impl Pool {
         let now = self.clock(now);
         let within = self.bank.within;
         let mut saved = Saved {
-            provider: SavedState { paused: left(self.bank.paused_until, now), aside: None },
+            provider: SavedState {
+                paused: left(self.bank.paused_until, now),
+                heard: self.bank.heard,
+                ..SavedState::default()
+            },
             ..Saved::default()
         };
         for key in &self.bank.keys {
@@ -156,8 +166,10 @@ impl Pool {
                     Standing::Open => None,
                     Standing::Disabled { probe_at, .. } => Some(left(probe_at, now)),
                 },
+                heard: key.heard,
+                secret: key.secret,
             };
-            if state != SavedState::default() {
+            if state.paused > 0 || state.aside.is_some() {
                 saved.keys.insert(key.label.clone(), state);
             }
         }
@@ -170,7 +182,10 @@ impl Pool {
             }
             if paused > 0 || parked > 0 {
                 let name = budget_name(budget.name.as_deref(), &self.bank.keys[budget.keys[0]].label);
-                saved.budgets.insert(name, SavedState { paused, aside: (parked > 0).then_some(parked) });
+                let aside = (parked > 0).then_some(parked);
+                // A budget that was not declared is its only key.
+                let secret = if budget.name.is_none() { self.bank.keys[budget.keys[0]].secret } else { 0 };
+                saved.budgets.insert(name, SavedState { paused, aside, heard: budget.heard, secret });
             }
         }
         let mut places = 0;
@@ -192,23 +207,27 @@ impl Pool {
         let now = self.clock(now);
         let (elapsed, within) = (nanos(elapsed), self.bank.within);
         self.bank.paused_until = ends(saved.provider.paused, elapsed, now);
+        self.bank.heard = saved.provider.heard;
         for key in &mut self.bank.keys {
             let Some(state) = saved.keys.get(&key.label) else { continue };
             key.paused_until = ends(state.paused, elapsed, now);
-            if let Some(left) = state.aside {
+            key.heard = state.heard;
+            if let Some(left) = state.aside.filter(|_| state.secret == key.secret) {
                 key.standing = Standing::Disabled { probe_at: ends(left, elapsed, now), probing: false };
             }
         }
         for number in 0..self.bank.budgets.len() {
-            let first = &self.bank.keys[self.bank.budgets[number].keys[0]].label;
+            let first = &self.bank.keys[self.bank.budgets[number].keys[0]];
             let budget = &mut self.bank.budgets[number];
-            let name = budget_name(budget.name.as_deref(), first);
+            let name = budget_name(budget.name.as_deref(), &first.label);
             if let (Some(probe), Some(saved)) = (&mut budget.probe, saved.probes.get(&name)) {
                 **probe = Probe::restored(saved, elapsed, since, now);
             }
             let Some(state) = saved.budgets.get(&name) else { continue };
             budget.paused_until = ends(state.paused, elapsed, now);
-            budget.parked_until = state.aside.map_or(Time::ZERO, |left| ends(left, elapsed, now));
+            budget.heard = state.heard;
+            let same = budget.name.is_some() || state.secret == first.secret;
+            budget.parked_until = state.aside.filter(|_| same).map_or(Time::ZERO, |left| ends(left, elapsed, now));
         }
         self.each_limit(|place, limit| {
             if let Some(one) = saved.limits.get(&place) {

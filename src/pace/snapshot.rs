@@ -7,7 +7,7 @@ use super::limit::{Counts, Limit};
 use super::pool::Pool;
 use super::probe::Probe;
 use super::search::Phase;
-use super::signal::Unit;
+use super::signal::{Family, Unit};
 use std::time::Duration;
 
 /// How much of a limit is taken.
@@ -36,7 +36,9 @@ pub enum KeyState {
     Open,
     /// Not before then.
     Paused(Time),
-    /// Set aside; `probe_at` says when a call may try it (`None`: only an operator).
+    /// Out of use by an operator's word.
+    Held,
+    /// Set aside, since the provider refused it; `probe_at` says when a call may try it (`None`: none will).
     Disabled {
         /// The time of the next probe.
         probe_at: Option<Time>,
@@ -145,6 +147,10 @@ pub struct BudgetSnapshot {
     pub foreign: u64,
     /// See `foreign`.
     pub foreign_at: Option<Time>,
+    /// Calls that left with its keys since the pool was made.
+    pub calls: u64,
+    /// The dialect of the last response that said something about limits.
+    pub signals: Option<Family>,
 }
 
 /// One provider.
@@ -152,6 +158,8 @@ pub struct BudgetSnapshot {
 pub struct PoolSnapshot {
     /// When it was taken.
     pub at: Time,
+    /// Out of use by an operator's word.
+    pub held: bool,
     /// Paused until then.
     pub paused_until: Option<Time>,
     /// Limits of the provider as a whole.
@@ -174,6 +182,7 @@ impl Pool {
         let of_budgets = rates.sum::<Option<f64>>();
         PoolSnapshot {
             at: now,
+            held: self.bank.held,
             paused_until: Some(self.bank.paused_until).filter(|until| *until > now),
             limits,
             allowed_per_second: least(of_budgets, request_rate(&self.bank.limits)),
@@ -212,6 +221,8 @@ impl Pool {
             probing,
             foreign: budget.foreign.0,
             foreign_at: budget.foreign.1,
+            calls: budget.calls,
+            signals: budget.signals,
         }
     }
 
@@ -219,6 +230,7 @@ impl Pool {
         let within = self.bank.within;
         let key = &mut self.bank.keys[number];
         let state = match key.standing {
+            _ if key.held => KeyState::Held,
             Standing::Disabled { probing: true, .. } => KeyState::Probing,
             Standing::Disabled { probe_at, .. } => {
                 KeyState::Disabled { probe_at: Some(probe_at).filter(|at| *at != Time::MAX) }

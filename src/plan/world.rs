@@ -295,7 +295,7 @@ impl World for Planned {
             truncated: false,
         };
         agenda.tell(answer, Event::Head { pk, signal: Box::default() });
-        let end = CallEnd::Answered(Box::new(Answered { response, signal: Signal::default() }));
+        let end = CallEnd::Answered(Box::new(Answered { response, signal: Signal::default(), cost: None }));
         agenda.tell(answer, Event::Ended { pk, end });
     }
 
