@@ -108,7 +108,7 @@ fn a_job_whose_key_is_gone_waits_and_gives_up_when_its_time_is_over() {
 
 #[test]
 fn nothing_leaves_beyond_what_the_lease_allows() {
-    let text = "[[provider]]\nname = \"p\"\nbase_url = \"http://x\"";
+    let text = "[[provider]]\nname = \"p\"\nbase_url = \"http://x\"\nlimits = [ { concurrency = 9 } ]";
     let config = Config::parse(text, None, &[]).expect("valid");
     let provider = Arc::new(config.providers[0].clone());
     let sent_with = |until, calls, open| {
