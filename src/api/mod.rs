@@ -32,6 +32,7 @@ mod params;
 mod path;
 mod provider_view;
 mod providers;
+mod replays;
 mod serve;
 mod view;
 
@@ -56,6 +57,7 @@ pub use desk::{Desk, ITEMS_MAX, Submitted};
 pub use error::{Problem, ProblemKind};
 pub use params::LIMIT_MAX;
 pub use provider_view::{OrderJson, ProviderJson};
+pub use replays::{Begun, ReplayJson};
 pub use serve::{ServeLimits, serve};
 pub use view::{
     Accepted, AcceptedItem, AcceptedMany, AttemptJson, DeadJson, JobJson, PageJson, Purged, ReplayAccepted, WaitingJson,
@@ -143,6 +145,8 @@ pub fn router(parts: ApiParts) -> Router {
         .route("/v1/dead-letters", get(dead_letters::list).delete(dead_letters::purge))
         .route("/v1/dead-letters/{id}", get(dead_letters::show))
         .route("/v1/dead-letters/{id}/replay", post(dead_letters::replay))
+        .route("/v1/replays", post(replays::begin).get(replays::list))
+        .route("/v1/replays/{id}", get(replays::show).delete(replays::stop))
         .route("/v1/providers", get(providers::list))
         .route("/v1/providers/{name}", get(providers::show))
         .route("/v1/providers/{name}/pause", post(providers::pause))

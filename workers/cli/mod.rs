@@ -18,6 +18,7 @@ mod lines;
 mod migrate;
 mod output;
 mod providers;
+mod replays;
 mod serve;
 mod topology;
 
