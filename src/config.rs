@@ -19,6 +19,7 @@ use ipnet::IpNet;
 use crate::job::Catalog;
 use crate::secrets::{Secret, SecretError, SecretSource};
 
+pub use limits::{Quota, QuotaPlace};
 pub use provider::{Auth, Provider, Route};
 
 /// What is wrong with the configuration.
@@ -208,6 +209,19 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] names every place that is wrong.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        Self::load_with(path, Secrets::Read)
+    }
+
+    /// The same without reading any secret: for looking ahead on a machine that has none. What is
+    /// loaded so cannot be served with.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names every place that is wrong.
+    pub fn load_without_secrets(path: Option<&Path>) -> Result<Self, ConfigError> {
+        Self::load_with(path, Secrets::LeftOut)
+    }
+
+    fn load_with(path: Option<&Path>, secrets: Secrets) -> Result<Self, ConfigError> {
         let standard = Path::new("paceline.toml");
         let path = path.map(Path::to_path_buf).or_else(|| standard.exists().then(|| standard.to_path_buf()));
         let text = match &path {
@@ -218,7 +232,7 @@ impl Config {
         };
         let env: Vec<(String, String)> =
             std::env::vars_os().filter_map(|(n, v)| Some((n.into_string().ok()?, v.into_string().ok()?))).collect();
-        Self::parse(&text, path, &env)
+        Self::parse_with(&text, path, &env, secrets)
     }
 
     /// Reads a text with a given environment.
@@ -226,13 +240,25 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] names every place that is wrong.
     pub fn parse(text: &str, path: Option<PathBuf>, env: &[(String, String)]) -> Result<Self, ConfigError> {
+        Self::parse_with(text, path, env, Secrets::Read)
+    }
+
+    fn parse_with(
+        text: &str,
+        path: Option<PathBuf>,
+        env: &[(String, String)],
+        secrets: Secrets,
+    ) -> Result<Self, ConfigError> {
         let shown = path.clone().unwrap_or_else(|| PathBuf::from("the built-in configuration"));
         let syntax = |e: toml::de::Error| ConfigError::Syntax { path: shown.clone(), message: e.to_string() };
         // Read once as it stands: only this reading knows lines and columns.
         let as_written: file::File = toml::from_str(text).map_err(syntax)?;
         let mut table: toml::Table = toml::from_str(text).map_err(syntax)?;
         let used = overrides::apply(&mut table, env)?;
-        let file = if used.is_empty() {
+        if secrets == Secrets::LeftOut {
+            leave_out_secrets(&mut table);
+        }
+        let file = if used.is_empty() && secrets == Secrets::Read {
             as_written
         } else {
             table.try_into().map_err(|e: toml::de::Error| ConfigError::Override {
@@ -240,7 +266,10 @@ impl Config {
                 message: e.message().to_owned(),
             })?
         };
-        let lookup = |name: &str| env.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
+        let lookup = |name: &str| match secrets {
+            Secrets::Read => env.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone()),
+            Secrets::LeftOut => Some(NO_SECRET.to_owned()),
+        };
         let mut problems = Problems::default();
         let config = Self::build(file, path, &lookup, &mut problems);
         match config {
@@ -281,6 +310,33 @@ impl Config {
     /// The provider of that name.
     pub fn provider(&self, name: &str) -> Option<&Provider> {
         self.providers.iter().find(|p| p.name == name)
+    }
+}
+
+/// Whether secrets are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Secrets {
+    Read,
+    /// Something of the right form stands in for each.
+    LeftOut,
+}
+
+/// Stands in for every secret that is left out: valid as a key, a token and a signing secret.
+const NO_SECRET: &str = "whsec_bm8gc2VjcmV0LCBub3RoaW5nIGlzIHNlbnQ=";
+
+/// Lets every secret that is named as it should be come from where none has to be.
+fn leave_out_secrets(table: &mut toml::Table) {
+    for (name, value) in table.iter_mut() {
+        match value {
+            toml::Value::String(text) if name == "secret" && text.parse::<SecretSource>().is_ok() => {
+                *text = "env:LEFT_OUT".to_owned();
+            }
+            toml::Value::Table(inner) => leave_out_secrets(inner),
+            toml::Value::Array(items) => {
+                items.iter_mut().filter_map(toml::Value::as_table_mut).for_each(leave_out_secrets);
+            }
+            _ => {}
+        }
     }
 }
 

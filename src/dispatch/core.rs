@@ -10,6 +10,7 @@
 mod ending;
 mod message;
 mod orders;
+mod quotas;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -23,6 +24,8 @@ use crate::pace::{
     Why,
 };
 use crate::store::{Attempt, Claimed, JobPk, Next, Order, Record, Recorded, StoredResponse, WaitReason};
+
+use quotas::Quotas;
 
 pub use message::{Allowance, Answered, CallEnd, Command, Event, Note, Now};
 pub use orders::Freed;
@@ -100,6 +103,7 @@ enum Doors {
 pub struct Core {
     provider: Arc<Provider>,
     pool: Pool,
+    quotas: Quotas,
     line: Line<JobPk>,
     jobs: HashMap<JobPk, InHand>,
     in_line: Vec<usize>,
@@ -126,9 +130,11 @@ impl Core {
         let pool = pool_of(&provider, now)?;
         let line = Line::new(&provider.pool.lanes);
         let in_line = vec![0; provider.pool.lanes.len()];
+        let quotas = Quotas::new(&provider.quotas);
         Ok(Self {
             provider,
             pool,
+            quotas,
             line,
             jobs: HashMap::new(),
             in_line,
@@ -162,6 +168,7 @@ impl Core {
     /// Lets go what may go now, ends what is past its deadline, hands back what cannot go for
     /// long. To be called after one or several events; the commands are what to do now.
     pub fn advance(&mut self, now: Now) -> std::vec::Drain<'_, Command> {
+        self.quotas.look(&mut self.pool, now);
         self.expire(now);
         self.launch(now);
         self.hand_back(now);
@@ -196,12 +203,14 @@ impl Core {
     ///
     /// # Errors
     /// [`BadSpec`] where the limits cannot be paced.
-    pub fn inherit(&mut self, from: Option<(&Saved, Duration, Since)>, now: Time) -> Result<(), BadSpec> {
-        self.pool = pool_of(&self.provider, now)?;
+    pub fn inherit(&mut self, from: Option<(&Saved, Duration, Since)>, now: Now) -> Result<(), BadSpec> {
+        self.pool = pool_of(&self.provider, now.mono)?;
         self.line = Line::new(&self.provider.pool.lanes);
+        let (walls, elapsed) = from.map_or((&[][..], Duration::ZERO), |(saved, elapsed, _)| (&saved.walls, elapsed));
+        self.quotas.inherit(walls, elapsed, &mut self.pool, now);
         match from {
-            Some((saved, elapsed, since)) => self.pool.restore(saved, elapsed, since, now),
-            None => self.pool.assume_spent(now),
+            Some((saved, elapsed, since)) => self.pool.restore(saved, elapsed, since, now.mono),
+            None => self.pool.assume_spent(now.mono),
         }
         self.obey();
         Ok(())
@@ -216,7 +225,7 @@ impl Core {
 
     /// What was spent, for whoever comes next.
     pub fn save(&mut self, now: Time) -> Saved {
-        self.pool.save(now)
+        Saved { walls: self.quotas.save(now), ..self.pool.save(now) }
     }
 
     /// How every limit, key and budget stands. Costs a visit to each.

@@ -3,6 +3,7 @@
 use super::Time;
 use super::ask::{Ask, BudgetId, COMPARED, KeyId, Routes, Why};
 use super::limit::{Counts, Limit};
+use super::probe::Probe;
 use super::signal::Family;
 use super::slot::Slot;
 use super::spec::{KeySpec, PoolSpec, Safety};
@@ -56,6 +57,10 @@ pub(super) struct Budget {
     pub refusals: u32,
     /// 429s in spite of a permit.
     pub pacing_errors: u64,
+    /// Where no limit is declared.
+    pub probe: Option<Box<Probe>>,
+    /// Calls that others made, as far as answers showed, and when they last did.
+    pub foreign: (u64, Option<Time>),
     /// Calls that left.
     pub calls: u64,
     /// The dialect of the last response that said something about limits.
@@ -137,6 +142,7 @@ impl Bank {
             narrow: self.narrow_template.clone(),
         });
         self.budgets[budget].keys.push(key);
+        self.probe_unless_declared(budget);
         KeyId(key as u32)
     }
 
@@ -207,6 +213,7 @@ impl Bank {
         let within = self.within;
         let budget = &mut self.budgets[budget];
         let state = Slot::at(budget.paused_until.max(budget.parked_until));
+        let state = budget.probe.as_ref().map_or(state, |probe| state.and(probe.slot(now)));
         state.and(all_of(&mut budget.limits, cost, now, within))
     }
 
@@ -286,6 +293,8 @@ impl Budget {
             refused_at: None,
             refusals: 0,
             pacing_errors: 0,
+            probe: None,
+            foreign: (0, None),
             calls: 0,
             signals: None,
             heard: 0,

@@ -9,6 +9,7 @@ use super::Time;
 use super::bank::Standing;
 use super::limit::Limit;
 use super::pool::Pool;
+use super::probe::Probe;
 use super::time::nanos;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -58,6 +59,25 @@ pub struct SavedState {
     pub secret: u64,
 }
 
+/// The rate that was found for a budget whose limits nobody declared.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedProbe {
+    /// Calls in a million seconds that are in use.
+    pub rate: u64,
+    /// Calls in a million seconds that the provider is believed to allow.
+    pub found: u64,
+    /// Microseconds that the provider is believed to remember.
+    pub span: u64,
+    /// Whether it had settled there.
+    pub settled: bool,
+    /// Microseconds until the next call.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub debt: u64,
+    /// Microseconds since it was last refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused_ago: Option<u64>,
+}
+
 /// Everything that later calls must respect.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Saved {
@@ -72,6 +92,13 @@ pub struct Saved {
     /// Of the whole provider.
     #[serde(default)]
     pub provider: SavedState,
+    /// Wall clocks that may be right: what each would show now, and how long ago it did, in milliseconds. The
+    /// caller's, for its calendar.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub walls: Vec<(i64, u64)>,
+    /// By name of the budget, where a rate was found.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub probes: BTreeMap<String, SavedProbe>,
 }
 
 /// What may have been spent after the state was saved.
@@ -149,6 +176,10 @@ impl Pool {
         for budget in &self.bank.budgets {
             let paused = left(budget.paused_until, now);
             let parked = left(budget.parked_until, now);
+            if let Some(probe) = budget.probe.as_ref().and_then(|probe| probe.saved(now)) {
+                let name = budget_name(budget.name.as_deref(), &self.bank.keys[budget.keys[0]].label);
+                saved.probes.insert(name, probe);
+            }
             if paused > 0 || parked > 0 {
                 let name = budget_name(budget.name.as_deref(), &self.bank.keys[budget.keys[0]].label);
                 let aside = (parked > 0).then_some(parked);
@@ -188,7 +219,11 @@ impl Pool {
         for number in 0..self.bank.budgets.len() {
             let first = &self.bank.keys[self.bank.budgets[number].keys[0]];
             let budget = &mut self.bank.budgets[number];
-            let Some(state) = saved.budgets.get(&budget_name(budget.name.as_deref(), &first.label)) else { continue };
+            let name = budget_name(budget.name.as_deref(), &first.label);
+            if let (Some(probe), Some(saved)) = (&mut budget.probe, saved.probes.get(&name)) {
+                **probe = Probe::restored(saved, elapsed, since, now);
+            }
+            let Some(state) = saved.budgets.get(&name) else { continue };
             budget.paused_until = ends(state.paused, elapsed, now);
             budget.heard = state.heard;
             let same = budget.name.is_some() || state.secret == first.secret;

@@ -5,6 +5,8 @@ use super::ask::KeyId;
 use super::bank::Standing;
 use super::limit::{Counts, Limit};
 use super::pool::Pool;
+use super::probe::Probe;
+use super::search::Phase;
 use super::signal::{Family, Unit};
 use std::time::Duration;
 
@@ -56,6 +58,56 @@ pub enum BudgetState {
     Parked(Option<Time>),
 }
 
+/// How far a budget is whose limits nobody declared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProbeState {
+    /// Nothing was refused yet: open calls are bounded, more with each answer.
+    SlowStart,
+    /// Answers tell limits: those hold.
+    Told,
+    /// Calls are refused: one at a time tries.
+    Refused,
+    /// A rate was found; smaller ones are used first.
+    Found,
+    /// At the rate that was found.
+    Settled,
+    /// Trying, in small steps, whether more is allowed by now.
+    ProbingAgain,
+}
+
+impl ProbeState {
+    /// As people and metrics are told.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ProbeState::SlowStart => "slow_start",
+            ProbeState::Told => "told",
+            ProbeState::Refused => "refused",
+            ProbeState::Found => "found",
+            ProbeState::Settled => "settled",
+            ProbeState::ProbingAgain => "probing_again",
+        }
+    }
+}
+
+/// What is known of limits that nobody declared.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ProbeSnapshot {
+    /// How far it is.
+    pub state: ProbeState,
+    /// Calls open at most; `None` once a rate is known.
+    pub open_most: Option<u64>,
+    /// Calls a second in use; `None` while no rate is known.
+    pub per_second: Option<f64>,
+    /// Calls a second that the provider is believed to allow.
+    pub found_per_second: Option<f64>,
+    /// When it was last refused.
+    pub refused_at: Option<Time>,
+    /// Calls refused since this process has the budget.
+    pub refusals: u64,
+    /// When more is tried.
+    pub again_at: Option<Time>,
+}
+
 /// One key.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KeySnapshot {
@@ -88,6 +140,13 @@ pub struct BudgetSnapshot {
     pub pacing_errors: u64,
     /// By how much of a period refusals have widened its guard, 0 to 1.
     pub guard: f64,
+    /// Where no limit of provider, budget or key is declared: how the search for one stands.
+    pub probing: Option<ProbeSnapshot>,
+    /// Calls that somebody else made with its keys, at least, as far as answers showed since this process has the
+    /// budget; and when that was last seen.
+    pub foreign: u64,
+    /// See `foreign`.
+    pub foreign_at: Option<Time>,
     /// Calls that left with its keys since the pool was made.
     pub calls: u64,
     /// The dialect of the last response that said something about limits.
@@ -148,15 +207,20 @@ impl Pool {
             BudgetState::Open
         };
         let only = keys.first().map(|key| key.label.clone()).unwrap_or_default();
+        let probing = budget.probe.as_deref().map(probe_snapshot);
+        let found = probing.and_then(|probing| probing.per_second);
         BudgetSnapshot {
             name: budget.name.clone().unwrap_or(only),
             declared: budget.name.is_some(),
             state,
-            allowed_per_second: least(of_keys, request_rate(&budget.limits)),
+            allowed_per_second: least(found, least(of_keys, request_rate(&budget.limits))),
             limits: uses(&mut budget.limits, now, within),
             keys,
             pacing_errors: budget.pacing_errors,
             guard: budget.widened as f64 / 1000.0,
+            probing,
+            foreign: budget.foreign.0,
+            foreign_at: budget.foreign.1,
             calls: budget.calls,
             signals: budget.signals,
         }
@@ -180,6 +244,26 @@ impl Pool {
             state,
             limits: uses(&mut key.limits, now, within),
         }
+    }
+}
+
+fn probe_snapshot(probe: &Probe) -> ProbeSnapshot {
+    let state = match probe.search.phase() {
+        _ if probe.is_refused() => ProbeState::Refused,
+        Phase::SlowStart if probe.told.is_some() => ProbeState::Told,
+        Phase::SlowStart => ProbeState::SlowStart,
+        Phase::Found => ProbeState::Found,
+        Phase::Settled => ProbeState::Settled,
+        Phase::Again => ProbeState::ProbingAgain,
+    };
+    ProbeSnapshot {
+        state,
+        open_most: probe.open_most(),
+        per_second: probe.search.rate(),
+        found_per_second: probe.search.found(),
+        refused_at: probe.refused_at,
+        refusals: probe.refusals,
+        again_at: probe.search.again_at(),
     }
 }
 

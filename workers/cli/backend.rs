@@ -168,6 +168,43 @@ impl Backend {
         }
     }
 
+    /// Whether a server answers, which goes on with what is asked for.
+    pub fn is_server(&self) -> bool {
+        matches!(self, Self::Http(_))
+    }
+
+    /// `POST /v1/replays`
+    pub async fn begin_replay(&self, body: Vec<u8>) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::POST, &["v1", "replays"], "", Some(body)).await?),
+            Self::Store { desk, .. } => value(&desk.begin_replay(Tenancy::all(), &body).await?),
+        }
+    }
+
+    /// `GET /v1/replays`
+    pub async fn replays(&self, query: &str) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::GET, &["v1", "replays"], query, None).await?),
+            Self::Store { desk, .. } => value(&desk.replays(&Tenancy::all(), query).await?),
+        }
+    }
+
+    /// `GET /v1/replays/{id}`
+    pub async fn replay_by_filter(&self, id: &str) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::GET, &["v1", "replays", id], "", None).await?),
+            Self::Store { desk, .. } => value(&desk.replay_by_filter(&Tenancy::all(), id).await?),
+        }
+    }
+
+    /// `DELETE /v1/replays/{id}`
+    pub async fn stop_replay(&self, id: &str) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::DELETE, &["v1", "replays", id], "", None).await?),
+            Self::Store { desk, .. } => value(&desk.stop_replay(&Tenancy::all(), id).await?),
+        }
+    }
+
     /// `GET /v1/providers`
     pub async fn providers(&self) -> Result<Value, Failure> {
         match self {
@@ -205,43 +242,6 @@ impl Backend {
         match self {
             Self::Http(api) => order(api, &[name, "budgets", budget, "resume"]).await,
             Self::Store { control, .. } => value(&control.resume_budget(name, budget, OPERATOR).await?),
-        }
-    }
-
-    /// Whether a server answers, which goes on with what is asked for.
-    pub fn is_server(&self) -> bool {
-        matches!(self, Self::Http(_))
-    }
-
-    /// `POST /v1/replays`
-    pub async fn begin_replay(&self, body: Vec<u8>) -> Result<Value, Failure> {
-        match self {
-            Self::Http(api) => json(api.call(Method::POST, &["v1", "replays"], "", Some(body)).await?),
-            Self::Store { desk, .. } => value(&desk.begin_replay(Tenancy::all(), &body).await?),
-        }
-    }
-
-    /// `GET /v1/replays`
-    pub async fn replays(&self, query: &str) -> Result<Value, Failure> {
-        match self {
-            Self::Http(api) => json(api.call(Method::GET, &["v1", "replays"], query, None).await?),
-            Self::Store { desk, .. } => value(&desk.replays(&Tenancy::all(), query).await?),
-        }
-    }
-
-    /// `GET /v1/replays/{id}`
-    pub async fn replay_by_filter(&self, id: &str) -> Result<Value, Failure> {
-        match self {
-            Self::Http(api) => json(api.call(Method::GET, &["v1", "replays", id], "", None).await?),
-            Self::Store { desk, .. } => value(&desk.replay_by_filter(&Tenancy::all(), id).await?),
-        }
-    }
-
-    /// `DELETE /v1/replays/{id}`
-    pub async fn stop_replay(&self, id: &str) -> Result<Value, Failure> {
-        match self {
-            Self::Http(api) => json(api.call(Method::DELETE, &["v1", "replays", id], "", None).await?),
-            Self::Store { desk, .. } => value(&desk.stop_replay(&Tenancy::all(), id).await?),
         }
     }
 

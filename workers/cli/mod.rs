@@ -17,6 +17,8 @@ mod keys;
 mod lines;
 mod migrate;
 mod output;
+mod plan;
+mod plan_text;
 mod providers;
 mod replays;
 mod serve;
@@ -121,6 +123,7 @@ enum Command {
     #[command(subcommand)]
     Keys(keys::Command),
     Check(check::Args),
+    Plan(Box<plan::Args>),
     Migrate(migrate::Args),
     #[command(subcommand)]
     Topology(topology::Command),
@@ -138,6 +141,7 @@ impl Command {
             Self::Providers(command) => providers::run(command, globals, out).await,
             Self::Keys(command) => keys::run(command, globals, out).await,
             Self::Check(args) => check::run(args, globals, out).await,
+            Self::Plan(args) => plan::run(*args, globals, out).await,
             Self::Migrate(args) => migrate::run(args, globals, out).await,
             Self::Topology(command) => topology::run(command, globals, out).await,
         }
