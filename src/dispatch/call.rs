@@ -10,6 +10,7 @@ use super::shell::{Input, send};
 use crate::clock::Clock;
 use crate::cost::CostFrom;
 use crate::job::Job;
+use crate::kill_point::{KillPoint, reached};
 use crate::pace::Signal;
 use crate::provider::{Answer, CallError, Client, header_pairs};
 use crate::secrets::Secret;
@@ -37,13 +38,16 @@ impl Call {
         cost_from: Option<&CostFrom>,
     ) {
         let mut signal = Signal::default();
+        reached(KillPoint::BeforeSend);
         let result = client
             .call(job, secret, |status, headers| {
                 let wall = u64::try_from(self.clock.wall_ms()).map(Duration::from_millis).ok();
                 signal = Signal::parse(header_pairs(headers), status, wall);
+                reached(KillPoint::AfterFirstByte);
                 self.tell(Event::Head { pk: self.pk, signal: Box::new(signal.clone()) });
             })
             .await;
+        reached(KillPoint::AfterAnswer);
         self.end(match result {
             Ok(answer) => {
                 // Half a document is none.

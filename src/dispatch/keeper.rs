@@ -4,6 +4,7 @@ use super::core::{Event, Now};
 use super::lease::{self, Step};
 use super::shell::{Dispatcher, DispatcherParts, Input, Release, send};
 use crate::config::Provider;
+use crate::kill_point::{KillPoint, reached};
 use crate::pace::Measure;
 use crate::store::{LeaseTake, StoreError};
 
@@ -26,10 +27,19 @@ impl Dispatcher {
         self.tasks.spawn(async move {
             let (store, provider, owner) = (&parts.store, &parts.provider.name, &parts.owner);
             let input = match step {
-                Step::Take => Input::Taken(store.lease_take(provider, "", owner, lease::TTL).await),
+                Step::Take => {
+                    let taken = store.lease_take(provider, "", owner, lease::TTL).await;
+                    if matches!(taken, Ok(LeaseTake::Taken { .. })) {
+                        reached(KillPoint::AfterLeaseTaken);
+                    }
+                    Input::Taken(taken)
+                }
                 Step::Renew { epoch, ahead } => {
                     let book = lease::book(spent, ahead);
-                    Input::Renewed(store.lease_renew(provider, "", owner, epoch, lease::TTL, &book).await)
+                    reached(KillPoint::BeforeRenewal);
+                    let renewed = store.lease_renew(provider, "", owner, epoch, lease::TTL, &book).await;
+                    reached(KillPoint::AfterRenewal);
+                    Input::Renewed(renewed)
                 }
             };
             send(&sender, input);
@@ -105,10 +115,12 @@ impl Dispatcher {
         let (parts, sender) = (self.parts.clone(), self.sender.clone());
         let book = lease::book(self.core.save(now.mono), lease::Ahead::NOTHING);
         self.tasks.spawn(async move {
+            reached(KillPoint::BeforeHandOver);
             let released = parts.store.lease_release(&parts.provider.name, "", &parts.owner, epoch, &book).await;
             if let Err(error) = released {
                 tracing::warn!(%error, "the lease was not let go of; the next process waits until it ends");
             }
+            reached(KillPoint::AfterHandOver);
             send(&sender, Input::Released);
         });
         false

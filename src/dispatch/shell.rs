@@ -20,6 +20,7 @@ use super::tell::Teller;
 use crate::clock::Clock;
 use crate::config::Provider;
 use crate::job::{Job, JobState};
+use crate::kill_point::{KillPoint, reached};
 use crate::outcome::Outcome;
 use crate::pace::{BadSpec, KeyId, Time};
 use crate::provider::{Client, ClientError};
@@ -317,6 +318,9 @@ impl Dispatcher {
             let limit = u32::try_from(asked).unwrap_or(500);
             let provider = &parts.provider.name;
             let claimed = parts.store.claim_due(&parts.owner, provider, &name, limit, parts.clock.wall_ms()).await;
+            if claimed.as_ref().is_ok_and(|jobs| !jobs.is_empty()) {
+                reached(KillPoint::AfterClaim);
+            }
             let result = match claimed {
                 Ok(jobs) if jobs.len() < asked => match parts.store.next_due(provider, &name).await {
                     Ok(next_due_ms) => Ok((jobs, next_due_ms)),
