@@ -16,6 +16,10 @@ impl Dispatcher {
         if self.claims.are_stopped() && self.tenure.epoch().is_none() {
             return;
         }
+        // A key that an operator disabled must not be used by whoever has not heard of it.
+        if !self.orders.are_known() {
+            return;
+        }
         let Some(step) = self.tenure.step(now.mono, self.core.is_idle()) else { return };
         let (parts, sender) = (self.parts.clone(), self.sender.clone());
         let spent = self.core.save(now.mono);
@@ -33,7 +37,8 @@ impl Dispatcher {
     }
 
     pub(super) fn lease_taken(&mut self, result: Result<LeaseTake, StoreError>) {
-        let now = self.parts.clock.mono();
+        let at = self.now();
+        let now = at.mono;
         let provider = &self.label.provider;
         match result {
             Ok(LeaseTake::Taken { epoch, last }) => {
@@ -41,8 +46,8 @@ impl Dispatcher {
                 let from = match &inherited {
                     // Nobody ever spent anything.
                     None => Ok(()),
-                    Some(Some(left)) => self.core.inherit(Some((&left.spent, left.elapsed, left.since)), now),
-                    Some(None) => self.core.inherit(None, now),
+                    Some(Some(left)) => self.core.inherit(Some((&left.spent, left.elapsed, left.since)), at),
+                    Some(None) => self.core.inherit(None, at),
                 };
                 if let Err(error) = from {
                     tracing::error!(provider, %error, "the limits cannot be paced");
