@@ -19,9 +19,9 @@ const DRAINS_WITHIN: Duration = Duration::from_secs(60);
 /// Between two looks at the database.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Calls of one key in any second, its open calls, and those of the whole provider in half of the rounds.
-const PER_SECOND: u64 = 40;
-const OPEN: u64 = 16;
-const OPEN_IN_ALL: u64 = 36;
+const PER_SECOND: u64 = 60;
+const OPEN: u64 = 24;
+const OPEN_IN_ALL: u64 = 54;
 
 /// What came of a round.
 pub struct Report {
