@@ -376,10 +376,9 @@ fn random_walks_go_over_every_transition() {
 /// What a producer may put into a message, from sound to absurd.
 fn message() -> impl Strategy<Value = (Vec<u8>, BasicProperties, Option<&'static str>)> {
     let body = prop_oneof![
-        4 => (envelope(), any::<u32>()).prop_map(|(mut value, n)| {
-            value["id"] = format!("f{n}").into();
+        4 => envelope().prop_map(|mut value| {
             if let Some(fields) = value.as_object_mut() {
-                fields.remove("provider");
+                fields.retain(|name, _| name != "id" && name != "provider" && name != "lane");
             }
             value.to_string().into_bytes()
         }),
@@ -463,7 +462,6 @@ async fn whatever_a_producer_publishes_becomes_a_job_or_a_dead_letter() {
         let letters = world.number("SELECT COUNT(*) FROM dead_letters WHERE job_pk IS NULL").await;
         assert!(jobs > 20 && letters > 20, "{jobs} jobs, {letters} letters");
         assert!(!serve.log().contains("RabbitMQ cannot be used"), "no message ends the session:\n{}", serve.log());
-        world.all_done(jobs, Duration::from_secs(60)).await;
         broker.close().await;
         serve.stop().await;
     })
