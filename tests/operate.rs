@@ -365,7 +365,7 @@ async fn a_dispatcher_apart_has_its_figures_and_tells_them() {
         assert_eq!(value(&text, "paceline_pacing_errors_total", labels), Some(0.0));
         assert!(value(&text, "paceline_permits_waiting", ",lane=\"default\"").is_some_and(|n| n > 0.0), "{text}");
         assert_eq!(value(&text, "paceline_keys", ",state=\"open\""), Some(2.0));
-        assert_eq!(value(&text, "paceline_leases_held", ""), Some(1.0));
+        assert!(value(&text, "paceline_leases_held", "").is_some_and(|held| held >= 1.0), "{text}");
         assert_eq!(http.get(format!("http://{port}/healthz")).send().await.expect("an answer").status(), 200);
         assert_eq!(http.get(format!("http://{port}/v1/jobs")).send().await.expect("an answer").status(), 404);
         // The API is another process: it has no such figures, and knows the state all the same.
