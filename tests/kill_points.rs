@@ -121,11 +121,7 @@ async fn killed_at_every_point_with_rabbitmq_and_postgresql() {
 async fn killed_at(world: &World, step: Step) -> String {
     let provider_began_ms = now_ms();
     let (provider, receiver) = surroundings(world).await;
-    if world.mode == Mode::Scaled {
-        for prepare in [&["migrate"][..], &["topology", "apply"]] {
-            assert!(world.run(prepare).await.status.success(), "{prepare:?}");
-        }
-    }
+    world.prepare().await;
     let (jobs, expected) = jobs(world, step, &receiver);
     world.set(VARIABLE, &format!("{}:{}", step.point.as_str(), time(step.point)));
     let mut serve = world.serve();
