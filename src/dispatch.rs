@@ -2,7 +2,8 @@
 //!
 //! [`core`] is the story without I/O: events in (a claimed job, an answer, a commit), commands out
 //! (make this call, write this record). `shell` executes it for real; `intake` is the door
-//! through which the inlet hands jobs in. Who may dispatch at all is decided in `lease`.
+//! through which the inlet hands jobs in. Who may dispatch at all is decided in `lease`; what operators
+//! want is learnt in `orders`; how things stand is told in `tell`.
 
 mod call;
 mod claims;
@@ -10,8 +11,11 @@ pub mod core;
 mod intake;
 mod keeper;
 mod lease;
+mod orders;
 mod record;
+mod report;
 mod shell;
+mod tell;
 
 pub use intake::{Closed, Intake};
 pub use shell::{DispatchError, Dispatcher, DispatcherParts};

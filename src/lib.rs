@@ -19,17 +19,23 @@
 //! outcome, retry`. The binary in `workers/` may use this library, never the reverse.
 
 pub mod api;
+pub mod breaker;
+pub mod calendar;
 pub mod clock;
 pub mod config;
+pub mod cost;
 pub mod dispatch;
 pub mod duration;
 pub mod inlet;
 pub mod job;
+pub mod kill_point;
 pub mod net_guard;
 pub mod outcome;
 pub mod pace;
+pub mod plan;
 pub mod provider;
 pub mod readiness;
+pub mod replays;
 pub mod retry;
 pub mod schedule;
 pub mod secrets;

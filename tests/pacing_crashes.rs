@@ -78,7 +78,7 @@ fn rule((pace, counter): (Pace, Counter), at: At, cost: bool, largest: u64, dice
             let server = Box::new(move || Box::new(Concurrent::new(u64::from(places))) as Box<dyn Server>);
             return Rule { at, limit: LimitSpec::concurrency(places), server, tells: false, calendar: None };
         }
-        Pace::Quota => Algorithm::Quota(Reset { ends: Time::ZERO }),
+        Pace::Quota => Algorithm::Quota(Reset { longest: per, calendar: 1 }),
     };
     let mut limit = if cost { LimitSpec::cost(n, per, algorithm) } else { LimitSpec::requests(n, per, algorithm) };
     if pace == Pace::TokenBucket || (pace == Pace::Smooth && dice.below(3) == 0 && counter != Counter::Bucket) {

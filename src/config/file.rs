@@ -18,6 +18,7 @@ pub(super) struct File {
     pub store: Store,
     pub queue: Queue,
     pub api: Api,
+    pub metrics: Metrics,
     pub webhooks: Webhooks,
     pub provider: Vec<Provider>,
 }
@@ -49,6 +50,12 @@ pub(super) struct Api {
     pub tokens: Vec<Token>,
     pub envelope_bytes_max: Option<usize>,
     pub public_url: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Metrics {
+    pub listen: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -97,6 +104,8 @@ pub(super) struct Provider {
     #[serde(default)]
     pub retry: Retry,
     #[serde(default)]
+    pub breaker: Breaker,
+    #[serde(default)]
     pub ca_file: Option<PathBuf>,
     #[serde(default)]
     pub budget: Vec<Budget>,
@@ -127,7 +136,7 @@ pub(super) struct Limit {
     #[serde(default)]
     pub concurrency: Option<u32>,
     #[serde(default)]
-    pub per: Option<HumanDuration>,
+    pub per: Option<Per>,
     #[serde(default)]
     pub algorithm: Option<String>,
     #[serde(default)]
@@ -155,6 +164,16 @@ pub(super) struct Retry {
     pub max_elapsed: Option<HumanDuration>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Breaker {
+    pub failures: Option<u32>,
+    pub ratio: Option<String>,
+    pub window: Option<HumanDuration>,
+    pub open: Option<HumanDuration>,
+    pub probes: Option<u32>,
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Budget {
@@ -172,6 +191,25 @@ pub(super) struct Route {
     pub limits: Vec<Limit>,
     #[serde(default)]
     pub key_limits: Vec<Limit>,
+    #[serde(default)]
+    pub cost_from: Option<String>,
+}
+
+/// A duration, or `"1 month"`: months are not all of one length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Per {
+    Span(HumanDuration),
+    Month,
+}
+
+impl<'de> Deserialize<'de> for Per {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text == "1 month" {
+            return Ok(Self::Month);
+        }
+        text.parse().map(Self::Span).map_err(de::Error::custom)
+    }
 }
 
 /// `"strict"`, `"balanced"` or `{ headroom = "2%" }`.
@@ -220,7 +258,7 @@ impl<'de> Deserialize<'de> for Safety {
 }
 
 /// `"2%"` as 0.02.
-fn percent(text: &str) -> Option<f64> {
+pub(super) fn percent(text: &str) -> Option<f64> {
     let number: f64 = text.strip_suffix('%')?.trim().parse().ok()?;
     number.is_finite().then_some(number / 100.0)
 }

@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use url::Url;
 
-use super::{Lookup, Problems, file, limits, secret};
-use crate::job::{ProviderRules, is_name};
+use super::limits::{self, Quota, QuotaPlace};
+use super::{Lookup, Problems, file, secret};
+use crate::breaker::BreakerPolicy;
+use crate::cost::CostFrom;
+use crate::job::{ProviderRules, REPLAY_LANE, is_name};
 use crate::pace::{BudgetSpec, KeySpec, LaneSpec, PoolSpec, RouteSpec, Safety};
 use crate::retry::RetryPolicy;
 use crate::secrets::Secret;
 
-/// The lane of replays; always there, always last in line.
-const REPLAY: &str = "replay";
 /// The lane of jobs that name none.
 const DEFAULT: &str = "default";
 
@@ -36,13 +37,15 @@ pub enum Auth {
     },
 }
 
-/// Calls that narrower limits hold for.
+/// Calls that narrower limits or policies hold for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
     /// `None` matches every method.
     pub method: Option<String>,
     /// `*` stands for any text, slashes too.
     pub path: String,
+    /// Where the answers to these calls tell their true cost.
+    pub cost_from: Option<CostFrom>,
 }
 
 /// A configured provider.
@@ -64,8 +67,12 @@ pub struct Provider {
     pub secrets: Vec<Option<Secret>>,
     /// What calls the routes of `pool.routes` match, in the same order.
     pub routes: Vec<Route>,
+    /// Which limits of `pool` begin anew by the calendar.
+    pub quotas: Vec<Quota>,
     /// What follows a failure.
     pub retry: RetryPolicy,
+    /// When it is left alone because it is down.
+    pub breaker: BreakerPolicy,
 }
 
 impl Provider {
@@ -73,6 +80,8 @@ impl Provider {
     pub fn rules(&self) -> ProviderRules {
         let pins =
             self.pool.keys.iter().map(|k| k.label.clone()).chain(self.pool.budgets.iter().map(|b| b.name.clone()));
+        let budget = |key: &KeySpec| key.budget.and_then(|place| Some(self.pool.budgets.get(place)?.name.clone()));
+        let keys = self.pool.keys.iter().map(|key| (key.label.clone(), budget(key)));
         let (credential_header, credential_query) = match &self.auth {
             Auth::Header { name, .. } => (Some(name.as_str().to_owned()), None),
             Auth::Query(name) => (None, Some(name.clone())),
@@ -81,10 +90,17 @@ impl Provider {
         ProviderRules {
             lanes: self.pool.lanes.iter().map(|l| l.name.clone()).collect(),
             pins: pins.collect(),
+            keys: keys.collect(),
             credential_header,
             credential_query,
             idempotency_header: "idempotency-key".to_owned(),
         }
+    }
+
+    /// Where the answer to a call tells its true cost: policies are those of the first route that matches.
+    pub fn cost_from(&self, method: &str, path: &str) -> Option<&CostFrom> {
+        let first = self.routes_of(method, path).next()?;
+        self.routes[first].cost_from.as_ref()
     }
 
     /// Indices of the routes that match a call.
@@ -104,7 +120,7 @@ impl Route {
             return Err(wrong());
         }
         if path.starts_with('/') || path.starts_with('*') {
-            Ok(Self { method, path: path.to_owned() })
+            Ok(Self { method, path: path.to_owned(), cost_from: None })
         } else {
             Err(wrong())
         }
@@ -167,7 +183,7 @@ pub(super) fn build(raw: file::Provider, env: &Lookup<'_>, problems: &mut Proble
     let mut labels = BTreeSet::new();
     let mut secrets = Vec::new();
     let mut keys = keys(&place, &raw.keys, None, &mut labels, &mut secrets, env, problems);
-    let mut budgets = Vec::new();
+    let (mut budgets, mut quotas) = (Vec::new(), Vec::new());
     for (index, budget) in raw.budget.iter().enumerate() {
         let place = format!("{place}: budget {:?}", budget.name);
         claim_name(&place, &budget.name, &mut labels, problems);
@@ -175,7 +191,8 @@ pub(super) fn build(raw: file::Provider, env: &Lookup<'_>, problems: &mut Proble
             problems.add(&place, "expected at least one key");
         }
         keys.extend(self::keys(&place, &budget.keys, Some(index), &mut labels, &mut secrets, env, problems));
-        let limits = limits::build(&format!("{place}: limits"), &budget.limits, problems);
+        let at = QuotaPlace::Budget(index);
+        let limits = limits::build(&format!("{place}: limits"), at, &budget.limits, &mut quotas, problems);
         budgets.push(BudgetSpec { name: budget.name.clone(), limits });
     }
     if keys.is_empty() {
@@ -183,12 +200,15 @@ pub(super) fn build(raw: file::Provider, env: &Lookup<'_>, problems: &mut Proble
         keys.push(KeySpec { label: "none".to_owned(), weight: 1, budget: None });
         secrets.push(None);
     }
-    let (routes, route_specs) = routes(&place, &raw.route, problems);
+    let (routes, route_specs) = routes(&place, &raw.route, &mut quotas, problems);
+    let mut limits = |name: &str, at, raw: &[_], problems: &mut _| {
+        limits::build(&format!("{place}: {name}"), at, raw, &mut quotas, problems)
+    };
     let pool = PoolSpec {
         safety: safety(raw.safety),
         counted_within: raw.counted_within.map_or(timeout, |d| d.0),
-        limits: limits::build(&format!("{place}: limits"), &raw.limits, problems),
-        key_limits: limits::build(&format!("{place}: key_limits"), &raw.key_limits, problems),
+        limits: limits("limits", QuotaPlace::Provider, &raw.limits, problems),
+        key_limits: limits("key_limits", QuotaPlace::Keys, &raw.key_limits, problems),
         keys,
         budgets,
         routes: route_specs,
@@ -196,6 +216,7 @@ pub(super) fn build(raw: file::Provider, env: &Lookup<'_>, problems: &mut Proble
     };
     problems.take(&place, pool.check());
     let retry = retry(&place, &raw.retry, problems);
+    let breaker = breaker(&place, &raw.breaker, problems);
     Some(Provider {
         name: raw.name,
         base_url: base_url?,
@@ -205,7 +226,9 @@ pub(super) fn build(raw: file::Provider, env: &Lookup<'_>, problems: &mut Proble
         pool,
         secrets,
         routes,
+        quotas,
         retry,
+        breaker,
     })
 }
 
@@ -288,17 +311,27 @@ fn claim_name(place: &str, name: &str, taken: &mut BTreeSet<String>, problems: &
     }
 }
 
-fn routes(place: &str, raw: &[file::Route], problems: &mut Problems) -> (Vec<Route>, Vec<RouteSpec>) {
+fn routes(
+    place: &str,
+    raw: &[file::Route],
+    quotas: &mut Vec<Quota>,
+    problems: &mut Problems,
+) -> (Vec<Route>, Vec<RouteSpec>) {
     let mut routes = Vec::new();
     let mut specs = Vec::new();
     for (n, route) in raw.iter().enumerate() {
         let place = format!("{place}: route[{n}]");
-        let Some(parsed) = problems.take(&format!("{place}.match"), Route::parse(&route.r#match)) else { continue };
-        routes.push(parsed);
+        let Some(mut parsed) = problems.take(&format!("{place}.match"), Route::parse(&route.r#match)) else { continue };
+        if let Some(pointer) = &route.cost_from {
+            parsed.cost_from = problems.take(&format!("{place}.cost_from"), CostFrom::parse(pointer));
+        }
+        let mut limits =
+            |name: &str, at, raw: &[_]| limits::build(&format!("{place}.{name}"), at, raw, quotas, problems);
         specs.push(RouteSpec {
-            limits: limits::build(&format!("{place}.limits"), &route.limits, problems),
-            key_limits: limits::build(&format!("{place}.key_limits"), &route.key_limits, problems),
+            limits: limits("limits", QuotaPlace::Route(n), &route.limits),
+            key_limits: limits("key_limits", QuotaPlace::RouteKeys(n), &route.key_limits),
         });
+        routes.push(parsed);
     }
     (routes, specs)
 }
@@ -310,7 +343,7 @@ fn lanes(place: &str, raw: &std::collections::BTreeMap<String, u32>, problems: &
         if !is_name(name) {
             problems.add(&place, "expected a name of 1 to 64 of a-z 0-9 _ -");
         }
-        if name == REPLAY {
+        if name == REPLAY_LANE {
             problems.add(&place, "this lane is reserved for replays");
             continue;
         }
@@ -322,7 +355,7 @@ fn lanes(place: &str, raw: &std::collections::BTreeMap<String, u32>, problems: &
     if !raw.contains_key(DEFAULT) {
         lanes.push(LaneSpec { name: DEFAULT.to_owned(), weight: 4 });
     }
-    lanes.push(LaneSpec { name: REPLAY.to_owned(), weight: 1 });
+    lanes.push(LaneSpec { name: REPLAY_LANE.to_owned(), weight: 1 });
     lanes
 }
 
@@ -341,6 +374,30 @@ fn retry(place: &str, raw: &file::Retry, problems: &mut Problems) -> RetryPolicy
     if policy.cap < policy.base {
         problems.add(format!("{place}: retry.cap"), "expected at least retry.base");
     }
+    policy
+}
+
+fn breaker(place: &str, raw: &file::Breaker, problems: &mut Problems) -> BreakerPolicy {
+    let standard = BreakerPolicy::default();
+    let ratio = raw.ratio.as_deref().map_or(Some(standard.ratio), file::percent).filter(|r| (0.0..=1.0).contains(r));
+    let policy = BreakerPolicy {
+        failures: raw.failures.unwrap_or(standard.failures),
+        ratio: ratio.unwrap_or(standard.ratio),
+        window: raw.window.map_or(standard.window, |d| d.0),
+        open: raw.open.map_or(standard.open, |d| d.0),
+        probes: raw.probes.unwrap_or(standard.probes),
+    };
+    let mut expect = |holds: bool, name: &str, what: &str| {
+        if !holds {
+            problems.add(format!("{place}: breaker.{name}"), format!("expected {what}"));
+        }
+    };
+    let span = Duration::from_secs(1)..=Duration::from_secs(3_600);
+    expect(ratio.is_some(), "ratio", "a share such as \"50%\", 0% to 100%");
+    expect((1..=1_000_000).contains(&policy.failures), "failures", "1 to 1000000");
+    expect(span.contains(&policy.window), "window", "1s to 1h");
+    expect(span.contains(&policy.open), "open", "1s to 1h");
+    expect((1..=100).contains(&policy.probes), "probes", "1 to 100");
     policy
 }
 

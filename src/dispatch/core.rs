@@ -9,6 +9,8 @@
 
 mod ending;
 mod message;
+mod orders;
+mod quotas;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -17,10 +19,16 @@ use std::time::Duration;
 use crate::clock::WallMs;
 use crate::config::Provider;
 use crate::job::{DeadReason, Delivery, Job, JobState};
-use crate::pace::{Ask, BadSpec, Flight, Line, Next as Slot, Permit, Pool, Saved, Signal, Since, Ticket, Time, Why};
-use crate::store::{Attempt, Claimed, JobPk, Next, Record, Recorded, StoredResponse, WaitReason};
+use crate::pace::{
+    Ask, BadSpec, Flight, KeyId, Line, Next as Slot, Permit, Pool, PoolSnapshot, Saved, Signal, Since, Ticket, Time,
+    Why,
+};
+use crate::store::{Attempt, Claimed, JobPk, Next, Order, Record, Recorded, StoredResponse, WaitReason};
+
+use quotas::Quotas;
 
 pub use message::{Allowance, Answered, CallEnd, Command, Event, Note, Now};
+pub use orders::Freed;
 
 /// Calls open at once to one provider at most, whatever its limits allow.
 pub const OPEN_MAX: usize = 1_000;
@@ -32,8 +40,9 @@ const AHEAD: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// A call that is open for so long is shown as `running`.
 const MARK_AFTER: Duration = Duration::from_millis(50);
-/// A job whose key or budget is out of use looks again after so long at the latest.
-const BLOCKED_FOR: Duration = Duration::from_secs(60);
+/// A job whose key or budget is out of use looks again after so long: half of its age, within these bounds. So a
+/// large backlog that is blocked for long costs little, and what ends the block makes it due at once.
+const BLOCKED_FOR: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(600));
 
 /// A job in hand.
 #[derive(Debug)]
@@ -94,6 +103,7 @@ enum Doors {
 pub struct Core {
     provider: Arc<Provider>,
     pool: Pool,
+    quotas: Quotas,
     line: Line<JobPk>,
     jobs: HashMap<JobPk, InHand>,
     in_line: Vec<usize>,
@@ -107,6 +117,8 @@ pub struct Core {
     sent: u64,
     next_slot: Option<Time>,
     commands: Vec<Command>,
+    /// The last word of operators.
+    orders: Vec<Order>,
 }
 
 impl Core {
@@ -115,12 +127,14 @@ impl Core {
     /// # Errors
     /// [`BadSpec`] where the limits cannot be paced.
     pub fn new(provider: Arc<Provider>, now: Time) -> Result<Self, BadSpec> {
-        let pool = Pool::new(&provider.pool, now)?;
+        let pool = pool_of(&provider, now)?;
         let line = Line::new(&provider.pool.lanes);
         let in_line = vec![0; provider.pool.lanes.len()];
+        let quotas = Quotas::new(&provider.quotas);
         Ok(Self {
             provider,
             pool,
+            quotas,
             line,
             jobs: HashMap::new(),
             in_line,
@@ -133,6 +147,7 @@ impl Core {
             sent: 0,
             next_slot: None,
             commands: Vec::new(),
+            orders: Vec::new(),
         })
     }
 
@@ -153,6 +168,7 @@ impl Core {
     /// Lets go what may go now, ends what is past its deadline, hands back what cannot go for
     /// long. To be called after one or several events; the commands are what to do now.
     pub fn advance(&mut self, now: Now) -> std::vec::Drain<'_, Command> {
+        self.quotas.look(&mut self.pool, now);
         self.expire(now);
         self.launch(now);
         self.hand_back(now);
@@ -187,13 +203,16 @@ impl Core {
     ///
     /// # Errors
     /// [`BadSpec`] where the limits cannot be paced.
-    pub fn inherit(&mut self, from: Option<(&Saved, Duration, Since)>, now: Time) -> Result<(), BadSpec> {
-        self.pool = Pool::new(&self.provider.pool, now)?;
+    pub fn inherit(&mut self, from: Option<(&Saved, Duration, Since)>, now: Now) -> Result<(), BadSpec> {
+        self.pool = pool_of(&self.provider, now.mono)?;
         self.line = Line::new(&self.provider.pool.lanes);
+        let (walls, elapsed) = from.map_or((&[][..], Duration::ZERO), |(saved, elapsed, _)| (&saved.walls, elapsed));
+        self.quotas.inherit(walls, elapsed, &mut self.pool, now);
         match from {
-            Some((saved, elapsed, since)) => self.pool.restore(saved, elapsed, since, now),
-            None => self.pool.assume_spent(now),
+            Some((saved, elapsed, since)) => self.pool.restore(saved, elapsed, since, now.mono),
+            None => self.pool.assume_spent(now.mono),
         }
+        self.obey();
         Ok(())
     }
 
@@ -206,7 +225,12 @@ impl Core {
 
     /// What was spent, for whoever comes next.
     pub fn save(&mut self, now: Time) -> Saved {
-        self.pool.save(now)
+        Saved { walls: self.quotas.save(now), ..self.pool.save(now) }
+    }
+
+    /// How every limit, key and budget stands. Costs a visit to each.
+    pub fn snapshot(&mut self, now: Time) -> PoolSnapshot {
+        self.pool.snapshot(now)
     }
 
     /// Whether anything may be sent now.
@@ -260,8 +284,7 @@ impl Core {
             return self.finish(pk, JobState::Dead, Some(DeadReason::Impossible), Some(impossible.to_string()), now);
         }
         if pin == Some(None) {
-            let due_ms = now.wall.saturating_add(millis(BLOCKED_FOR));
-            return self.wait_for_key(pk, WaitReason::NoKey, due_ms, now);
+            return self.wait_for_key(pk, WaitReason::NoKey, None, now);
         }
         if let Some(deadline) = job.deadline_ms {
             self.deadlines.insert((deadline, pk));
@@ -451,21 +474,24 @@ impl Core {
                 Why::NoKey | Why::KeyDisabled(_) => WaitReason::NoKey,
                 _ => WaitReason::Paused,
             };
-            let span = until.map_or(BLOCKED_FOR, |until| until.since(now.mono).min(BLOCKED_FOR));
-            let due_ms = now.wall.saturating_add(millis(span));
-            if !self.step_out(pk) {
-                continue;
+            if self.step_out(pk) {
+                self.wait_for_key(pk, reason, until, now);
             }
-            self.wait_for_key(pk, reason, due_ms, now);
         }
     }
 
     /// Waits until its key or budget may be of use again, within what its policy allows.
-    fn wait_for_key(&mut self, pk: JobPk, reason: WaitReason, due_ms: WallMs, now: Now) {
-        let gave_up = self.jobs.get(&pk).is_some_and(|held| {
-            self.provider.retry.with(&held.job.retry).is_over(held.claimed.first_attempt_ms, now.wall)
-        });
-        if gave_up {
+    fn wait_for_key(&mut self, pk: JobPk, reason: WaitReason, until: Option<Time>, now: Now) {
+        let Some(held) = self.jobs.get(&pk) else { return };
+        let policy = self.provider.retry.with(&held.job.retry);
+        let age = Duration::from_millis(u64::try_from(now.wall.saturating_sub(held.claimed.created_ms)).unwrap_or(0));
+        let (shortest, longest) = BLOCKED_FOR;
+        let span = until.map_or(age / 2, |until| until.since(now.mono)).min(longest);
+        let due_ms = now.wall.saturating_add(millis(if until.is_some() { span } else { span.max(shortest) }));
+        // The time to give up is not slept through.
+        let over_ms = held.claimed.first_attempt_ms.map(|first| first.saturating_add(millis(policy.max_elapsed)));
+        let due_ms = over_ms.map_or(due_ms, |over_ms| due_ms.min(over_ms.max(now.wall)));
+        if policy.is_over(held.claimed.first_attempt_ms, now.wall) {
             let error = format!("no usable key for too long ({})", reason.as_str());
             self.finish(pk, JobState::Dead, Some(DeadReason::GaveUp), Some(error), now);
         } else {
@@ -571,6 +597,17 @@ impl InHand {
             self.claimed.epoch = claimed.epoch;
         }
     }
+}
+
+/// A pool that knows its keys apart from others under the same labels.
+fn pool_of(provider: &Provider, now: Time) -> Result<Pool, BadSpec> {
+    let mut pool = Pool::new(&provider.pool, now)?;
+    for (secret, (number, key)) in provider.secrets.iter().zip((0..).zip(&provider.pool.keys)) {
+        if let Some(secret) = secret {
+            pool.identify(KeyId(number), secret.fingerprint(&[&provider.name, &key.label]));
+        }
+    }
+    Ok(pool)
 }
 
 fn is_past_deadline(job: &Job, now: Now) -> bool {

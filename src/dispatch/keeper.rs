@@ -4,6 +4,7 @@ use super::core::{Event, Now};
 use super::lease::{self, Step};
 use super::shell::{Dispatcher, DispatcherParts, Input, Release, send};
 use crate::config::Provider;
+use crate::kill_point::{KillPoint, reached};
 use crate::pace::Measure;
 use crate::store::{LeaseTake, StoreError};
 
@@ -16,16 +17,29 @@ impl Dispatcher {
         if self.claims.are_stopped() && self.tenure.epoch().is_none() {
             return;
         }
+        // A key that an operator disabled must not be used by whoever has not heard of it.
+        if !self.orders.are_known() {
+            return;
+        }
         let Some(step) = self.tenure.step(now.mono, self.core.is_idle()) else { return };
         let (parts, sender) = (self.parts.clone(), self.sender.clone());
         let spent = self.core.save(now.mono);
         self.tasks.spawn(async move {
             let (store, provider, owner) = (&parts.store, &parts.provider.name, &parts.owner);
             let input = match step {
-                Step::Take => Input::Taken(store.lease_take(provider, "", owner, lease::TTL).await),
+                Step::Take => {
+                    let taken = store.lease_take(provider, "", owner, lease::TTL).await;
+                    if matches!(taken, Ok(LeaseTake::Taken { .. })) {
+                        reached(KillPoint::AfterLeaseTaken);
+                    }
+                    Input::Taken(taken)
+                }
                 Step::Renew { epoch, ahead } => {
                     let book = lease::book(spent, ahead);
-                    Input::Renewed(store.lease_renew(provider, "", owner, epoch, lease::TTL, &book).await)
+                    reached(KillPoint::BeforeRenewal);
+                    let renewed = store.lease_renew(provider, "", owner, epoch, lease::TTL, &book).await;
+                    reached(KillPoint::AfterRenewal);
+                    Input::Renewed(renewed)
                 }
             };
             send(&sender, input);
@@ -33,7 +47,8 @@ impl Dispatcher {
     }
 
     pub(super) fn lease_taken(&mut self, result: Result<LeaseTake, StoreError>) {
-        let now = self.parts.clock.mono();
+        let at = self.now();
+        let now = at.mono;
         let provider = &self.label.provider;
         match result {
             Ok(LeaseTake::Taken { epoch, last }) => {
@@ -41,8 +56,8 @@ impl Dispatcher {
                 let from = match &inherited {
                     // Nobody ever spent anything.
                     None => Ok(()),
-                    Some(Some(left)) => self.core.inherit(Some((&left.spent, left.elapsed, left.since)), now),
-                    Some(None) => self.core.inherit(None, now),
+                    Some(Some(left)) => self.core.inherit(Some((&left.spent, left.elapsed, left.since)), at),
+                    Some(None) => self.core.inherit(None, at),
                 };
                 if let Err(error) = from {
                     tracing::error!(provider, %error, "the limits cannot be paced");
@@ -100,10 +115,12 @@ impl Dispatcher {
         let (parts, sender) = (self.parts.clone(), self.sender.clone());
         let book = lease::book(self.core.save(now.mono), lease::Ahead::NOTHING);
         self.tasks.spawn(async move {
+            reached(KillPoint::BeforeHandOver);
             let released = parts.store.lease_release(&parts.provider.name, "", &parts.owner, epoch, &book).await;
             if let Err(error) = released {
                 tracing::warn!(%error, "the lease was not let go of; the next process waits until it ends");
             }
+            reached(KillPoint::AfterHandOver);
             send(&sender, Input::Released);
         });
         false

@@ -14,14 +14,17 @@ use super::core::{Allowance, Command, Core, Event, Note, Now};
 use super::intake::Intake;
 use super::keeper::counted;
 use super::lease::Tenure;
+use super::orders::Orders;
 use super::record::write;
+use super::tell::Teller;
 use crate::clock::Clock;
 use crate::config::Provider;
 use crate::job::{Job, JobState};
+use crate::kill_point::{KillPoint, reached};
 use crate::outcome::Outcome;
 use crate::pace::{BadSpec, KeyId, Time};
 use crate::provider::{Client, ClientError};
-use crate::store::{Claimed, JobPk, LeaseTake, OwnerId, Record, Store, StoreError, Wake};
+use crate::store::{Claimed, JobPk, LeaseTake, Order, OwnerId, Record, Report, Store, StoreError, Wake};
 use crate::telemetry::{DispatchMetrics, ProviderLabel};
 
 /// Inputs handled before the core decides again.
@@ -82,6 +85,10 @@ pub(super) enum Input {
     Renewed(Result<bool, StoreError>),
     /// It was let go of.
     Released,
+    /// What operators want.
+    Orders(Result<Vec<Order>, StoreError>),
+    /// A report was written: what is in the store now; `None`: it failed.
+    Reported(Option<Option<Report>>),
     /// Something happened, at that time.
     Event(Event, Now),
 }
@@ -105,6 +112,8 @@ pub struct Dispatcher {
     pub(super) claims: Claims,
     pub(super) tenure: Tenure,
     pub(super) release: Release,
+    pub(super) orders: Orders,
+    pub(super) teller: Teller,
     /// Told once.
     pub(super) renewal_fails: bool,
     pub(super) sender: mpsc::UnboundedSender<Input>,
@@ -145,6 +154,8 @@ impl Dispatcher {
             claims,
             tenure,
             release,
+            orders: Orders::new(),
+            teller: Teller::default(),
             renewal_fails: false,
             sender,
             inputs,
@@ -220,6 +231,8 @@ impl Dispatcher {
             Input::Taken(result) => self.lease_taken(result),
             Input::Renewed(result) => self.lease_renewed(result),
             Input::Released => self.release = Release::Done,
+            Input::Orders(result) => self.orders_told(result),
+            Input::Reported(report) => self.teller.written(report),
             Input::Event(event, at) => self.happened(event, at),
         }
     }
@@ -246,10 +259,14 @@ impl Dispatcher {
                 let now = self.now();
                 self.happened(Event::Cancel(pk), now);
             }
+            Ok(Wake::Orders(provider)) if provider == self.label.provider => self.orders.wake(),
             Ok(Wake::Lease(provider)) if provider == self.label.provider => self.tenure.freed(),
             Ok(_) => {}
             // Some wakes were missed: look everywhere.
-            Err(broadcast::error::RecvError::Lagged(_)) => self.claims.wake_all(),
+            Err(broadcast::error::RecvError::Lagged(_)) => {
+                self.claims.wake_all();
+                self.orders.wake();
+            }
             Err(broadcast::error::RecvError::Closed) => {}
         }
     }
@@ -267,7 +284,9 @@ impl Dispatcher {
                 Command::Note(note) => self.note(&note),
             }
         }
+        self.keep_orders(now);
         self.keep_lease(now);
+        self.tell(now);
         if self.room_at <= now.mono {
             self.room_at = now.mono + ROOM_EVERY;
             self.make_room(now);
@@ -299,6 +318,9 @@ impl Dispatcher {
             let limit = u32::try_from(asked).unwrap_or(500);
             let provider = &parts.provider.name;
             let claimed = parts.store.claim_due(&parts.owner, provider, &name, limit, parts.clock.wall_ms()).await;
+            if claimed.as_ref().is_ok_and(|jobs| !jobs.is_empty()) {
+                reached(KillPoint::AfterClaim);
+            }
             let result = match claimed {
                 Ok(jobs) if jobs.len() < asked => match parts.store.next_due(provider, &name).await {
                     Ok(next_due_ms) => Ok((jobs, next_due_ms)),
@@ -320,7 +342,7 @@ impl Dispatcher {
         let may_claim = self.tenure.allowed().until > now.mono;
         let claims = self.claims.wake_at().filter(|_| may_claim).map(|at| at.max(self.room_at));
         let lease = self.tenure.wake_at();
-        let next = [core, claims, lease, grace_ends].into_iter().flatten().min();
+        let next = [core, claims, lease, self.orders.wake_at(), grace_ends].into_iter().flatten().min();
         next.map_or(TICK, |at| at.since(now.mono).min(TICK))
     }
 
@@ -329,7 +351,8 @@ impl Dispatcher {
         let secret = self.parts.provider.secrets.get(index).cloned().flatten();
         let call = Call::new(pk, Arc::clone(&self.parts.clock), self.sender.clone());
         let client = self.client.clone();
-        self.tasks.spawn(async move { call.make(&client, &job, secret.as_ref()).await });
+        let cost_from = self.parts.provider.cost_from(&job.request.method, &job.request.path).cloned();
+        self.tasks.spawn(async move { call.make(&client, &job, secret.as_ref(), cost_from.as_ref()).await });
     }
 
     fn record(&mut self, record: Box<Record>) {
@@ -343,7 +366,10 @@ impl Dispatcher {
         });
     }
 
-    fn note(&self, note: &Note) {
+    fn note(&mut self, note: &Note) {
+        if let Note::KeyWorks(key) = note {
+            self.free(self.core.freed_by(key));
+        }
         let provider = &self.label.provider;
         match note {
             Note::Called(outcome, latency_ms) => {

@@ -3,6 +3,8 @@
 use super::Time;
 use super::ask::{Ask, BudgetId, COMPARED, KeyId, Routes, Why};
 use super::limit::{Counts, Limit};
+use super::probe::Probe;
+use super::signal::Family;
 use super::slot::Slot;
 use super::spec::{KeySpec, PoolSpec, Safety};
 use super::spread::Spread;
@@ -28,6 +30,12 @@ pub(super) struct Key {
     pub place: usize,
     pub paused_until: Time,
     pub standing: Standing,
+    /// Out of use by an operator's word, whatever is learnt.
+    pub held: bool,
+    /// The version of the last word that was heard.
+    pub heard: u64,
+    /// Tells its secret from another one; zero: not told.
+    pub secret: u64,
     pub limits: Vec<Limit>,
     /// Limits of each key on a route: one list for each route that has any.
     pub narrow: Vec<Vec<Limit>>,
@@ -49,6 +57,16 @@ pub(super) struct Budget {
     pub refusals: u32,
     /// 429s in spite of a permit.
     pub pacing_errors: u64,
+    /// Where no limit is declared.
+    pub probe: Option<Box<Probe>>,
+    /// Calls that others made, as far as answers showed, and when they last did.
+    pub foreign: (u64, Option<Time>),
+    /// Calls that left.
+    pub calls: u64,
+    /// The dialect of the last response that said something about limits.
+    pub signals: Option<Family>,
+    /// The version of the last word of an operator that was heard.
+    pub heard: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -66,6 +84,10 @@ pub(super) struct Bank {
     pub budgets: Vec<Budget>,
     pub keys: Vec<Key>,
     pub paused_until: Time,
+    /// Out of use by an operator's word.
+    pub held: bool,
+    /// The version of the last word that was heard.
+    pub heard: u64,
     pub counts_cost: bool,
     template: Vec<Limit>,
     narrow_template: Vec<Vec<Limit>>,
@@ -87,6 +109,8 @@ impl Bank {
             budgets: spec.budgets.iter().map(|b| Budget::new(Some(b.name.clone()), make(&b.limits))).collect(),
             keys: Vec::new(),
             paused_until: Time::ZERO,
+            held: false,
+            heard: 0,
             counts_cost: false,
             template: make(&spec.key_limits),
         };
@@ -111,10 +135,14 @@ impl Bank {
             place: self.budgets[budget].keys.len(),
             paused_until: Time::ZERO,
             standing: Standing::Open,
+            held: false,
+            heard: 0,
+            secret: 0,
             limits: self.template.clone(),
             narrow: self.narrow_template.clone(),
         });
         self.budgets[budget].keys.push(key);
+        self.probe_unless_declared(budget);
         KeyId(key as u32)
     }
 
@@ -123,6 +151,11 @@ impl Bank {
         let budgets = self.budgets.iter().flat_map(|budget| &budget.limits);
         let keys = self.template.iter().chain(self.narrow_template.iter().flatten());
         self.limits.iter().chain(routes).chain(budgets).chain(keys)
+    }
+
+    /// The most that the least of the limits in cost units allows at once.
+    pub fn least_cost_limit(&self) -> Option<u64> {
+        self.all_limits().filter(|limit| limit.counts == Counts::Cost).map(|limit| limit.largest).min()
     }
 
     /// The routes among these that have limits of each key.
@@ -185,13 +218,14 @@ impl Bank {
         let within = self.within;
         let budget = &mut self.budgets[budget];
         let state = Slot::at(budget.paused_until.max(budget.parked_until));
+        let state = budget.probe.as_ref().map_or(state, |probe| state.and(probe.slot(now)));
         state.and(all_of(&mut budget.limits, cost, now, within))
     }
 
     pub fn key_slot(&mut self, key: usize, cost: u64, routes: Routes, now: Time) -> Slot {
         let within = self.within;
         let key = &mut self.keys[key];
-        let mut slot = Slot::at(key.paused_until);
+        let mut slot = if key.held { Slot::NEVER } else { Slot::at(key.paused_until) };
         if let Standing::Disabled { probe_at, probing } = key.standing {
             slot = slot.and(if probing { Slot::answered_by(Time::MAX) } else { Slot::at(probe_at) });
         }
@@ -220,6 +254,11 @@ impl Bank {
         self.within = longest.map_or(self.counted_within, |l| l.min(self.counted_within));
     }
 
+    /// When the pause of the whole provider ends.
+    pub fn pause_ends(&self) -> Time {
+        if self.held { Time::MAX } else { self.paused_until }
+    }
+
     /// What puts this key out of use at `now`, and until when.
     pub fn out_of_use(&self, key: usize, now: Time) -> Option<(Why, Option<Time>)> {
         let id = KeyId(key as u32);
@@ -227,6 +266,9 @@ impl Bank {
         let budget = &self.budgets[key.budget];
         let number = BudgetId(key.budget as u32);
         let until = |time: Time| (time != Time::MAX).then_some(time);
+        if key.held {
+            return Some((Why::KeyDisabled(id), None));
+        }
         match key.standing {
             Standing::Disabled { probing: true, .. } => return Some((Why::KeyDisabled(id), None)),
             Standing::Disabled { probe_at, .. } if probe_at > now => {
@@ -256,6 +298,11 @@ impl Budget {
             refused_at: None,
             refusals: 0,
             pacing_errors: 0,
+            probe: None,
+            foreign: (0, None),
+            calls: 0,
+            signals: None,
+            heard: 0,
         }
     }
 }

@@ -9,6 +9,7 @@ use super::Time;
 use super::bank::Standing;
 use super::limit::Limit;
 use super::pool::Pool;
+use super::probe::Probe;
 use super::time::nanos;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -50,6 +51,31 @@ pub struct SavedState {
     /// Microseconds until it is tried again; `u64::MAX`: never by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub aside: Option<u64>,
+    /// The version of the operator's word that is older than this.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub heard: u64,
+    /// Tells the secret that was refused from another one.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub secret: u64,
+}
+
+/// The rate that was found for a budget whose limits nobody declared.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedProbe {
+    /// Calls in a million seconds that are in use.
+    pub rate: u64,
+    /// Calls in a million seconds that the provider is believed to allow.
+    pub found: u64,
+    /// Microseconds that the provider is believed to remember.
+    pub span: u64,
+    /// Whether it had settled there.
+    pub settled: bool,
+    /// Microseconds until the next call.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub debt: u64,
+    /// Microseconds since it was last refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused_ago: Option<u64>,
 }
 
 /// Everything that later calls must respect.
@@ -66,6 +92,13 @@ pub struct Saved {
     /// Of the whole provider.
     #[serde(default)]
     pub provider: SavedState,
+    /// Wall clocks that may be right: what each would show now, and how long ago it did, in milliseconds. The
+    /// caller's, for its calendar.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub walls: Vec<(i64, u64)>,
+    /// By name of the budget, where a rate was found.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub probes: BTreeMap<String, SavedProbe>,
 }
 
 /// What may have been spent after the state was saved.
@@ -119,7 +152,11 @@ impl Pool {
         let now = self.clock(now);
         let within = self.bank.within;
         let mut saved = Saved {
-            provider: SavedState { paused: left(self.bank.paused_until, now), aside: None },
+            provider: SavedState {
+                paused: left(self.bank.paused_until, now),
+                heard: self.bank.heard,
+                ..SavedState::default()
+            },
             ..Saved::default()
         };
         for key in &self.bank.keys {
@@ -129,17 +166,26 @@ impl Pool {
                     Standing::Open => None,
                     Standing::Disabled { probe_at, .. } => Some(left(probe_at, now)),
                 },
+                heard: key.heard,
+                secret: key.secret,
             };
-            if state != SavedState::default() {
+            if state.paused > 0 || state.aside.is_some() {
                 saved.keys.insert(key.label.clone(), state);
             }
         }
         for budget in &self.bank.budgets {
             let paused = left(budget.paused_until, now);
             let parked = left(budget.parked_until, now);
+            if let Some(probe) = budget.probe.as_ref().and_then(|probe| probe.saved(now)) {
+                let name = budget_name(budget.name.as_deref(), &self.bank.keys[budget.keys[0]].label);
+                saved.probes.insert(name, probe);
+            }
             if paused > 0 || parked > 0 {
                 let name = budget_name(budget.name.as_deref(), &self.bank.keys[budget.keys[0]].label);
-                saved.budgets.insert(name, SavedState { paused, aside: (parked > 0).then_some(parked) });
+                let aside = (parked > 0).then_some(parked);
+                // A budget that was not declared is its only key.
+                let secret = if budget.name.is_none() { self.bank.keys[budget.keys[0]].secret } else { 0 };
+                saved.budgets.insert(name, SavedState { paused, aside, heard: budget.heard, secret });
             }
         }
         let mut places = 0;
@@ -161,19 +207,27 @@ impl Pool {
         let now = self.clock(now);
         let (elapsed, within) = (nanos(elapsed), self.bank.within);
         self.bank.paused_until = ends(saved.provider.paused, elapsed, now);
+        self.bank.heard = saved.provider.heard;
         for key in &mut self.bank.keys {
             let Some(state) = saved.keys.get(&key.label) else { continue };
             key.paused_until = ends(state.paused, elapsed, now);
-            if let Some(left) = state.aside {
+            key.heard = state.heard;
+            if let Some(left) = state.aside.filter(|_| state.secret == key.secret) {
                 key.standing = Standing::Disabled { probe_at: ends(left, elapsed, now), probing: false };
             }
         }
         for number in 0..self.bank.budgets.len() {
-            let first = &self.bank.keys[self.bank.budgets[number].keys[0]].label;
+            let first = &self.bank.keys[self.bank.budgets[number].keys[0]];
             let budget = &mut self.bank.budgets[number];
-            let Some(state) = saved.budgets.get(&budget_name(budget.name.as_deref(), first)) else { continue };
+            let name = budget_name(budget.name.as_deref(), &first.label);
+            if let (Some(probe), Some(saved)) = (&mut budget.probe, saved.probes.get(&name)) {
+                **probe = Probe::restored(saved, elapsed, since, now);
+            }
+            let Some(state) = saved.budgets.get(&name) else { continue };
             budget.paused_until = ends(state.paused, elapsed, now);
-            budget.parked_until = state.aside.map_or(Time::ZERO, |left| ends(left, elapsed, now));
+            budget.heard = state.heard;
+            let same = budget.name.is_some() || state.secret == first.secret;
+            budget.parked_until = state.aside.filter(|_| same).map_or(Time::ZERO, |left| ends(left, elapsed, now));
         }
         self.each_limit(|place, limit| {
             if let Some(one) = saved.limits.get(&place) {

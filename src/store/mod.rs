@@ -13,8 +13,11 @@ mod endpoints;
 mod events;
 mod jobs;
 mod leases;
+mod orders;
 mod outcomes;
 mod owners;
+mod replays;
+mod reports;
 mod retention;
 mod types;
 mod wakes;
@@ -29,6 +32,7 @@ use tokio::sync::broadcast;
 
 use crate::clock::WallMs;
 use dialect::Db;
+pub use replays::{ReplayLetter, ReplayOptions, ReplayOrder, ReplayState, ReplayView};
 pub use types::*;
 use wakes::{Pending, Wakes};
 use writer::{Request, Writer};
@@ -359,13 +363,21 @@ impl Store {
         self.db().in_time(dead::list(self.db(), filter, cursor, limit)).await
     }
 
+    /// Counts the jobs that have not ended: provider, lane, state, jobs. Walks over all of them.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn queue_depth(&self) -> Result<Vec<(String, String, String, i64)>, StoreError> {
+        self.db().in_time(jobs::depth(self.db())).await
+    }
+
     /// Counts what is not done. Walks over all of it: not for every second.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn depth(&self) -> Result<Depth, StoreError> {
         Ok(Depth {
-            jobs: self.db().in_time(jobs::depth(self.db())).await?,
+            jobs: self.queue_depth().await?,
             deliveries_pending: self.db().in_time(deliveries::depth(self.db())).await?,
             dead_letters: self.db().in_time(dead::depth(self.db())).await?,
         })
@@ -402,6 +414,95 @@ impl Store {
     /// [`StoreError::Unavailable`].
     pub async fn purge_dead(&self, filter: &DeadFilter, limit: u32) -> Result<u64, StoreError> {
         act!(self, |tx, _wakes| dead::purge(tx, filter, limit).await)
+    }
+
+    /// Counts the jobs that a replay by filter would run again, and begins it where `dry_run` is not set: how many,
+    /// and its id.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn begin_replay(
+        &self,
+        tenant: Option<&str>,
+        order: &ReplayOrder,
+        dry_run: bool,
+        now_ms: WallMs,
+    ) -> Result<(i64, Option<String>), StoreError> {
+        let found = self.db().in_time(replays::count(self.db(), &order.filter)).await?;
+        if dry_run {
+            return Ok((found.0, None));
+        }
+        let id = act!(self, |tx, _wakes| replays::begin(tx, tenant, order, found, now_ms).await)?;
+        Ok((found.0, Some(id)))
+    }
+
+    /// A replay by filter.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn replay_view(&self, tenant: Option<&str>, id: &str) -> Result<Option<ReplayView>, StoreError> {
+        self.db().in_time(replays::show(self.db(), tenant, id)).await
+    }
+
+    /// Replays by filter, newest first.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn replays(
+        &self,
+        tenant: Option<&str>,
+        cursor: Option<i64>,
+        limit: u32,
+    ) -> Result<Page<ReplayView>, StoreError> {
+        self.db().in_time(replays::list(self.db(), tenant, cursor, limit)).await
+    }
+
+    /// Ends a replay that runs; what it has queued again stays queued. `false`: it does not run.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn stop_replay(&self, tenant: Option<&str>, id: &str, now_ms: WallMs) -> Result<bool, StoreError> {
+        act!(self, |tx, _wakes| replays::stop(tx, tenant, id, now_ms).await)
+    }
+
+    /// All replays that run, oldest first.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn running_replays(&self) -> Result<Vec<ReplayView>, StoreError> {
+        self.db().in_time(replays::running(self.db())).await
+    }
+
+    /// The next dead letters of a replay, at most `limit`.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn replay_letters(&self, replay: &ReplayView, limit: u32) -> Result<Vec<ReplayLetter>, StoreError> {
+        self.db().in_time(replays::next(self.db(), replay, limit)).await
+    }
+
+    /// Jobs of a provider that wait in the lane of replays, counted up to `most`.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn waiting_replays(&self, provider: &str, most: u32) -> Result<i64, StoreError> {
+        self.db().in_time(replays::waiting(self.db(), provider, most)).await
+    }
+
+    /// Queues `letters` again, counts `skipped` more, and moves the replay on to the row `position`, all or nothing.
+    /// `false`: somebody else was first, or it was stopped.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn advance_replay(
+        &self,
+        replay: &ReplayView,
+        letters: &[&ReplayLetter],
+        skipped: i64,
+        position: i64,
+        now_ms: WallMs,
+    ) -> Result<bool, StoreError> {
+        act!(self, |tx, wakes| replays::step(tx, replay, (letters, skipped, position), now_ms, wakes).await)
     }
 
     // Leases: who may spend the budget of a pacing group. By the database's clock alone. They go
@@ -477,6 +578,84 @@ impl Store {
     /// [`StoreError::Unavailable`].
     pub async fn leases(&self) -> Result<Vec<LeaseView>, StoreError> {
         self.db().in_lease_time(leases::list(self.db())).await
+    }
+
+    // Orders of operators, and reports of dispatchers.
+
+    /// Keeps what an operator wants of a provider, a key or a budget, and wakes its dispatchers
+    /// ([`Wake::Orders`]): `held` takes it out of use until the next order; else it is in use,
+    /// whatever was learnt before.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]; doing it again is safe.
+    pub async fn give_order(
+        &self,
+        provider: &str,
+        subject: &Subject,
+        held: bool,
+        by: &str,
+        now_ms: WallMs,
+    ) -> Result<Order, StoreError> {
+        let given = orders::Given { provider, subject, held, by, now_ms };
+        act!(self, |tx, wakes| orders::give(tx, given, wakes).await)
+    }
+
+    /// The last order about every subject that there ever was one about: of that provider, or of all.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn orders(&self, provider: Option<&str>) -> Result<Vec<Order>, StoreError> {
+        self.db().in_time(orders::list(self.db(), provider)).await
+    }
+
+    /// The providers that an operator paused.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn paused_providers(&self) -> Result<BTreeSet<String>, StoreError> {
+        self.db().in_time(orders::paused(self.db())).await
+    }
+
+    /// Makes jobs due that wait since a key, a budget or the provider was out of use: those without
+    /// a pin, and those pinned to one of `pins` (`None`: to anything). At most `limit` of one lane,
+    /// the first ones that are due after `after_ms`; whoever wants more goes on behind the time that is
+    /// returned.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]; doing it again is safe.
+    pub async fn free_waiting(
+        &self,
+        place: (&str, &str),
+        pins: Option<&[String]>,
+        after_ms: WallMs,
+        limit: u32,
+        now_ms: WallMs,
+    ) -> Result<Option<WallMs>, StoreError> {
+        let which = jobs::Freed { place, pins, after_ms, limit, now_ms };
+        act!(self, |tx, wakes| jobs::free(tx, which, wakes).await)
+    }
+
+    /// Tells how things stand with a provider in the process of this owner; `None` takes back what
+    /// was told. It is gone with its owner.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn write_report(
+        &self,
+        provider: &str,
+        owner: &OwnerId,
+        report: Option<&Report>,
+    ) -> Result<(), StoreError> {
+        self.introduce(owner).await?;
+        self.db().in_time(reports::write(self.db(), provider, owner, report)).await
+    }
+
+    /// What was told of that provider, or of all.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn reports(&self, provider: Option<&str>) -> Result<Vec<ReportView>, StoreError> {
+        self.db().in_time(reports::list(self.db(), provider)).await
     }
 
     // Upkeep.

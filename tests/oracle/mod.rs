@@ -186,6 +186,11 @@ impl Server for TokenBucket {
         fits
     }
 
+    fn says(&mut self, _at: u64) -> Option<(u64, u64, u64)> {
+        let missing = (1.0 - self.level).max(0.0);
+        Some((self.depth as u64, self.level as u64, (missing / self.per_nano) as u64))
+    }
+
     fn correct(&mut self, _arrived: u64, asked: u64, actual: u64) {
         self.level = (self.level + (asked - actual) as f64).min(self.depth);
     }

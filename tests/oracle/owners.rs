@@ -256,7 +256,10 @@ impl Stage<'_> {
                 periods.insert(n, (ends, ends + self.dice.below(500) * MILLI));
             }
         }
-        let mut pool = Pool::new(&self.spec(&periods, ahead), began).unwrap();
+        let mut pool = Pool::new(&self.spec(), began).unwrap();
+        for (n, (ends, _)) in &periods {
+            self.name_period(&mut pool, *n, *ends, ahead);
+        }
         if let Some(row) = row {
             // The clocks in between are read in milliseconds, and rounded to the safe side.
             let elapsed = (self.now - row.written).saturating_sub(self.dice.below(2 * MILLI));
@@ -280,7 +283,7 @@ impl Stage<'_> {
         }
     }
 
-    fn spec(&self, periods: &BTreeMap<usize, (u64, u64)>, ahead: u64) -> PoolSpec {
+    fn spec(&self) -> PoolSpec {
         let key = |n: u32| KeySpec { label: format!("k{n}"), weight: 1, budget: (n < 2).then_some(0) };
         let mut spec = PoolSpec {
             counted_within: Duration::from_nanos(self.reign.counted_within),
@@ -289,11 +292,8 @@ impl Stage<'_> {
             routes: vec![RouteSpec::default()],
             ..PoolSpec::default()
         };
-        for (n, rule) in self.reign.rules.iter().enumerate() {
-            let mut limit = rule.limit.clone();
-            if let Some((ends, _)) = periods.get(&n) {
-                limit.algorithm = Algorithm::Quota(Reset { ends: Time::from_nanos(ends + ahead) });
-            }
+        for rule in &self.reign.rules {
+            let limit = rule.limit.clone();
             match rule.at {
                 At::Key => spec.key_limits.push(limit),
                 At::Budget => spec.budgets[0].limits.push(limit),
@@ -349,25 +349,35 @@ impl Stage<'_> {
 
     /// A period is over, and the owner names the end of the next one, sooner or later.
     fn name_periods(&mut self, owner: &mut Owner) {
-        let now = owner.time(self.now);
+        let mut named = Vec::new();
         for (n, (ends, noticed)) in &mut owner.periods {
             if *noticed > self.now {
                 continue;
             }
-            let rule = &self.reign.rules[*n];
-            *ends += rule.limit.per.as_nanos() as u64;
+            *ends += self.reign.rules[*n].limit.per.as_nanos() as u64;
             *noticed = *ends + self.dice.below(500) * MILLI;
-            let number = self.reign.rules[..*n].iter().filter(|other| other.at == rule.at).count();
-            let places: Vec<Place> = match rule.at {
-                At::Key => (0..3).map(|key| Place::Key(KeyId(key))).collect(),
-                At::Budget => vec![Place::Budget(BudgetId(0))],
-                At::Provider => vec![Place::Provider],
-                At::Route => vec![Place::Route(0)],
-                At::RouteKey => (0..3).map(|key| Place::RouteKey(0, KeyId(key))).collect(),
-            };
-            for place in places {
-                owner.pool.quota_period(place, number, Time::from_nanos(*ends + owner.ahead), 0, now);
-            }
+            named.push((*n, *ends));
+        }
+        for (n, ends) in named {
+            self.name_period(&mut owner.pool, n, ends, owner.ahead);
+        }
+    }
+
+    /// Names the period of a rule's limits that ends then.
+    fn name_period(&self, pool: &mut Pool, n: usize, ends: u64, ahead: u64) {
+        let rule = &self.reign.rules[n];
+        let number = self.reign.rules[..n].iter().filter(|other| other.at == rule.at).count();
+        let places: Vec<Place> = match rule.at {
+            At::Key => (0..3).map(|key| Place::Key(KeyId(key))).collect(),
+            At::Budget => vec![Place::Budget(BudgetId(0))],
+            At::Provider => vec![Place::Provider],
+            At::Route => vec![Place::Route(0)],
+            At::RouteKey => (0..3).map(|key| Place::RouteKey(0, KeyId(key))).collect(),
+        };
+        let edge = |at: u64| Edge { low: Time::from_nanos(at + ahead), high: Time::from_nanos(at + ahead) };
+        let begins = ends.saturating_sub(rule.limit.per.as_nanos() as u64);
+        for place in places {
+            pool.quota_period(place, number, Some(QuotaPeriod { begins: edge(begins), ends: edge(ends) }));
         }
     }
 
@@ -472,7 +482,7 @@ impl Stage<'_> {
         match event {
             Event::Departs => self.depart(number, owner),
             Event::Answered => {
-                let signal = signal(true, call.said);
+                let signal = signal(true, call.said, true);
                 owner.pool.first_byte(call.flight.as_mut().unwrap(), now, signal.as_ref());
             }
             Event::Done => {
