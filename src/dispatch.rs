@@ -2,7 +2,8 @@
 //!
 //! [`core`] is the story without I/O: events in (a claimed job, an answer, a commit), commands out
 //! (make this call, write this record). `shell` executes it for real; `intake` is the door
-//! through which the inlet hands jobs in. Who may dispatch at all is decided in `lease`.
+//! through which the inlet hands jobs in. Who may dispatch which pacing
+//! groups is decided in `lease`, `tenures` and `spread`, and done in `keeper`.
 
 mod call;
 mod claims;
@@ -12,6 +13,8 @@ mod keeper;
 mod lease;
 mod record;
 mod shell;
+mod spread;
+mod tenures;
 
 pub use intake::{Closed, Intake};
 pub use shell::{DispatchError, Dispatcher, DispatcherParts};

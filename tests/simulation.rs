@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use paceline::config::{Config, Provider};
-use paceline::dispatch::core::{Answered, CallEnd, Command, Core, Event, Now};
+use paceline::dispatch::core::{Allowance, Answered, CallEnd, Command, Core, Event, Now};
 use paceline::job::{Given, Job, JobState};
-use paceline::pace::{Signal, Time};
+use paceline::pace::{GroupId, Left, Signal, Since, Time};
 use paceline::sim::enforce::{Admission, Meter};
 use paceline::sim::{Limit, Lognormal};
 use paceline::store::{Claimed, JobPk, Next, Record, Recorded, StoredResponse};
@@ -552,13 +552,17 @@ fn without_the_lease_nothing_stays_in_hand_and_with_it_all_goes_on() {
         }
         // Claims, calls and commits are under way when it is lost.
         world.run(SECOND + 3 * MILLI);
-        world.inform(Event::Suspend);
+        world.inform(Event::Suspend(vec![GroupId(0)]));
         world.obey();
         world.run(20 * SECOND);
         assert!(world.core.is_idle(), "seed {seed}: {:?} in hand", world.core.counts());
         assert!(world.held.is_empty(), "seed {seed}");
         assert!(world.states(JobState::Succeeded) < 200, "seed {seed}");
-        world.core.resume();
+        let now = Time::from_nanos(world.now);
+        let saved = world.core.save(GroupId(0), now);
+        let left = Left { saved: &saved, elapsed: Duration::ZERO, since: Since::Nothing };
+        world.core.inherit(GroupId(0), Some(&[left]), now);
+        world.core.allow(GroupId(0), Allowance { until: Time::MAX, calls: u64::MAX, open: u64::MAX }, now);
         world.run(3_000 * SECOND);
         world.assert_one_end_each(seed);
         assert_eq!(world.states(JobState::Succeeded), 200, "seed {seed}");

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use common::Fixture;
 use futures_util::future::join_all;
 use paceline::job::DeadReason;
-use paceline::store::{Buried, LeaseState, LeaseTake, LeaseView, Store, StoreError, Wake};
+use paceline::store::{Buried, LeaseState, LeaseTake, LeaseView, LeaseWrite, Store, StoreError, Wake};
 use sqlx::Connection as _;
 
 const TTL: Duration = Duration::from_secs(60);
@@ -59,8 +59,19 @@ fn owner(name: &str) -> String {
     name.to_owned()
 }
 
+/// What the dispatchers of these tests know of a provider, unless they say otherwise.
+fn groups() -> Vec<String> {
+    ["", "a", "b"].map(str::to_owned).to_vec()
+}
+
+fn write(name: &str, epoch: i64, state: &str) -> LeaseWrite {
+    LeaseWrite { name: name.to_owned(), epoch, state: state.to_owned() }
+}
+
 async fn take(store: &Store, who: &str, ttl: Duration) -> LeaseTake {
-    store.lease_take("geo", "a", &owner(who), ttl).await.expect("asked")
+    let taken = store.leases_take("geo", &["a"], &groups(), &owner(who), ttl).await.expect("asked");
+    assert_eq!((taken.answers.len(), taken.left.len()), (1, 0));
+    taken.answers.into_iter().next().expect("an answer")
 }
 
 /// The epoch and the last state.
@@ -79,11 +90,11 @@ async fn holder(store: &Store, asking: &str) -> (String, Duration) {
 }
 
 async fn renew(store: &Store, who: &str, epoch: i64, ttl: Duration, state: &str) -> bool {
-    store.lease_renew("geo", "a", &owner(who), epoch, ttl, state).await.expect("asked")
+    store.leases_renew("geo", &owner(who), ttl, &[write("a", epoch, state)]).await.expect("asked") == [true]
 }
 
 async fn release(store: &Store, who: &str, epoch: i64, state: &str) -> bool {
-    store.lease_release("geo", "a", &owner(who), epoch, state).await.expect("asked")
+    store.leases_release("geo", &owner(who), &[write("a", epoch, state)]).await.expect("asked") == [true]
 }
 
 /// Takes as soon as it can be had, and sees it held until then.
@@ -172,10 +183,10 @@ async fn a_lease_is_held_while_it_is_valid(f: Fixture) {
 }
 
 async fn groups_do_not_touch_each_other(f: Fixture) {
-    let groups = [("geo", ""), ("geo", "a"), ("geo", "b"), ("other", "a")];
-    for (provider, name) in groups {
-        let take = f.store.lease_take(provider, name, &owner(&format!("{provider}-{name}")), TTL).await;
-        assert_eq!(take.expect("asked"), LeaseTake::Taken { epoch: 1, last: None });
+    for (provider, name) in [("geo", ""), ("geo", "a"), ("geo", "b"), ("other", "a")] {
+        let who = owner(&format!("{provider}-{name}"));
+        let taken = f.store.leases_take(provider, &[name], &groups(), &who, TTL).await.expect("asked");
+        assert_eq!(taken.answers, [LeaseTake::Taken { epoch: 1, last: None }]);
     }
     assert!(renew(&f.store, "geo-a", 1, TTL, "of a").await);
     assert!(release(&f.store, "geo-a", 1, "of a").await);
@@ -217,7 +228,8 @@ async fn an_owner_that_was_replaced_changes_nothing(f: Fixture) {
         assert!(!renew(&f.store, who, epoch, TTL, "late").await, "{who} {epoch}");
         assert!(!release(&f.store, who, epoch, "late").await, "{who} {epoch}");
     }
-    assert!(!f.store.lease_renew("geo", "none", &owner("two"), new, TTL, "late").await.expect("asked"));
+    let none = f.store.leases_renew("geo", &owner("two"), TTL, &[write("none", new, "late")]).await;
+    assert_eq!(none.expect("asked"), [false]);
     assert_eq!(row(&f).await, before);
     assert!(renew(&f.store, "two", new, TTL, "in time").await);
     assert!(release(&f.store, "two", new, "at the end").await);
@@ -358,20 +370,25 @@ async fn only_owners_release(f: Fixture) {
 /// Every call at once.
 async fn ask_everything(store: &Store) -> Vec<StoreError> {
     let me = owner("one");
-    let (taken, renewed, released, listed) = tokio::join!(
-        store.lease_take("geo", "a", &me, TTL),
-        store.lease_renew("geo", "a", &me, 1, TTL, "late"),
-        store.lease_release("geo", "a", &me, 1, "late"),
+    let (groups, late) = (groups(), [write("a", 1, "late")]);
+    let (taken, renewed, released, surveyed, listed) = tokio::join!(
+        store.leases_take("geo", &["a"], &groups, &me, TTL),
+        store.leases_renew("geo", &me, TTL, &late),
+        store.leases_release("geo", &me, &late),
+        store.lease_survey("geo", TTL),
         store.leases()
     );
-    [taken.err(), renewed.err(), released.err(), listed.err()].into_iter().flatten().collect()
+    let (announced, withdrawn) =
+        tokio::join!(store.announce_dispatcher("geo", &me, "s"), store.withdraw_dispatcher("geo", &me));
+    let errors = [taken.err(), renewed.err(), released.err(), surveyed.err(), listed.err(), announced.err()];
+    errors.into_iter().chain([withdrawn.err()]).flatten().collect()
 }
 
 async fn a_closed_store_is_not_available(f: Fixture) {
     let second = f.another().await;
     second.close().await;
     let refused = ask_everything(&second).await;
-    assert!(refused.len() == 4 && refused.iter().all(|e| matches!(e, StoreError::Unavailable(_))), "{refused:?}");
+    assert!(refused.len() == 7 && refused.iter().all(|e| matches!(e, StoreError::Unavailable(_))), "{refused:?}");
 }
 
 // What only one of them has.
@@ -433,7 +450,7 @@ async fn a_file_that_another_process_writes_to_fails_leases_in_time() {
         let tx = other.begin_with("BEGIN IMMEDIATE").await.expect("it writes");
         assert_eq!(holder(&f.store, "two").await.0, "one", "reading goes on");
         let begun = Instant::now();
-        let late = f.store.lease_renew("geo", "a", &owner("one"), 1, TTL, "late").await;
+        let late = f.store.leases_renew("geo", &owner("one"), TTL, &[write("a", 1, "late")]).await;
         assert!(matches!(late, Err(StoreError::Unavailable(_))), "{late:?}");
         assert!(begun.elapsed() < Duration::from_secs(8), "it took {:?}", begun.elapsed());
         tx.rollback().await.expect("done");
@@ -455,7 +472,7 @@ async fn a_database_that_is_away_fails_leases_soon() {
         f.number("SELECT COUNT(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'paceline'").await;
         let begun = Instant::now();
         let refused = ask_everything(&f.store).await;
-        assert!(refused.len() == 4 && refused.iter().all(|e| matches!(e, StoreError::Unavailable(_))), "{refused:?}");
+        assert!(refused.len() == 7 && refused.iter().all(|e| matches!(e, StoreError::Unavailable(_))), "{refused:?}");
         assert!(begun.elapsed() < Duration::from_secs(4), "it took {:?}", begun.elapsed());
         common::administer(open(true)).await;
         assert!(renew(&f.store, "one", 1, TTL, "after").await);
@@ -478,11 +495,11 @@ async fn a_renewal_that_was_given_up_on_does_not_undo_a_later_one() {
         let mut other = sqlx::PgConnection::connect(&f.options.url).await.expect("connected");
         sqlx::query("SELECT pg_advisory_lock(7)").execute(&mut other).await.expect("locked");
         let begun = Instant::now();
-        let late = f.store.lease_renew("geo", "a", &owner("one"), 1, TTL, "given up on").await;
+        let late = f.store.leases_renew("geo", &owner("one"), TTL, &[write("a", 1, "given up on")]).await;
         assert!(matches!(late, Err(StoreError::Unavailable(_))), "{late:?}");
         assert!(begun.elapsed() < Duration::from_secs(4), "it took {:?}", begun.elapsed());
         let under_way = "SELECT COUNT(*) FROM pg_stat_activity
-            WHERE datname = current_database() AND state = 'active' AND query LIKE 'UPDATE leases%'";
+            WHERE datname = current_database() AND state = 'active' AND query LIKE '%UPDATE leases%' AND pid <> pg_backend_pid()";
         assert_eq!(f.number(under_way).await, 1, "it hangs still");
         assert!(renew(&f.store, "one", 1, TTL, "second").await);
         sqlx::query("SELECT pg_advisory_unlock(7)").execute(&mut other).await.expect("unlocked");

@@ -2,6 +2,7 @@
 
 use super::Time;
 use super::ask::{Ask, BudgetId, COMPARED, KeyId, Routes, Why};
+use super::group::{GroupId, Groups};
 use super::limit::{Counts, Limit};
 use super::slot::Slot;
 use super::spec::{KeySpec, PoolSpec, Safety};
@@ -39,6 +40,8 @@ pub(super) struct Budget {
     pub name: Option<String>,
     pub keys: Vec<usize>,
     pub limits: Vec<Limit>,
+    /// Its limits, unused.
+    template: Vec<Limit>,
     pub paused_until: Time,
     /// Quota exhausted: until then, or until an operator resumes it (`Time::MAX`).
     pub parked_until: Time,
@@ -67,6 +70,11 @@ pub(super) struct Bank {
     pub keys: Vec<Key>,
     pub paused_until: Time,
     pub counts_cost: bool,
+    pub groups: Groups,
+    /// How many limits there are in all.
+    pub limit_count: usize,
+    /// Limits of the provider and of its routes, unused.
+    shared_template: (Vec<Limit>, Vec<Vec<Limit>>),
     template: Vec<Limit>,
     narrow_template: Vec<Vec<Limit>>,
 }
@@ -76,20 +84,29 @@ impl Bank {
         let make = |specs: &[_]| specs.iter().map(|limit| Limit::new(limit, spec.safety)).collect::<Vec<_>>();
         let narrow: Vec<usize> = (0..spec.routes.len()).filter(|&r| !spec.routes[r].key_limits.is_empty()).collect();
         let counted_within = nanos(spec.counted_within);
+        let of_routes: Vec<Vec<Limit>> = spec.routes.iter().map(|route| make(&route.limits)).collect();
+        let shared_template = (make(&spec.limits), of_routes);
         let mut bank = Bank {
             counted_within,
             within: counted_within,
             spread: (spec.safety != Safety::Strict).then(|| (Spread::new(), Spread::new())),
-            limits: make(&spec.limits),
-            routes: spec.routes.iter().map(|route| make(&route.limits)).collect(),
+            limits: shared_template.0.clone(),
+            routes: shared_template.1.clone(),
+            shared_template,
             narrow_template: narrow.iter().map(|&r| make(&spec.routes[r].key_limits)).collect(),
             narrow,
-            budgets: spec.budgets.iter().map(|b| Budget::new(Some(b.name.clone()), make(&b.limits))).collect(),
+            budgets: Vec::new(),
             keys: Vec::new(),
+            groups: Groups::new(spec),
+            limit_count: 0,
             paused_until: Time::ZERO,
             counts_cost: false,
             template: make(&spec.key_limits),
         };
+        bank.limit_count = bank.limits.len() + bank.routes.iter().map(Vec::len).sum::<usize>();
+        for budget in &spec.budgets {
+            bank.add_budget(Budget::new(Some(budget.name.clone()), make(&budget.limits)));
+        }
         for key in &spec.keys {
             bank.add_key(key);
         }
@@ -99,10 +116,8 @@ impl Bank {
 
     /// Adds a key; its budget must exist.
     pub fn add_key(&mut self, spec: &KeySpec) -> KeyId {
-        let budget = spec.budget.unwrap_or_else(|| {
-            self.budgets.push(Budget::new(None, Vec::new()));
-            self.budgets.len() - 1
-        });
+        let budget = spec.budget.unwrap_or_else(|| self.add_budget(Budget::new(None, Vec::new())));
+        self.limit_count += self.template.len() + self.narrow_template.iter().map(Vec::len).sum::<usize>();
         let key = self.keys.len();
         self.keys.push(Key {
             label: spec.label.clone(),
@@ -116,6 +131,32 @@ impl Bank {
         });
         self.budgets[budget].keys.push(key);
         KeyId(key as u32)
+    }
+
+    fn add_budget(&mut self, budget: Budget) -> usize {
+        self.limit_count += budget.limits.len();
+        self.budgets.push(budget);
+        self.groups.add_budget();
+        self.budgets.len() - 1
+    }
+
+    /// A group as if nothing had ever been sent. Refusals stay counted.
+    pub fn reset(&mut self, group: GroupId) {
+        if self.groups.is_one() {
+            (self.limits, self.routes) = self.shared_template.clone();
+            self.paused_until = Time::ZERO;
+        }
+        for number in self.budgets_of(group) {
+            let budget = &mut self.budgets[number];
+            let fresh = Budget::new(budget.name.take(), std::mem::take(&mut budget.template));
+            let old = std::mem::replace(budget, fresh);
+            (budget.keys, budget.pacing_errors) = (old.keys, old.pacing_errors);
+            for &key in &budget.keys {
+                let key = &mut self.keys[key];
+                (key.limits, key.narrow) = (self.template.clone(), self.narrow_template.clone());
+                (key.paused_until, key.standing) = (Time::ZERO, Standing::Open);
+            }
+        }
     }
 
     fn all_limits(&self) -> impl Iterator<Item = &Limit> {
@@ -249,6 +290,7 @@ impl Budget {
         Budget {
             name,
             keys: Vec::new(),
+            template: limits.clone(),
             limits,
             paused_until: Time::ZERO,
             parked_until: Time::ZERO,

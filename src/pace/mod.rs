@@ -11,6 +11,7 @@
 //! | `states` | pausing, parking, setting aside, probing |
 //! | `line` | the waiting jobs: lanes, reservations |
 //! | `choice`, `shelf` | which key, among many |
+//! | `group` | what one dispatcher must hold to pace it alone |
 //! | `bank`, `limit`, `slot` | the books: every limit, and when it has room |
 //! | `window`, `bucket`, `smooth`, `gate` | one algorithm each, on `calls` (in flight), `gcra`, `counter`, `edge` |
 //! | `period` | calendar quotas: the caller's calendar |
@@ -32,6 +33,7 @@ mod edge;
 
 mod gate;
 mod gcra;
+mod group;
 mod learn;
 mod limit;
 mod line;
@@ -50,10 +52,11 @@ mod time;
 mod window;
 
 pub use ask::{Acquire, Ask, BudgetId, Flight, KeyId, Permit, Pin, Routes, Why};
+pub use group::{GroupId, Hold};
 pub use line::{Line, Next, Ticket, Wait};
 pub use period::Place;
 pub use pool::{Impossible, Pool};
-pub use saved::{Saved, SavedLimit, SavedState, Since};
+pub use saved::{Left, Saved, SavedLimit, SavedState, Since};
 pub use signal::{Family, Reading, Signal, Unit};
 pub use snapshot::{BudgetSnapshot, BudgetState, KeySnapshot, KeyState, LimitUse, PoolSnapshot};
 pub use spec::{

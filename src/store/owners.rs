@@ -100,8 +100,9 @@ async fn let_go(db: &Db, wakes: &Wakes, owner: &str, why: Why, now_ms: WallMs) -
         let held: Vec<Held> = on_db!(&mut tx, |c| sqlx::query_as(sql).bind(owner).bind(BATCH).fetch_all(c).await)?;
         if held.is_empty() {
             free_deliveries(&mut tx, owner, now_ms, &mut pending).await?;
-            let sql = "DELETE FROM owners WHERE id = $1";
-            on_db!(&mut tx, |c| sqlx::query(sql).bind(owner).execute(c).await.map(drop))?;
+            for sql in ["DELETE FROM dispatchers WHERE owner = $1", "DELETE FROM owners WHERE id = $1"] {
+                on_db!(&mut tx, |c| sqlx::query(sql).bind(owner).execute(c).await.map(drop))?;
+            }
             wakes.commit(tx, pending).await?;
             return Ok(released);
         }
