@@ -19,6 +19,7 @@
 //! outcome, retry`. The binary in `workers/` may use this library, never the reverse.
 
 pub mod api;
+pub mod breaker;
 pub mod clock;
 pub mod config;
 pub mod dispatch;
@@ -30,6 +31,7 @@ pub mod outcome;
 pub mod pace;
 pub mod provider;
 pub mod readiness;
+pub mod replays;
 pub mod retry;
 pub mod schedule;
 pub mod secrets;

@@ -1,6 +1,8 @@
 //! What follows from an outcome: when the next attempt is, or that there is none. Pure; the
 //! random number is an argument.
 
+mod budget;
+
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -8,6 +10,8 @@ use serde::{Deserialize, Serialize};
 use crate::clock::WallMs;
 use crate::job::{DeadReason, Delivery, RetryOverrides};
 use crate::outcome::Outcome;
+
+pub use budget::RetryBudget;
 
 /// How backoffs are spread, so that jobs which failed together do not come back together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

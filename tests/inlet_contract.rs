@@ -187,6 +187,7 @@ async fn whatever_is_no_job_is_kept_whole_and_says_what_is_wrong() {
             ("no request", b"{}".to_vec(), "$"),
             ("another provider", br#"{"provider":"nobody","request":{"path":"/"}}"#.to_vec(), "$.provider"),
             ("unknown lane", br#"{"lane":"low","request":{"path":"/"}}"#.to_vec(), "$.lane"),
+            ("reserved lane", br#"{"lane":"replay","request":{"path":"/"}}"#.to_vec(), "$.lane"),
             ("path to another host", with(json!({ "path": "//evil.example" })), "$.request.path"),
             ("path without slash", with(json!({ "path": "@evil.example" })), "$.request.path"),
             ("path that climbs", with(json!({ "path": "/a/%2e%2e/b" })), "$.request.path"),

@@ -577,6 +577,27 @@ async fn endless_answers_are_bounded() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_the_database_refuses_is_left_out_and_the_job_ends() {
+    in_world(Mode::Scaled, async |world| {
+        let provider = sim(two_keys()).await;
+        world.provider(&provider.base_url(), &[("a1", KEY), ("a2", SECOND)], "");
+        let serve = world.serving().await;
+        world.execute("ALTER TABLE events ADD CONSTRAINT no_body CHECK (body IS NULL)").await;
+        let api = world.api();
+        let (status, _) = api.post("/v1/jobs", &job(world, "refused", "/ok")).await;
+        assert_eq!(status, 202);
+        world.all_done(1, SOON).await;
+        let (_, seen) = api.get("/v1/jobs/refused").await;
+        assert_eq!(seen["state"], "succeeded", "{seen}");
+        assert!(seen["error"].as_str().is_some_and(|error| error.contains("refused to store")), "{seen}");
+        assert_eq!(provider.stats().executed, 1, "the call is not made again");
+        serve.stop().await;
+        world.at_rest(1).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn headers_about_limits_do_not_slow_a_pacer_that_counts_exactly() {
     let mut runs = Vec::new();
     for rate_headers in [RateHeaders::XEpochSeconds, RateHeaders::XDeltaSeconds, RateHeaders::Ietf] {

@@ -64,6 +64,7 @@ contract! {
     deliveries_are_claimed_retried_and_finished
     a_delivery_whose_claim_lapsed_is_claimed_again
     a_disabled_endpoint_blocks_nobody
+    an_endpoint_that_fails_for_five_days_is_disabled
     cancelling_ends_what_nobody_holds
     cancelling_asks_the_owner
     a_cancelled_wait_ends_at_once
@@ -661,6 +662,34 @@ async fn a_disabled_endpoint_blocks_nobody(f: Fixture) {
         31,
         "kept for the day it is back"
     );
+}
+
+async fn an_endpoint_that_fails_for_five_days_is_disabled(f: Fixture) {
+    const DAY: i64 = 86_400_000;
+    for job in ["a", "b"] {
+        ended_with_callback(&f.store, job, "http://a.example/").await;
+    }
+    let me = "notifier".to_owned();
+    let mut now = NOW + 10;
+    let mut attempt = async |after: i64, next: fn(i64) -> DeliveryNext| {
+        now += after;
+        let due = f.store.claim_deliveries(&me, 1, now, LEASE).await.expect("claimed").pop().expect("due");
+        let record = DeliveryRecord { at_ms: now, ..delivered(&due, next(now)) };
+        f.store.record_delivery(record).await.expect("recorded");
+        f.number("SELECT COUNT(*) FROM endpoints WHERE enabled").await
+    };
+    let again = |now: i64| DeliveryNext::Retry { due_ms: now };
+    assert_eq!(attempt(0, again).await, 1);
+    assert_eq!(attempt(4 * DAY, again).await, 1);
+    // One success, and the five days begin anew.
+    assert_eq!(attempt(DAY / 2, |_| DeliveryNext::Delivered).await, 1);
+    assert_eq!(f.number("SELECT COUNT(failing_since_ms) FROM endpoints").await, 0);
+    assert_eq!(attempt(DAY, again).await, 1);
+    assert_eq!(attempt(5 * DAY - 1, again).await, 1);
+    assert_eq!(attempt(1, again).await, 0);
+    assert_eq!(f.number("SELECT COUNT(*) FROM endpoints WHERE disabled_reason = 'failing'").await, 1);
+    assert!(deliveries(&f.store, now + DAY).await.is_empty(), "what is left is kept and not sent");
+    assert_eq!(f.number("SELECT COUNT(*) FROM deliveries WHERE state = 'disabled'").await, 1);
 }
 
 // Cancelling.

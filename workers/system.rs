@@ -10,6 +10,7 @@ use paceline::api::{ApiParts, Tokens};
 use paceline::clock::{Clock, SystemClock};
 use paceline::config::Config;
 use paceline::readiness::Readiness;
+use paceline::replays::Replayer;
 use paceline::schedule::{self, Scheduler};
 use paceline::store::{OwnerId, Store, StoreError, StoreOptions};
 use paceline::supervise::Reconnect;
@@ -198,9 +199,15 @@ fn start_upkeep(parts: &Parts, roles: &[Role], tasks: &mut JoinSet<anyhow::Resul
     });
     if roles.contains(&Role::Scheduler) {
         let scheduler = Scheduler::new(parts.store.clone(), Arc::clone(&parts.clock), parts.config.store.clone());
+        let (upkeep, catalog) = (shutdown.clone(), Arc::new(parts.config.catalog()));
+        tasks.spawn(async move {
+            scheduler.run(upkeep).await;
+            Ok(())
+        });
+        let replayer = Replayer::new(parts.store.clone(), Arc::clone(&parts.clock), catalog);
         let shutdown = shutdown.clone();
         tasks.spawn(async move {
-            scheduler.run(shutdown).await;
+            replayer.run(shutdown).await;
             Ok(())
         });
     }

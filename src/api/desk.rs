@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use tokio::time::{Instant, sleep_until};
 
@@ -16,7 +17,8 @@ use super::view::{
     Accepted, AcceptedItem, AcceptedMany, DeadJson, JobJson, PageJson, Purged, ReplayAccepted, dead_page, job_page,
 };
 use crate::clock::{Clock, WallMs};
-use crate::job::{Catalog, Envelope, Given, Invalid, Job, JobState, Request, is_job_id};
+use crate::job::{Catalog, Given, Invalid, Job, JobState, Request, is_job_id};
+use crate::replays::{Changes, check};
 use crate::store::{Cancelled, DeadView, Inserted, NewJob, Origin, Replay, Replayed, Store, StoredResponse};
 
 /// Items of an array at most.
@@ -35,9 +37,9 @@ const PURGE_BATCHES_MAX: u32 = 100;
 /// Jobs and dead letters of one store. Cheap to clone.
 #[derive(Clone)]
 pub struct Desk {
-    store: Store,
+    pub(super) store: Store,
     catalog: Arc<Catalog>,
-    clock: Arc<dyn Clock>,
+    pub(super) clock: Arc<dyn Clock>,
     envelope_bytes_max: usize,
 }
 
@@ -73,7 +75,7 @@ struct ReplayBody {
 /// Which idempotency key a replay sends.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum KeyChoice {
+pub(super) enum KeyChoice {
     Keep,
     New,
 }
@@ -250,11 +252,11 @@ impl Desk {
         let body = replay_body(body)?;
         let view = self.dead_view(who, id).await?;
         let Some(envelope) = view.envelope else { return Err(never_a_job()) };
-        let lane = body.lane.unwrap_or_else(|| "replay".to_owned());
-        self.check_replay(&envelope, body.request.clone(), &lane, body.not_before)?;
+        let changes = Changes { request: body.request, lane: body.lane, not_before: body.not_before };
+        check(&envelope, changes.clone(), &self.catalog, self.clock.wall_ms()).map_err(Problem::invalid)?;
         let how = Replay {
-            request: body.request,
-            lane: Some(lane),
+            request: changes.request,
+            lane: changes.lane,
             not_before_ms: body.not_before.map(|t| t.0),
             keep_key: body.idempotency_key.map(|choice| matches!(choice, KeyChoice::Keep)),
         };
@@ -270,23 +272,6 @@ impl Desk {
                 Err(Problem::new(ProblemKind::NotReplayable, detail))
             }
         }
-    }
-
-    fn check_replay(
-        &self,
-        stored: &str,
-        request: Option<Request>,
-        lane: &str,
-        not_before: Option<crate::job::Instant>,
-    ) -> Result<(), Problem> {
-        let mut envelope = Envelope::parse(stored.as_bytes()).map_err(Problem::invalid)?;
-        envelope.request = request.unwrap_or(envelope.request);
-        envelope.lane = Some(lane.to_owned());
-        envelope.not_before = not_before;
-        // The store drops a deadline that has passed by then, so it is not checked either.
-        let due = not_before.map_or_else(|| self.clock.wall_ms(), |at| at.0);
-        envelope.deadline = envelope.deadline.filter(|deadline| deadline.0 > due);
-        envelope.check(&Given::default(), &self.catalog, String::new).map(drop).map_err(Problem::invalid)
     }
 
     /// Removes dead letters by filter, in bounded batches; `query` as in the URL.
@@ -309,7 +294,7 @@ impl Desk {
 }
 
 /// Ids of another form exist nowhere.
-fn known_form(id: &str) -> Option<&str> {
+pub(super) fn known_form(id: &str) -> Option<&str> {
     is_job_id(id).then_some(id)
 }
 
@@ -367,12 +352,14 @@ fn replay_body(body: &[u8]) -> Result<ReplayBody, Problem> {
     if body.trim_ascii().is_empty() {
         return Ok(ReplayBody::default());
     }
+    object(body, "{} or {\"request\":{\"path\":\"/…\"}}")
+}
+
+/// Reads an object whose wrong fields are named; `example` is shown where it is none.
+pub(super) fn object<T: DeserializeOwned>(body: &[u8], example: &str) -> Result<T, Problem> {
     let json: &RawValue = serde_json::from_slice(body).map_err(|e| not_json(&e))?;
     if !json.get().starts_with('{') {
-        return Err(Problem::invalid(Invalid::at(
-            "",
-            "expected an object, such as {} or {\"request\":{\"path\":\"/…\"}}",
-        )));
+        return Err(Problem::invalid(Invalid::at("", format!("expected an object, such as {example}"))));
     }
     let mut reader = serde_json::Deserializer::from_str(json.get());
     serde_path_to_error::deserialize(&mut reader).map_err(|e| {

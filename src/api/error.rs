@@ -119,6 +119,12 @@ impl Problem {
         Self { errors: vec![error.clone()], ..Self::new(ProblemKind::Invalid, error.to_string()) }
     }
 
+    /// Several wrong fields at once; `detail` is the first of them.
+    pub fn invalid_fields(errors: Vec<Invalid>) -> Self {
+        let detail = errors.first().map(Invalid::to_string).unwrap_or_default();
+        Self { errors, ..Self::new(ProblemKind::Invalid, detail) }
+    }
+
     /// Wrong parameters of a query, named `?name`.
     pub fn parameters(errors: Vec<Invalid>) -> Self {
         let detail = errors.first().map(Invalid::to_string).unwrap_or_default();

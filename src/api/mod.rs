@@ -25,6 +25,7 @@ mod jobs;
 mod metrics;
 mod params;
 mod path;
+mod replays;
 mod serve;
 mod view;
 
@@ -47,6 +48,7 @@ pub use body::MANY_BYTES_MAX;
 pub use desk::{Desk, ITEMS_MAX, Submitted};
 pub use error::{Problem, ProblemKind};
 pub use params::LIMIT_MAX;
+pub use replays::{Begun, ReplayJson};
 pub use serve::{ServeLimits, serve};
 pub use view::{
     Accepted, AcceptedItem, AcceptedMany, AttemptJson, DeadJson, JobJson, PageJson, Purged, ReplayAccepted, WaitingJson,
@@ -128,6 +130,8 @@ pub fn router(parts: ApiParts) -> Router {
         .route("/v1/dead-letters", get(dead_letters::list).delete(dead_letters::purge))
         .route("/v1/dead-letters/{id}", get(dead_letters::show))
         .route("/v1/dead-letters/{id}/replay", post(dead_letters::replay))
+        .route("/v1/replays", post(replays::begin).get(replays::list))
+        .route("/v1/replays/{id}", get(replays::show).delete(replays::stop))
         .route("/metrics", get(metrics::scrape))
         .fallback(unknown_route)
         .layer(from_fn(guard::json_bodies_only))

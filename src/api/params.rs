@@ -7,6 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::error::Problem;
+use crate::clock::{WallMs, parse_rfc3339};
 use crate::job::{Invalid, JobState, is_name};
 use crate::store::{DeadFilter, DeadReason, JobFilter};
 
@@ -16,6 +17,9 @@ const LIMIT: u32 = 50;
 pub const LIMIT_MAX: u32 = 500;
 /// Longest name of a tenant, in bytes.
 const TENANT_BYTES_MAX: usize = 255;
+
+/// What dead letters are filtered by.
+const DEAD_FILTERS: [&str; 7] = ["reason", "provider", "lane", "tenant", "replayed", "dead_after", "dead_before"];
 
 /// The parameters of one query, and what was wrong with them so far.
 #[derive(Debug)]
@@ -58,7 +62,7 @@ impl Params {
 
     fn tenant(&mut self) -> Option<String> {
         self.take("tenant", |value| {
-            if value.len() <= TENANT_BYTES_MAX && !value.chars().any(char::is_control) {
+            if is_tenant(value) {
                 Ok(value.to_owned())
             } else {
                 Err(format!("at most {TENANT_BYTES_MAX} bytes without control characters"))
@@ -68,6 +72,10 @@ impl Params {
 
     fn boolean(&mut self, name: &str) -> Option<bool> {
         self.take(name, |value| value.parse().map_err(|_| "true or false".to_owned()))
+    }
+
+    fn instant(&mut self, name: &str) -> Option<WallMs> {
+        self.take(name, |value| parse_rfc3339(value).map_err(|_| "a time such as 2026-11-20T10:00:00Z".to_owned()))
     }
 
     fn reason(&mut self) -> Option<String> {
@@ -93,6 +101,8 @@ impl Params {
             lane: self.name("lane"),
             tenant: self.tenant(),
             replayed: self.boolean("replayed"),
+            dead_after_ms: self.instant("dead_after"),
+            dead_before_ms: self.instant("dead_before"),
         }
     }
 
@@ -115,6 +125,7 @@ pub struct Window {
 pub(super) enum ListKind {
     Jobs = 1,
     DeadLetters = 2,
+    Replays = 3,
 }
 
 impl ListKind {
@@ -145,30 +156,39 @@ pub fn jobs(query: &str) -> Result<(JobFilter, Window), Problem> {
     params.finish((filter, window))
 }
 
-/// `GET /v1/dead-letters?…`: `reason`, `provider`, `lane`, `tenant`, `replayed`, `cursor`, `limit`.
+/// `GET /v1/dead-letters?…`: `reason`, `provider`, `lane`, `tenant`, `replayed`, `dead_after`, `dead_before`, `cursor`,
+/// `limit`.
 pub fn dead_letters(query: &str) -> Result<(DeadFilter, Window), Problem> {
-    let known = ["reason", "provider", "lane", "tenant", "replayed", "cursor", "limit"];
+    let known = [&DEAD_FILTERS[..], &["cursor", "limit"]].concat();
     let mut params = Params::read(query, &known);
     let filter = params.dead_filter();
     let window = params.window(ListKind::DeadLetters);
     params.finish((filter, window))
 }
 
+/// `GET /v1/replays?…`: `cursor`, `limit`.
+pub fn replays(query: &str) -> Result<Window, Problem> {
+    let mut params = Params::read(query, &["cursor", "limit"]);
+    let window = params.window(ListKind::Replays);
+    params.finish(window)
+}
+
+/// Whether this may be a tenant's name.
+pub(super) fn is_tenant(name: &str) -> bool {
+    name.len() <= TENANT_BYTES_MAX && !name.chars().any(char::is_control)
+}
+
 /// `DELETE /v1/dead-letters?…`: the filters of the list, at least one of them, or `all=true`.
 pub fn purge(query: &str) -> Result<DeadFilter, Problem> {
-    let mut params = Params::read(query, &["reason", "provider", "lane", "tenant", "replayed", "all"]);
+    let mut params = Params::read(query, &[&DEAD_FILTERS[..], &["all"]].concat());
     let filter = params.dead_filter();
     let all = params.boolean("all").unwrap_or(false);
-    let filtered = filter.reason.is_some()
-        || filter.provider.is_some()
-        || filter.lane.is_some()
-        || filter.tenant.is_some()
-        || filter.replayed.is_some();
+    let filtered = !filter.is_empty();
     if params.errors.is_empty() && filtered == all {
         let message = if all {
             "expected either filters or all=true, not both"
         } else {
-            "expected at least one of reason, provider, lane, tenant, replayed; or all=true to purge every dead letter"
+            &format!("expected at least one of {}; or all=true to purge every dead letter", DEAD_FILTERS.join(", "))
         };
         params.wrong("all", message);
     }

@@ -97,6 +97,8 @@ pub(super) struct Provider {
     #[serde(default)]
     pub retry: Retry,
     #[serde(default)]
+    pub breaker: Breaker,
+    #[serde(default)]
     pub ca_file: Option<PathBuf>,
     #[serde(default)]
     pub budget: Vec<Budget>,
@@ -153,6 +155,16 @@ pub(super) struct Retry {
     pub cap: Option<HumanDuration>,
     pub jitter: Option<Jitter>,
     pub max_elapsed: Option<HumanDuration>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Breaker {
+    pub failures: Option<u32>,
+    pub ratio: Option<String>,
+    pub window: Option<HumanDuration>,
+    pub open: Option<HumanDuration>,
+    pub probes: Option<u32>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -220,7 +232,7 @@ impl<'de> Deserialize<'de> for Safety {
 }
 
 /// `"2%"` as 0.02.
-fn percent(text: &str) -> Option<f64> {
+pub(super) fn percent(text: &str) -> Option<f64> {
     let number: f64 = text.strip_suffix('%')?.trim().parse().ok()?;
     number.is_finite().then_some(number / 100.0)
 }

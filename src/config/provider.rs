@@ -7,13 +7,12 @@ use std::time::Duration;
 use url::Url;
 
 use super::{Lookup, Problems, file, limits, secret};
-use crate::job::{ProviderRules, is_name};
+use crate::breaker::BreakerPolicy;
+use crate::job::{ProviderRules, REPLAY_LANE, is_name};
 use crate::pace::{BudgetSpec, KeySpec, LaneSpec, PoolSpec, RouteSpec, Safety};
 use crate::retry::RetryPolicy;
 use crate::secrets::Secret;
 
-/// The lane of replays; always there, always last in line.
-const REPLAY: &str = "replay";
 /// The lane of jobs that name none.
 const DEFAULT: &str = "default";
 
@@ -66,6 +65,8 @@ pub struct Provider {
     pub routes: Vec<Route>,
     /// What follows a failure.
     pub retry: RetryPolicy,
+    /// When it is left alone because it is down.
+    pub breaker: BreakerPolicy,
 }
 
 impl Provider {
@@ -196,6 +197,7 @@ pub(super) fn build(raw: file::Provider, env: &Lookup<'_>, problems: &mut Proble
     };
     problems.take(&place, pool.check());
     let retry = retry(&place, &raw.retry, problems);
+    let breaker = breaker(&place, &raw.breaker, problems);
     Some(Provider {
         name: raw.name,
         base_url: base_url?,
@@ -206,6 +208,7 @@ pub(super) fn build(raw: file::Provider, env: &Lookup<'_>, problems: &mut Proble
         secrets,
         routes,
         retry,
+        breaker,
     })
 }
 
@@ -310,7 +313,7 @@ fn lanes(place: &str, raw: &std::collections::BTreeMap<String, u32>, problems: &
         if !is_name(name) {
             problems.add(&place, "expected a name of 1 to 64 of a-z 0-9 _ -");
         }
-        if name == REPLAY {
+        if name == REPLAY_LANE {
             problems.add(&place, "this lane is reserved for replays");
             continue;
         }
@@ -322,7 +325,7 @@ fn lanes(place: &str, raw: &std::collections::BTreeMap<String, u32>, problems: &
     if !raw.contains_key(DEFAULT) {
         lanes.push(LaneSpec { name: DEFAULT.to_owned(), weight: 4 });
     }
-    lanes.push(LaneSpec { name: REPLAY.to_owned(), weight: 1 });
+    lanes.push(LaneSpec { name: REPLAY_LANE.to_owned(), weight: 1 });
     lanes
 }
 
@@ -341,6 +344,30 @@ fn retry(place: &str, raw: &file::Retry, problems: &mut Problems) -> RetryPolicy
     if policy.cap < policy.base {
         problems.add(format!("{place}: retry.cap"), "expected at least retry.base");
     }
+    policy
+}
+
+fn breaker(place: &str, raw: &file::Breaker, problems: &mut Problems) -> BreakerPolicy {
+    let standard = BreakerPolicy::default();
+    let ratio = raw.ratio.as_deref().map_or(Some(standard.ratio), file::percent).filter(|r| (0.0..=1.0).contains(r));
+    let policy = BreakerPolicy {
+        failures: raw.failures.unwrap_or(standard.failures),
+        ratio: ratio.unwrap_or(standard.ratio),
+        window: raw.window.map_or(standard.window, |d| d.0),
+        open: raw.open.map_or(standard.open, |d| d.0),
+        probes: raw.probes.unwrap_or(standard.probes),
+    };
+    let mut expect = |holds: bool, name: &str, what: &str| {
+        if !holds {
+            problems.add(format!("{place}: breaker.{name}"), format!("expected {what}"));
+        }
+    };
+    let span = Duration::from_secs(1)..=Duration::from_secs(3_600);
+    expect(ratio.is_some(), "ratio", "a share such as \"50%\", 0% to 100%");
+    expect((1..=1_000_000).contains(&policy.failures), "failures", "1 to 1000000");
+    expect(span.contains(&policy.window), "window", "1s to 1h");
+    expect(span.contains(&policy.open), "open", "1s to 1h");
+    expect((1..=100).contains(&policy.probes), "probes", "1 to 100");
     policy
 }
 

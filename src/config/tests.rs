@@ -1,4 +1,5 @@
 use super::*;
+use crate::breaker::BreakerPolicy;
 
 const SAMPLE: &str = r#"
 [webhooks]
@@ -13,6 +14,7 @@ key_limits = [ { requests = 600, per = "1m", algorithm = "sliding_window" }, { c
 keys = [ { label = "a1", secret = "env:GEO_A1" }, { label = "a2", secret = "env:GEO_A2", weight = 2 } ]
 lanes = { high = 8, default = 4, low = 1 }
 retry = { max_attempts = 3, jitter = "decorrelated" }
+breaker = { failures = 7, ratio = "12.5%", open = "2s" }
 
 [[provider.budget]]
 name = "org-1"
@@ -48,6 +50,8 @@ fn a_full_configuration_loads() {
     assert_eq!(provider.pool.keys[2].budget, Some(0));
     assert_eq!(provider.secrets[0].as_ref().map(|s| s.expose()), Some("k1"));
     assert_eq!(provider.retry.max_attempts, 3);
+    let breaker = BreakerPolicy { failures: 7, ratio: 0.125, open: Duration::from_secs(2), ..BreakerPolicy::default() };
+    assert_eq!(provider.breaker, breaker);
     assert_eq!(provider.pool.counted_within, Duration::from_secs(30), "the timeout unless given");
     let rules = provider.rules();
     assert!(rules.lanes.contains("replay") && rules.lanes.contains("default") && rules.lanes.contains("high"));
@@ -106,10 +110,19 @@ fn everything_that_is_wrong_is_reported_at_once() {
         base_url = "ftp://x"
         key_limits = [ { requests = 5 }, { requests = 1, cost = 1, per = "1s" }, { requests = 0, per = "1s" } ]
         lanes = { replay = 3 }
+        breaker = { failures = 0, ratio = "101%", window = "0s", open = "2h", probes = 0 }
     "#;
     let Err(ConfigError::Invalid(problems)) = load(text, &[]) else { panic!("should be refused") };
     let shown = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
-    for part in ["api.tokens", "Bad Name", "base_url", "key_limits[0]", "key_limits[1]", "lanes.replay"] {
+    let breaker = ["breaker.failures", "breaker.ratio", "breaker.window", "breaker.open", "breaker.probes"];
+    for part in breaker.into_iter().chain([
+        "api.tokens",
+        "Bad Name",
+        "base_url",
+        "key_limits[0]",
+        "key_limits[1]",
+        "lanes.replay",
+    ]) {
         assert!(shown.contains(part), "{part} in {shown}");
     }
 }

@@ -37,7 +37,7 @@ fn job(delivery: &Delivery, catalog: &Catalog, envelope_bytes_max: usize) -> Res
     let (provider, lane) = split_routing_key(delivery.routing_key.as_str())?;
     let id = delivery.properties.message_id().as_ref().map(|id| id.as_str().to_owned());
     // The bare name of a provider says nothing of a lane: then the envelope may.
-    let given = Given { provider: Some(provider), lane, id: id.as_deref(), tenant: None };
+    let given = Given { provider: Some(provider), lane, id: id.as_deref(), ..Given::default() };
     Job::parse(&delivery.data, &given, catalog)
 }
 

@@ -6,6 +6,7 @@ use lapin::{Channel, ExchangeKind};
 use serde::Serialize;
 
 use crate::config::Config;
+use crate::job::REPLAY_LANE;
 
 /// Where producers publish to.
 pub const JOBS: &str = "paceline.jobs";
@@ -153,7 +154,7 @@ pub(super) fn lanes(config: &Config) -> impl Iterator<Item = (&str, &str)> {
             .pool
             .lanes
             .iter()
-            .filter(|lane| lane.name != "replay")
+            .filter(|lane| lane.name != REPLAY_LANE)
             .map(|lane| (provider.name.as_str(), lane.name.as_str()))
     })
 }

@@ -70,7 +70,12 @@ pub struct Given<'a> {
     pub id: Option<&'a str>,
     /// Of the token: the job belongs to it.
     pub tenant: Option<&'a str>,
+    /// A dead letter runs again: only that may be in the lane of replays.
+    pub is_replay: bool,
 }
+
+/// The lane of replays; every provider has it.
+pub const REPLAY_LANE: &str = "replay";
 
 /// How often a call may be made when its fate is unknown.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -282,8 +287,10 @@ impl Envelope {
             Invalid::at("provider", format!("unknown provider {provider:?}; configured: {known}"))
         })?;
         let lane = agree("lane", self.lane, given.lane, "the routing key")?.unwrap_or_else(|| "default".to_owned());
-        if !rules.lanes.contains(&lane) {
-            let known = rules.lanes.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let usable = |lane: &str| given.is_replay || lane != REPLAY_LANE;
+        if !rules.lanes.contains(&lane) || !usable(&lane) {
+            let known = rules.lanes.iter().map(String::as_str).filter(|lane| usable(lane));
+            let known = known.collect::<Vec<_>>().join(", ");
             return Err(Invalid::at("lane", format!("unknown lane {lane:?} of {provider}; it has: {known}")));
         }
         let tenant = agree("tenant", self.tenant, given.tenant, "the token")?.unwrap_or_default();

@@ -8,7 +8,7 @@ use super::jobs::{Conditions, Rerun, rerun, state_of};
 use super::wakes::Pending;
 use super::{Buried, DeadFilter, DeadView, JobPk, Page, Replay, Replayed, StoreError, attempts, number};
 use crate::clock::WallMs;
-use crate::job::{Job, JobState};
+use crate::job::{Job, JobState, REPLAY_LANE};
 
 /// Keeps the dead ones of `ended`. A job that dies again has one letter still, not replayed yet.
 pub(super) async fn upsert(tx: &mut Tx, ended: &[Ended<'_>]) -> Result<(), StoreError> {
@@ -106,13 +106,15 @@ pub(super) async fn letter(db: &Db, tenant: Option<&str>, id: &str) -> Result<Op
     Ok(views(db, rows).await?.pop())
 }
 
-fn conditions(filter: &DeadFilter) -> (String, Vec<&str>) {
+pub(super) fn conditions(filter: &DeadFilter) -> (String, Vec<&str>) {
     Conditions::default()
         .equal("d.reason", filter.reason.as_deref())
         .equal("d.provider", filter.provider.as_deref())
         .equal("d.lane", filter.lane.as_deref())
         .equal("d.tenant", filter.tenant.as_deref())
         .fixed(filter.replayed.map(|yes| if yes { "d.replayed_ms IS NOT NULL" } else { "d.replayed_ms IS NULL" }))
+        .fixed(filter.dead_after_ms.map(|at| format!("d.dead_ms >= {at}")).as_deref())
+        .fixed(filter.dead_before_ms.map(|at| format!("d.dead_ms < {at}")).as_deref())
         .parts()
 }
 
@@ -193,7 +195,7 @@ pub(super) async fn replay(
     if let Some(request) = &how.request {
         job.request = request.clone();
     }
-    job.lane = how.lane.clone().unwrap_or_else(|| "replay".to_owned());
+    job.lane = how.lane.clone().unwrap_or_else(|| REPLAY_LANE.to_owned());
     job.not_before_ms = how.not_before_ms;
     let due_ms = how.not_before_ms.map_or(now_ms, |start| start.max(now_ms));
     job.deadline_ms = job.deadline_ms.filter(|&deadline| deadline > due_ms);

@@ -1,6 +1,6 @@
 //! Completions on their way to endpoints.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use super::dialect::{Db, Rows, Tx, on_db};
@@ -9,6 +9,8 @@ use super::{DeliveryJob, DeliveryNext, DeliveryRecord, Endpoint, Event, OwnerId,
 use crate::clock::WallMs;
 use crate::job::JobState;
 
+/// An endpoint that did nothing but fail for so long is disabled.
+const FAILING_MAX_MS: i64 = 5 * 86_400_000;
 /// Bytes of bodies in one claim, more or less: the last one may go over it.
 const CLAIM_BYTES_MAX: i64 = 16 * 1024 * 1024;
 
@@ -223,6 +225,41 @@ async fn record_round(tx: &mut Tx, records: &[&DeliveryRecord]) -> Result<(), St
     let disable = "UPDATE endpoints SET enabled = FALSE, disabled_reason = 'gone' FROM v WHERE endpoints.pk = v.pk";
     // What else is pending for it is set aside when it is claimed, never in one great update.
     rows.execute(tx, disable).await?;
+    let attempts = done.iter().filter_map(|r| Some((hits.get(&r.pk).copied().flatten()?, *r)));
+    note_health(tx, attempts).await
+}
+
+/// Since when an endpoint has only failed, and its end where that is too long.
+async fn note_health<'a>(
+    tx: &mut Tx,
+    attempts: impl Iterator<Item = (i64, &'a DeliveryRecord)>,
+) -> Result<(), StoreError> {
+    // One success among them is enough; else the first failure counts.
+    let mut seen: BTreeMap<i64, (bool, WallMs, WallMs)> = BTreeMap::new();
+    for (endpoint_pk, record) in attempts.filter(|(_, record)| record.next != DeliveryNext::Gone) {
+        let works = record.next == DeliveryNext::Delivered;
+        let (any, first_ms, last_ms) = seen.entry(endpoint_pk).or_insert((works, record.at_ms, record.at_ms));
+        *any |= works;
+        *first_ms = (*first_ms).min(record.at_ms);
+        *last_ms = (*last_ms).max(record.at_ms);
+    }
+    let rows = Rows::new()
+        .int("pk", seen.keys().map(|pk| Some(*pk)))
+        .flag("works", seen.values().map(|of| of.0))
+        .int("first_ms", seen.values().map(|of| Some(of.1)))
+        .int("since_ms", seen.values().map(|of| Some(of.2.saturating_sub(FAILING_MAX_MS))));
+    let update = "UPDATE endpoints SET
+            failing_since_ms = CASE WHEN v.works THEN NULL ELSE COALESCE(endpoints.failing_since_ms, v.first_ms) END,
+            enabled = v.works OR COALESCE(endpoints.failing_since_ms, v.first_ms) > v.since_ms,
+            disabled_reason = CASE WHEN v.works OR COALESCE(endpoints.failing_since_ms, v.first_ms) > v.since_ms
+                THEN endpoints.disabled_reason ELSE 'failing' END
+        FROM v WHERE endpoints.pk = v.pk AND endpoints.enabled
+            AND (endpoints.failing_since_ms IS NOT NULL OR NOT v.works)
+        RETURNING endpoints.id, endpoints.enabled";
+    let changed: Vec<(String, bool)> = rows.fetch(tx, update).await?;
+    for (endpoint, _) in changed.iter().filter(|(_, enabled)| !enabled) {
+        tracing::error!(endpoint, "this endpoint has failed for five days; nothing more is sent to it");
+    }
     Ok(())
 }
 

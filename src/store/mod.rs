@@ -15,6 +15,7 @@ mod jobs;
 mod leases;
 mod outcomes;
 mod owners;
+mod replays;
 mod retention;
 mod types;
 mod wakes;
@@ -29,6 +30,7 @@ use tokio::sync::broadcast;
 
 use crate::clock::WallMs;
 use dialect::Db;
+pub use replays::{ReplayLetter, ReplayOptions, ReplayOrder, ReplayState, ReplayView};
 pub use types::*;
 use wakes::{Pending, Wakes};
 use writer::{Request, Writer};
@@ -431,6 +433,95 @@ impl Store {
     /// [`StoreError::Unavailable`].
     pub async fn purge_dead(&self, filter: &DeadFilter, limit: u32) -> Result<u64, StoreError> {
         act!(self, |tx, _wakes| dead::purge(tx, filter, limit).await)
+    }
+
+    /// Counts the jobs that a replay by filter would run again, and begins it where `dry_run` is not set: how many,
+    /// and its id.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn begin_replay(
+        &self,
+        tenant: Option<&str>,
+        order: &ReplayOrder,
+        dry_run: bool,
+        now_ms: WallMs,
+    ) -> Result<(i64, Option<String>), StoreError> {
+        let found = self.db().in_time(replays::count(self.db(), &order.filter)).await?;
+        if dry_run {
+            return Ok((found.0, None));
+        }
+        let id = act!(self, |tx, _wakes| replays::begin(tx, tenant, order, found, now_ms).await)?;
+        Ok((found.0, Some(id)))
+    }
+
+    /// A replay by filter.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn replay_view(&self, tenant: Option<&str>, id: &str) -> Result<Option<ReplayView>, StoreError> {
+        self.db().in_time(replays::show(self.db(), tenant, id)).await
+    }
+
+    /// Replays by filter, newest first.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn replays(
+        &self,
+        tenant: Option<&str>,
+        cursor: Option<i64>,
+        limit: u32,
+    ) -> Result<Page<ReplayView>, StoreError> {
+        self.db().in_time(replays::list(self.db(), tenant, cursor, limit)).await
+    }
+
+    /// Ends a replay that runs; what it has queued again stays queued. `false`: it does not run.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn stop_replay(&self, tenant: Option<&str>, id: &str, now_ms: WallMs) -> Result<bool, StoreError> {
+        act!(self, |tx, _wakes| replays::stop(tx, tenant, id, now_ms).await)
+    }
+
+    /// All replays that run, oldest first.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn running_replays(&self) -> Result<Vec<ReplayView>, StoreError> {
+        self.db().in_time(replays::running(self.db())).await
+    }
+
+    /// The next dead letters of a replay, at most `limit`.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn replay_letters(&self, replay: &ReplayView, limit: u32) -> Result<Vec<ReplayLetter>, StoreError> {
+        self.db().in_time(replays::next(self.db(), replay, limit)).await
+    }
+
+    /// Jobs of a provider that wait in the lane of replays, counted up to `most`.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn waiting_replays(&self, provider: &str, most: u32) -> Result<i64, StoreError> {
+        self.db().in_time(replays::waiting(self.db(), provider, most)).await
+    }
+
+    /// Queues `letters` again, counts `skipped` more, and moves the replay on to the row `position`, all or nothing.
+    /// `false`: somebody else was first, or it was stopped.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn advance_replay(
+        &self,
+        replay: &ReplayView,
+        letters: &[&ReplayLetter],
+        skipped: i64,
+        position: i64,
+        now_ms: WallMs,
+    ) -> Result<bool, StoreError> {
+        act!(self, |tx, wakes| replays::step(tx, replay, (letters, skipped, position), now_ms, wakes).await)
     }
 
     // Leases: who may spend the budget of a pacing group. By the database's clock alone. They go

@@ -40,7 +40,7 @@ pub(super) async fn expire(tx: &mut Tx, limit: u32, now_ms: WallMs, wakes: &mut 
 }
 
 /// Removes jobs that ended before the given times, with all that belongs to them, and dead
-/// letters that old; at most `limit` of each. A job stays while a delivery of it is pending.
+/// letters and replays that old; at most `limit` of each. A job stays while a delivery of it is pending.
 pub(super) async fn remove(
     tx: &mut Tx,
     succeeded_before_ms: WallMs,
@@ -82,6 +82,9 @@ pub(super) async fn remove(
         .execute(c)
         .await
         .map(|done| done.rows_affected()))?;
+    let sql = "DELETE FROM replays WHERE pk IN
+        (SELECT pk FROM replays WHERE state <> 'running' AND finished_ms < $1 ORDER BY pk LIMIT $2)";
+    on_db!(tx, |c| sqlx::query(sql).bind(dead_before_ms).bind(i64::from(limit)).execute(c).await.map(drop))?;
     Ok(removed)
 }
 

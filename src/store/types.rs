@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use crate::clock::WallMs;
 use crate::job::{EventKind, Job, JobState};
@@ -231,7 +232,7 @@ pub struct JobFilter {
 }
 
 /// Filters of a list of dead letters.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeadFilter {
     /// Reason.
     pub reason: Option<String>,
@@ -243,6 +244,19 @@ pub struct DeadFilter {
     pub tenant: Option<String>,
     /// Only those replayed (`true`) or not yet (`false`).
     pub replayed: Option<bool>,
+    /// Dead since then, or later.
+    #[serde(default)]
+    pub dead_after_ms: Option<WallMs>,
+    /// Dead before then.
+    #[serde(default)]
+    pub dead_before_ms: Option<WallMs>,
+}
+
+impl DeadFilter {
+    /// Whether nothing is left out.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// A page of a list, newest first.

@@ -184,3 +184,12 @@ pub fn when(name: &str, text: &str) -> Result<Instant, Failure> {
     }
     parse_rfc3339(text).map(Instant).map_err(|e| Failure::usage(format!("{name}: {e}, or a duration such as 5m")))
 }
+
+/// A time, or how long ago that was.
+pub fn ago(name: &str, text: &str) -> Result<Instant, Failure> {
+    if let Ok(before) = text.parse::<HumanDuration>() {
+        return Ok(Instant(SystemClock::new().wall_ms().saturating_sub(before.as_millis())));
+    }
+    let wrong = |e| Failure::usage(format!("{name}: {e}, or how long ago that was, such as 1h"));
+    parse_rfc3339(text).map(Instant).map_err(wrong)
+}

@@ -161,6 +161,43 @@ impl Backend {
         }
     }
 
+    /// Whether a server answers, which goes on with what is asked for.
+    pub fn is_server(&self) -> bool {
+        matches!(self, Self::Http(_))
+    }
+
+    /// `POST /v1/replays`
+    pub async fn begin_replay(&self, body: Vec<u8>) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::POST, &["v1", "replays"], "", Some(body)).await?),
+            Self::Store { desk, .. } => value(&desk.begin_replay(Tenancy::all(), &body).await?),
+        }
+    }
+
+    /// `GET /v1/replays`
+    pub async fn replays(&self, query: &str) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::GET, &["v1", "replays"], query, None).await?),
+            Self::Store { desk, .. } => value(&desk.replays(&Tenancy::all(), query).await?),
+        }
+    }
+
+    /// `GET /v1/replays/{id}`
+    pub async fn replay_by_filter(&self, id: &str) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::GET, &["v1", "replays", id], "", None).await?),
+            Self::Store { desk, .. } => value(&desk.replay_by_filter(&Tenancy::all(), id).await?),
+        }
+    }
+
+    /// `DELETE /v1/replays/{id}`
+    pub async fn stop_replay(&self, id: &str) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::DELETE, &["v1", "replays", id], "", None).await?),
+            Self::Store { desk, .. } => value(&desk.stop_replay(&Tenancy::all(), id).await?),
+        }
+    }
+
     /// `DELETE /v1/dead-letters`
     pub async fn purge(&self, query: &str) -> Result<Value, Failure> {
         match self {

@@ -1,14 +1,16 @@
 //! `paceline dead`: dead letters.
 
 use clap::{Args, Subcommand};
+use paceline::clock::rfc3339;
 use serde_json::{Map, Value, json};
 
 use super::Globals;
-use super::arguments::{json_argument, when};
-use super::backend::{Backend, Missing, query};
+use super::arguments::{ago, json_argument, when};
+use super::backend::{Backend, Missing, Named, job_id, query};
 use super::failure::{Exit, Failure};
-use super::jobs::{Many, One, Pages, attempts, each, print_page, set};
+use super::jobs::{One, Pages, attempts, each, print_page, set};
 use super::output::{Out, cell, short, time};
+use super::replays::{self, ByFilter};
 
 /// Look at dead letters, run them again, purge them
 #[derive(Debug, Subcommand)]
@@ -20,6 +22,10 @@ pub enum Command {
     /// Run dead letters again
     #[command(after_long_help = REPLAY_EXAMPLES)]
     Replay(Box<Replay>),
+    /// List replays by filter, newest first
+    Replays(Pages),
+    /// Stop a replay by filter; what it has queued again stays queued
+    Stop(One),
     /// Remove dead letters for good
     #[command(
         after_long_help = "Examples:\n  paceline dead purge --replayed true\n  paceline dead purge --reason malformed\n  paceline dead purge --all"
@@ -33,9 +39,14 @@ const REPLAY_EXAMPLES: &str = r#"Examples:
   With another request:
     paceline dead replay 0193c1f0-… \
       --edit-request '{"method":"POST","path":"/v2/search","body":{"q":"Berlin"}}'
-  All that were given up after too many attempts:
-    paceline --json dead list --all --reason attempts_exhausted --replayed false \
-      | jq -r .id | xargs paceline dead replay"#;
+  How many were given up after too many attempts, then all of them:
+    paceline dead replay --where reason=attempts_exhausted --dry-run
+    paceline dead replay --where reason=attempts_exhausted
+  Those of one provider that died within the last hour:
+    paceline dead replay --where provider=geocoder --where dead_after=1h
+
+With --where or --all the server goes through them, below live traffic, whether or not this command waits;
+a server that is restarted goes on. `paceline dead replays` shows how far it is, `paceline dead stop` stops it."#;
 
 /// Which dead letters.
 #[derive(Debug, Args)]
@@ -55,17 +66,27 @@ pub struct Filter {
     /// Only those that were replayed (true) or were not (false)
     #[arg(long, value_name = "BOOL")]
     replayed: Option<bool>,
+    /// Dead since then, or later: a time, or how long ago that was, such as 1h
+    #[arg(long, value_name = "WHEN")]
+    dead_after: Option<String>,
+    /// Dead before then
+    #[arg(long, value_name = "WHEN")]
+    dead_before: Option<String>,
 }
 
 impl Filter {
-    fn parameters(&self) -> Vec<(&'static str, Option<String>)> {
-        vec![
+    fn parameters(&self) -> Result<Vec<(&'static str, Option<String>)>, Failure> {
+        let at =
+            |name: &str, text: Option<&String>| text.map(|text| ago(name, text).map(|at| rfc3339(at.0))).transpose();
+        Ok(vec![
             ("reason", self.reason.clone()),
             ("provider", self.provider.clone()),
             ("lane", self.lane.clone()),
             ("tenant", self.tenant.clone()),
             ("replayed", self.replayed.map(|replayed| replayed.to_string())),
-        ]
+            ("dead_after", at("--dead-after", self.dead_after.as_ref())?),
+            ("dead_before", at("--dead-before", self.dead_before.as_ref())?),
+        ])
     }
 }
 
@@ -81,16 +102,22 @@ pub struct List {
 /// Which dead letters, and how they are run.
 #[derive(Debug, Args)]
 pub struct Replay {
+    /// Their ids
+    #[arg(required_unless_present_any = ["filters", "all"], value_parser = job_id)]
+    ids: Vec<String>,
+    /// Their tenant, where the same ids exist for several
+    #[arg(long, conflicts_with_all = ["filters", "all"])]
+    tenant: Option<String>,
     #[command(flatten)]
-    of: Many,
+    by_filter: ByFilter,
     /// Another request in place of the job's
-    #[arg(long, value_name = "JSON|@FILE")]
+    #[arg(long, value_name = "JSON|@FILE", conflicts_with_all = ["filters", "all"])]
     edit_request: Option<String>,
     /// The lane to wait in [default: replay]
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["filters", "all"])]
     lane: Option<String>,
     /// Not sent before: a time, or a duration from now such as 5m
-    #[arg(long, value_name = "WHEN")]
+    #[arg(long, value_name = "WHEN", conflicts_with_all = ["filters", "all"])]
     not_before: Option<String>,
     /// The Idempotency-Key: `keep` the job's, or a `new` one [default: kept where the last call may
     /// have been executed and the request is not edited]
@@ -115,6 +142,8 @@ pub async fn run(command: Command, globals: &Globals, out: &Out) -> Result<Exit,
         Command::List(args) => list(&args, &backend, out).await,
         Command::Show(args) => show(&args, &backend, out).await,
         Command::Replay(args) => replay(*args, &backend, out).await,
+        Command::Replays(pages) => replays::list(&pages, &backend, out).await,
+        Command::Stop(args) => replays::stop(&args, &backend, out).await,
         Command::Purge(args) => purge(&args, &backend, out).await,
     };
     backend.close().await;
@@ -122,7 +151,7 @@ pub async fn run(command: Command, globals: &Globals, out: &Out) -> Result<Exit,
 }
 
 async fn list(args: &List, backend: &Backend, out: &Out) -> Result<Exit, Failure> {
-    let mut parameters = args.filter.parameters();
+    let mut parameters = args.filter.parameters()?;
     parameters.extend(args.pages.parameters());
     loop {
         let page = backend.dead_letters(&query(&parameters)).await?;
@@ -183,6 +212,12 @@ async fn show(args: &One, backend: &Backend, out: &Out) -> Result<Exit, Failure>
 }
 
 async fn replay(args: Replay, backend: &Backend, out: &Out) -> Result<Exit, Failure> {
+    if args.by_filter.is_given() {
+        return replays::replay(&args.by_filter, args.idempotency_key.as_deref(), backend, out).await;
+    }
+    if let Some(option) = args.by_filter.stray() {
+        return Err(Failure::usage(format!("{option} belongs to --where and --all")));
+    }
     let mut body = Map::new();
     if let Some(text) = &args.edit_request {
         let request = json_argument("--edit-request", text)?;
@@ -195,8 +230,8 @@ async fn replay(args: Replay, backend: &Backend, out: &Out) -> Result<Exit, Fail
     body.extend(args.lane.map(|lane| ("lane".to_owned(), Value::from(lane))));
     body.extend(args.idempotency_key.map(|which| ("idempotency_key".to_owned(), Value::from(which))));
     let body = Value::Object(body).to_string().into_bytes();
-    each(args.of.ids(), out, async |id| {
-        let accepted = backend.replay(args.of.named(id), &body).await?;
+    each(&args.ids, out, async |id| {
+        let accepted = backend.replay(Named { id, tenant: args.tenant.as_deref() }, &body).await?;
         if out.is_json() {
             out.json(&accepted)
         } else {
@@ -207,12 +242,12 @@ async fn replay(args: Replay, backend: &Backend, out: &Out) -> Result<Exit, Fail
 }
 
 async fn purge(args: &Purge, backend: &Backend, out: &Out) -> Result<Exit, Failure> {
-    let mut parameters = args.filter.parameters();
+    let mut parameters = args.filter.parameters()?;
     parameters.push(("all", args.all.then(|| "true".to_owned())));
     let query = query(&parameters);
     if query.is_empty() {
         return Err(Failure::usage(
-            "say which dead letters: --reason, --provider, --lane, --tenant, --replayed; or --all",
+            "say which dead letters: --reason, --provider, --lane, --tenant, --replayed, --dead-after, --dead-before; or --all",
         ));
     }
     let mut purged = 0;

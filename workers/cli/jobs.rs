@@ -114,11 +114,6 @@ pub struct Many {
 }
 
 impl Many {
-    /// The ids, as the user gave them.
-    pub fn ids(&self) -> &[String] {
-        &self.ids
-    }
-
     /// One of them, and the tenant.
     pub fn named<'a>(&'a self, id: &'a str) -> Named<'a> {
         Named { id, tenant: self.tenant.as_deref() }

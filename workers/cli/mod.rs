@@ -16,6 +16,7 @@ mod jobs;
 mod lines;
 mod migrate;
 mod output;
+mod replays;
 mod serve;
 mod topology;
 
