@@ -4,12 +4,15 @@
 #[allow(dead_code, reason = "other tests use more of it")]
 mod common;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::Fixture;
 use futures_util::future::join_all;
-use paceline::job::DeadReason;
-use paceline::store::{Buried, LeaseState, LeaseTake, LeaseView, LeaseWrite, Store, StoreError, Wake};
+use paceline::job::{DeadReason, Given, Job};
+use paceline::store::{
+    Buried, LeaseState, LeaseSurvey, LeaseTake, LeaseView, LeaseWrite, NewJob, Origin, Store, StoreError, Wake,
+};
 use sqlx::Connection as _;
 
 const TTL: Duration = Duration::from_secs(60);
@@ -52,6 +55,11 @@ contract! {
     times_are_those_of_the_database
     a_clock_that_is_set_back_gives_no_negative_times
     only_owners_release
+    a_thousand_groups_are_one_matter
+    groups_of_another_configuration_are_waited_for_and_inherited
+    two_configurations_never_hold_at_once
+    a_look_shows_who_holds_what_and_who_lives
+    what_is_pinned_to_what_others_pace_is_left_to_them
     a_closed_store_is_not_available
 }
 
@@ -365,6 +373,174 @@ async fn only_owners_release(f: Fixture) {
     assert_eq!(row(&f).await, before);
     assert_eq!(holder(&f.store, "two").await.0, "one");
     assert!(release(&f.store, "one", 1, "all").await, "after it retired, too");
+}
+
+async fn a_thousand_groups_are_one_matter(f: Fixture) {
+    let names: Vec<String> = (0..1_000).map(|n| format!("k{n}")).collect();
+    let asked: Vec<&str> = names.iter().map(String::as_str).collect();
+    let take = async |who: &str, asked: &[&str]| {
+        f.store.leases_take("geo", asked, &names, &owner(who), TTL).await.expect("asked").answers
+    };
+    let new = LeaseTake::Taken { epoch: 1, last: None };
+    assert_eq!(take("one", &asked[..600]).await, vec![new.clone(); 600]);
+    let held = |answer: &LeaseTake| matches!(answer, LeaseTake::Held { owner, .. } if owner == "one");
+    let answers = take("two", &["k999", "k0", "k998", "k1"]).await;
+    assert!(answers[0] == new && held(&answers[1]) && answers[2] == new && held(&answers[3]), "{answers:?}");
+    // In any order; of those that are not one's own nothing is changed.
+    let mut writes: Vec<LeaseWrite> = names[..600].iter().map(|name| write(name, 1, name)).collect();
+    writes.reverse();
+    writes.insert(7, write("k999", 1, "late"));
+    let renewed = f.store.leases_renew("geo", &owner("one"), TTL, &writes).await.expect("asked");
+    let lost =
+        |answers: &[bool]| answers.iter().enumerate().filter(|(_, ok)| !**ok).map(|(n, _)| n).collect::<Vec<_>>();
+    assert_eq!((renewed.len(), lost(&renewed)), (601, vec![7]));
+    let released = f.store.leases_release("geo", &owner("one"), &writes).await.expect("asked");
+    assert_eq!((released.len(), lost(&released)), (601, vec![7]));
+    assert_eq!(f.number("SELECT COUNT(*) FROM leases WHERE clean AND state = name").await, 600);
+    let answers = take("two", &asked).await;
+    assert!(answers.iter().all(|answer| matches!(answer, LeaseTake::Taken { .. })));
+    let LeaseTake::Taken { epoch: 2, last: Some(last) } = &answers[17] else { panic!("{:?}", answers[17]) };
+    assert!(last.state == "k17" && last.clean);
+}
+
+fn names(list: &[&str]) -> Vec<String> {
+    list.iter().map(|name| (*name).to_owned()).collect()
+}
+
+async fn groups_of_another_configuration_are_waited_for_and_inherited(f: Fixture) {
+    let (whole, single) = (names(&[""]), names(&["a", "b"]));
+    let take = async |who: &str, asked: &[&str], groups: &[String]| {
+        f.store.leases_take("geo", asked, groups, &owner(who), TTL).await.expect("asked")
+    };
+    assert_eq!(take("old", &[""], &whole).await.answers, [LeaseTake::Taken { epoch: 1, last: None }]);
+    let all = [write("", 1, "of all")];
+    assert_eq!(f.store.leases_renew("geo", &owner("old"), TTL, &all).await.expect("asked"), [true]);
+    let before = row(&f).await;
+    let refused = take("new", &["a", "b"], &single).await;
+    let held = |answer: &LeaseTake| matches!(answer, LeaseTake::Held { owner, .. } if owner == "old");
+    assert!(refused.answers.len() == 2 && refused.answers.iter().all(held), "{refused:?}");
+    assert_eq!(row(&f).await, before, "asking changes nothing");
+    assert_eq!(f.store.leases_release("geo", &owner("old"), &all).await.expect("asked"), [true]);
+    let taken = take("new", &["a"], &single).await;
+    assert_eq!(taken.answers, [LeaseTake::Taken { epoch: 1, last: None }]);
+    let left: Vec<_> = taken.left.iter().map(|left| (left.state.as_str(), left.clean)).collect();
+    assert_eq!(left, [("of all", true)]);
+    // Now it is the other way round; what died is told from what was let go of.
+    let one = [write("a", 1, "of a")];
+    assert_eq!(f.store.leases_renew("geo", &owner("new"), TTL, &one).await.expect("asked"), [true]);
+    assert!(matches!(&take("old", &[""], &whole).await.answers[..], [LeaseTake::Held { owner, .. }] if owner == "new"));
+    f.execute("UPDATE leases SET expires_ms = 0 WHERE name = 'a'").await;
+    f.execute("UPDATE leases SET renewed_ms = renewed_ms - 1000 WHERE name = ''").await;
+    let taken = take("old", &[""], &whole).await;
+    let [LeaseTake::Taken { epoch: 2, last: Some(last) }] = &taken.answers[..] else { panic!("{taken:?}") };
+    assert!(last.state == "of all" && last.clean);
+    let left: Vec<_> = taken.left.iter().map(|left| (left.state.as_str(), left.clean)).collect();
+    assert_eq!(left, [("of a", false)]);
+    assert!(taken.left[0].saved_ago < last.saved_ago, "which one is later can be told");
+}
+
+/// Both kinds are taken at once, again and again: whoever is let in, is alone.
+async fn two_configurations_never_hold_at_once(f: Fixture) {
+    let second = f.another().await;
+    let (mut let_in, mut unanswered) = (0, 0);
+    for round in 0..30 {
+        let takers = (0..6).map(|n| {
+            let store = if n % 2 == 0 { f.store.clone() } else { second.clone() };
+            let (asked, groups) =
+                if n % 3 == 0 { (vec![""], names(&[""])) } else { (vec!["a", "b"], names(&["a", "b"])) };
+            let who = owner(&format!("r{round}d{n}"));
+            tokio::spawn(async move {
+                let taken = store.leases_take("geo", &asked, &groups, &who, TTL).await?;
+                let took = taken.answers.iter().any(|answer| matches!(answer, LeaseTake::Taken { .. }));
+                Ok::<_, StoreError>(took.then_some(asked.len()))
+            })
+        });
+        let mut kinds = Vec::new();
+        for answer in join_all(takers).await {
+            match answer.expect("no panic") {
+                Ok(kind) => kinds.extend(kind),
+                // A machine may be that busy; then nobody knows what it holds.
+                Err(StoreError::Unavailable(_)) => unanswered += 1,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        assert!(kinds.windows(2).all(|kinds| kinds[0] == kinds[1]), "{kinds:?} at once");
+        let_in += usize::from(!kinds.is_empty());
+        // Who was not let in holds nothing either.
+        let kind = "SELECT DISTINCT CASE WHEN name = '' THEN '1' ELSE '2' END FROM leases WHERE owner IS NOT NULL";
+        let live: Vec<usize> = f.texts(kind).await.iter().map(|kind| kind.parse().expect("a number")).collect();
+        kinds.truncate(1);
+        assert!(live == kinds || unanswered > 0, "{live:?} {kinds:?}");
+        f.execute("UPDATE leases SET owner = NULL, expires_ms = 0").await;
+    }
+    assert!(let_in > 0 || unanswered > 0, "somebody is let in now and then");
+    second.close().await;
+}
+
+async fn a_look_shows_who_holds_what_and_who_lives(f: Fixture) {
+    let fresh = Duration::from_secs(6);
+    let look = async || f.store.lease_survey("geo", fresh).await.expect("read");
+    assert_eq!(look().await, LeaseSurvey::default());
+    let mut wakes = f.store.wakes();
+    f.store.announce_dispatcher("geo", &owner("one"), "s1").await.expect("announced");
+    assert_eq!(tokio::time::timeout(SOON, wakes.recv()).await.expect("in time"), Ok(Wake::Lease(owner("geo"))));
+    f.store.announce_dispatcher("geo", &owner("two"), "s1").await.expect("announced");
+    f.store.announce_dispatcher("geo", &owner("two"), "s2").await.expect("with other groups");
+    f.store.announce_dispatcher("other", &owner("three"), "s1").await.expect("announced");
+    let alive = |survey: &LeaseSurvey| {
+        survey.dispatchers.iter().map(|d| format!("{} {}", d.owner, d.structure)).collect::<Vec<_>>()
+    };
+    assert_eq!(alive(&look().await), ["one s1", "two s2"]);
+    f.execute("UPDATE owners SET seen_ms = seen_ms - 7000 WHERE id = 'two'").await;
+    assert_eq!(alive(&look().await), ["one s1"], "its heartbeat is missing");
+    f.store.heartbeat(&owner("two"), "dispatcher").await.expect("it is back");
+    assert_eq!(alive(&look().await), ["one s1", "two s2"]);
+    f.store.withdraw_dispatcher("geo", &owner("one")).await.expect("withdrawn");
+    f.store.retire(&owner("two"), 0).await.expect("retired");
+    assert_eq!(alive(&look().await), [""; 0]);
+    assert_eq!(f.number("SELECT COUNT(*) FROM dispatchers").await, 1, "of another provider");
+    taken(&f.store, "one", TTL).await;
+    let [held] = &look().await.leases[..] else { panic!("one lease") };
+    assert_eq!((held.name.as_str(), held.owner.as_deref(), held.free_for), ("a", Some("one"), Duration::ZERO));
+    assert!(held.expires_in > TTL - SOON && held.expires_in <= TTL);
+    f.execute("UPDATE leases SET expires_ms = expires_ms - 65000").await;
+    let [ran_out] = &look().await.leases[..] else { panic!("one lease") };
+    assert_eq!((ran_out.owner.as_deref(), ran_out.expires_in), (Some("one"), Duration::ZERO));
+    assert!(ran_out.free_for >= Duration::from_secs(5) && ran_out.free_for < Duration::from_secs(5) + SOON);
+    assert!(renew(&f.store, "one", 1, TTL, "some").await);
+    assert!(release(&f.store, "one", 1, "all").await);
+    let [free] = &look().await.leases[..] else { panic!("one lease") };
+    assert_eq!((&free.owner, free.expires_in), (&None, Duration::ZERO));
+}
+
+async fn what_is_pinned_to_what_others_pace_is_left_to_them(f: Fixture) {
+    let text =
+        "[[provider]]\nname = \"geo\"\nbase_url = \"http://x\"\nkeys = [ { label = \"k1\", secret = \"env:S\" } ]";
+    let config = paceline::config::Config::parse(text, None, &[("S".to_owned(), "s".to_owned())]).expect("valid");
+    let catalog = config.catalog();
+    let job = |id: &str, pin: Option<&str>| {
+        let envelope = format!(r#"{{"id":"{id}","provider":"geo","request":{{"path":"/"}}}}"#);
+        let mut job = Job::parse(envelope.as_bytes(), &Given::default(), &catalog).expect("valid");
+        job.key = pin.map(str::to_owned);
+        NewJob { job, origin: Origin::default(), owner: None }
+    };
+    // The oldest first: each was due a millisecond later.
+    for (due, (id, pin)) in (0..).zip([("1", Some("k1")), ("2", Some("b1")), ("3", None), ("4", Some("gone"))]) {
+        f.store.insert(vec![job(id, pin)], 1_000 + due).await.expect("let in");
+    }
+    let me = owner("me");
+    let away = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Arc<[String]>>();
+    let claim = async |away: &Arc<[String]>| {
+        let claimed = f.store.claim_due_but(&me, "geo", "default", away, 9, 2_000).await.expect("claimed");
+        claimed.into_iter().map(|claimed| claimed.job.id).collect::<Vec<_>>()
+    };
+    let others = away(&["b1", "k1", "k2"]);
+    assert_eq!(f.store.next_due_but("geo", "default", &others).await.expect("read"), Some(1_002));
+    assert_eq!(claim(&others).await, ["3", "4"], "a pin that nobody knows goes to anybody");
+    assert_eq!(f.store.next_due_but("geo", "default", &others).await.expect("read"), None);
+    assert_eq!(f.store.next_due("geo", "default").await.expect("read"), Some(1_000));
+    assert_eq!(claim(&away(&["b1"])).await, ["1"]);
+    assert_eq!(claim(&away(&[])).await, ["2"]);
 }
 
 /// Every call at once.
