@@ -39,6 +39,10 @@ lint: ## format, clippy, documentation, dependencies, shell and Python scripts
 bench: ## throughput, CPU per job and memory, of both modes, beside the floor
 	deploy/services run cargo run --quiet --release --locked -- bench $(BENCH)
 
+.PHONY: bench-pacing
+bench-pacing: ## how much of an allowed rate is used, and that nothing is refused; fails where a target is missed
+	deploy/services run cargo run --quiet --release --locked -- bench pacing $(BENCH)
+
 .PHONY: services-up
 services-up: ## start RabbitMQ and PostgreSQL for tests; then: eval "$(deploy/services env)"
 	deploy/services up

@@ -19,6 +19,7 @@ use ipnet::IpNet;
 use crate::job::Catalog;
 use crate::secrets::{Secret, SecretError, SecretSource};
 
+pub use limits::{Quota, QuotaPlace};
 pub use provider::{Auth, Provider, Route};
 
 /// What is wrong with the configuration.
@@ -158,6 +159,15 @@ pub struct ApiConfig {
     pub public_url: Option<String>,
 }
 
+/// `[metrics]`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MetricsConfig {
+    /// Where a process without the role `api` answers `/metrics`, `/healthz` and `/readyz`.
+    pub listen: SocketAddr,
+    /// Nobody asked for this address: a process goes on without it where it is taken.
+    pub is_default: bool,
+}
+
 /// `[webhooks]`
 #[derive(Debug, Clone)]
 pub struct WebhooksConfig {
@@ -184,6 +194,8 @@ pub struct Config {
     pub queue: QueueConfig,
     /// `[api]`
     pub api: ApiConfig,
+    /// `[metrics]`
+    pub metrics: MetricsConfig,
     /// `[webhooks]`
     pub webhooks: WebhooksConfig,
     /// `[[provider]]`, in the order of the file.
@@ -197,6 +209,19 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] names every place that is wrong.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        Self::load_with(path, Secrets::Read)
+    }
+
+    /// The same without reading any secret: for looking ahead on a machine that has none. What is
+    /// loaded so cannot be served with.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names every place that is wrong.
+    pub fn load_without_secrets(path: Option<&Path>) -> Result<Self, ConfigError> {
+        Self::load_with(path, Secrets::LeftOut)
+    }
+
+    fn load_with(path: Option<&Path>, secrets: Secrets) -> Result<Self, ConfigError> {
         let standard = Path::new("paceline.toml");
         let path = path.map(Path::to_path_buf).or_else(|| standard.exists().then(|| standard.to_path_buf()));
         let text = match &path {
@@ -207,7 +232,7 @@ impl Config {
         };
         let env: Vec<(String, String)> =
             std::env::vars_os().filter_map(|(n, v)| Some((n.into_string().ok()?, v.into_string().ok()?))).collect();
-        Self::parse(&text, path, &env)
+        Self::parse_with(&text, path, &env, secrets)
     }
 
     /// Reads a text with a given environment.
@@ -215,13 +240,25 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] names every place that is wrong.
     pub fn parse(text: &str, path: Option<PathBuf>, env: &[(String, String)]) -> Result<Self, ConfigError> {
+        Self::parse_with(text, path, env, Secrets::Read)
+    }
+
+    fn parse_with(
+        text: &str,
+        path: Option<PathBuf>,
+        env: &[(String, String)],
+        secrets: Secrets,
+    ) -> Result<Self, ConfigError> {
         let shown = path.clone().unwrap_or_else(|| PathBuf::from("the built-in configuration"));
         let syntax = |e: toml::de::Error| ConfigError::Syntax { path: shown.clone(), message: e.to_string() };
         // Read once as it stands: only this reading knows lines and columns.
         let as_written: file::File = toml::from_str(text).map_err(syntax)?;
         let mut table: toml::Table = toml::from_str(text).map_err(syntax)?;
         let used = overrides::apply(&mut table, env)?;
-        let file = if used.is_empty() {
+        if secrets == Secrets::LeftOut {
+            leave_out_secrets(&mut table);
+        }
+        let file = if used.is_empty() && secrets == Secrets::Read {
             as_written
         } else {
             table.try_into().map_err(|e: toml::de::Error| ConfigError::Override {
@@ -229,7 +266,10 @@ impl Config {
                 message: e.message().to_owned(),
             })?
         };
-        let lookup = |name: &str| env.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
+        let lookup = |name: &str| match secrets {
+            Secrets::Read => env.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone()),
+            Secrets::LeftOut => Some(NO_SECRET.to_owned()),
+        };
         let mut problems = Problems::default();
         let config = Self::build(file, path, &lookup, &mut problems);
         match config {
@@ -242,6 +282,8 @@ impl Config {
         let store = store(file.store, problems);
         let queue = queue(file.queue, problems);
         let api = api(file.api, env, problems);
+        let has_tokens = api.as_ref().is_some_and(|api| !api.tokens.is_empty());
+        let metrics = metrics(file.metrics, has_tokens, problems);
         let webhooks = webhooks(file.webhooks, env, problems);
         let mut providers: Vec<Provider> = Vec::new();
         for raw in file.provider {
@@ -251,7 +293,8 @@ impl Config {
             }
             providers.extend(provider::build(raw, env, problems));
         }
-        Some(Self { path, store: store?, queue: queue?, api: api?, webhooks: webhooks?, providers })
+        let (store, queue, api) = (store?, queue?, api?);
+        Some(Self { path, store, queue, api, metrics: metrics?, webhooks: webhooks?, providers })
     }
 
     /// What jobs are checked against.
@@ -267,6 +310,33 @@ impl Config {
     /// The provider of that name.
     pub fn provider(&self, name: &str) -> Option<&Provider> {
         self.providers.iter().find(|p| p.name == name)
+    }
+}
+
+/// Whether secrets are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Secrets {
+    Read,
+    /// Something of the right form stands in for each.
+    LeftOut,
+}
+
+/// Stands in for every secret that is left out: valid as a key, a token and a signing secret.
+const NO_SECRET: &str = "whsec_bm8gc2VjcmV0LCBub3RoaW5nIGlzIHNlbnQ=";
+
+/// Lets every secret that is named as it should be come from where none has to be.
+fn leave_out_secrets(table: &mut toml::Table) {
+    for (name, value) in table.iter_mut() {
+        match value {
+            toml::Value::String(text) if name == "secret" && text.parse::<SecretSource>().is_ok() => {
+                *text = "env:LEFT_OUT".to_owned();
+            }
+            toml::Value::Table(inner) => leave_out_secrets(inner),
+            toml::Value::Array(items) => {
+                items.iter_mut().filter_map(toml::Value::as_table_mut).for_each(leave_out_secrets);
+            }
+            _ => {}
+        }
     }
 }
 
@@ -307,21 +377,8 @@ fn queue(raw: file::Queue, problems: &mut Problems) -> Option<QueueConfig> {
 
 fn api(raw: file::Api, env: &Lookup<'_>, problems: &mut Problems) -> Option<ApiConfig> {
     let listen = raw.listen.unwrap_or_else(|| "127.0.0.1:8080".to_owned());
-    let listen: SocketAddr = match listen.parse() {
-        Ok(listen) => listen,
-        Err(_) => {
-            problems
-                .add("api.listen", format!("expected an address and a port such as 127.0.0.1:8080, found {listen:?}"));
-            return None;
-        }
-    };
     let tokens: Vec<Token> = raw.tokens.into_iter().filter_map(|t| token(t, env, problems)).collect();
-    if !listen.ip().is_loopback() && tokens.is_empty() {
-        problems.add(
-            "api.listen",
-            format!("{listen} can be reached from other machines: configure api.tokens first, or listen on 127.0.0.1"),
-        );
-    }
+    let listen = address("api.listen", &listen, !tokens.is_empty(), problems)?;
     let envelope_bytes_max = raw.envelope_bytes_max.unwrap_or(1024 * 1024);
     if !(1024..=16 * 1024 * 1024).contains(&envelope_bytes_max) {
         problems.add("api.envelope_bytes_max", "expected 1024 (1 KiB) to 16777216 (16 MiB)");
@@ -331,6 +388,28 @@ fn api(raw: file::Api, env: &Lookup<'_>, problems: &mut Problems) -> Option<ApiC
         problems.take("api.public_url", url::Url::parse(url));
     }
     Some(ApiConfig { listen, tokens, envelope_bytes_max, public_url })
+}
+
+fn metrics(raw: file::Metrics, has_tokens: bool, problems: &mut Problems) -> Option<MetricsConfig> {
+    let is_default = raw.listen.is_none();
+    let listen = raw.listen.unwrap_or_else(|| "127.0.0.1:9464".to_owned());
+    let listen = address("metrics.listen", &listen, has_tokens, problems)?;
+    Some(MetricsConfig { listen, is_default })
+}
+
+/// An address to listen on: one that others can reach needs tokens.
+fn address(place: &str, text: &str, has_tokens: bool, problems: &mut Problems) -> Option<SocketAddr> {
+    let Ok(listen) = text.parse::<SocketAddr>() else {
+        problems.add(place, format!("expected an address and a port such as 127.0.0.1:8080, found {text:?}"));
+        return None;
+    };
+    if !listen.ip().is_loopback() && !has_tokens {
+        problems.add(
+            place,
+            format!("{listen} can be reached from other machines: configure api.tokens first, or listen on 127.0.0.1"),
+        );
+    }
+    Some(listen)
 }
 
 fn token(raw: file::Token, env: &Lookup<'_>, problems: &mut Problems) -> Option<Token> {

@@ -20,8 +20,10 @@
 
 pub mod api;
 pub mod breaker;
+pub mod calendar;
 pub mod clock;
 pub mod config;
+pub mod cost;
 pub mod dispatch;
 pub mod duration;
 pub mod inlet;
@@ -29,6 +31,7 @@ pub mod job;
 pub mod net_guard;
 pub mod outcome;
 pub mod pace;
+pub mod plan;
 pub mod provider;
 pub mod readiness;
 pub mod replays;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
@@ -13,6 +14,20 @@ impl Secret {
     /// Takes the secret over.
     pub fn new(value: String) -> Self {
         Self(Zeroizing::new(value))
+    }
+
+    /// A number that tells this secret from another one in the same place, and from which it cannot be guessed: of
+    /// SHA-256 with the place as salt so little is kept that countless texts have the same.
+    pub fn fingerprint(&self, place: &[&str]) -> u64 {
+        let mut hash = Sha256::new();
+        hash.update(b"paceline fingerprint");
+        for part in place.iter().chain([&self.expose()]) {
+            hash.update(part.len().to_be_bytes());
+            hash.update(part);
+        }
+        let digest = hash.finalize();
+        // Never zero, which stands for no secret at all.
+        1 + u64::from(u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]]))
     }
 
     /// The secret itself: only for the call that it belongs to.
@@ -122,6 +137,16 @@ mod tests {
     fn a_secret_never_prints() {
         let secret = Secret::new("hunter2".into());
         assert_eq!(format!("{secret} {secret:?} {:?}", Some(&secret)), "*** *** Some(***)");
+    }
+
+    #[test]
+    fn a_fingerprint_tells_secrets_and_places_apart_and_is_small() {
+        let print = |secret: &str, place: &[&str]| Secret::new(secret.to_owned()).fingerprint(place);
+        assert_eq!(print("s1", &["geo", "a"]), print("s1", &["geo", "a"]));
+        assert_ne!(print("s1", &["geo", "a"]), print("s2", &["geo", "a"]));
+        assert_ne!(print("s1", &["geo", "a"]), print("s1", &["geo", "b"]));
+        assert_ne!(print("s1", &["geo", "a"]), print("s1", &["geoa", ""]));
+        assert!((1..=1 + u64::from(u32::MAX)).contains(&print("s1", &[])));
     }
 
     #[test]

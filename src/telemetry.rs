@@ -1,5 +1,7 @@
 //! Logs and figures: what an operator sees.
 
+mod pacing;
+
 use std::io::IsTerminal as _;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -8,6 +10,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+
+pub use pacing::{BUDGETS_MAX, PacingMetrics, Told};
 
 /// A provider.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -61,6 +65,8 @@ pub struct DispatchMetrics {
     latency: Family<ProviderLabel, Histogram>,
     in_line: Family<ProviderLabel, Gauge>,
     open: Family<ProviderLabel, Gauge>,
+    /// Budget by budget.
+    pub pacing: PacingMetrics,
 }
 
 impl Default for DispatchMetrics {
@@ -72,6 +78,7 @@ impl Default for DispatchMetrics {
             latency: Family::new_with_constructor(buckets),
             in_line: Family::default(),
             open: Family::default(),
+            pacing: PacingMetrics::default(),
         }
     }
 }
@@ -88,6 +95,7 @@ impl DispatchMetrics {
         );
         registry.register("paceline_jobs_in_line", "Jobs in hand that wait for a permit", self.in_line.clone());
         registry.register("paceline_calls_open", "Calls that are open now", self.open.clone());
+        self.pacing.register(registry);
     }
 
     /// A call ended.

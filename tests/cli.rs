@@ -402,6 +402,43 @@ fn dead_letters_are_shown_run_again_and_purged() {
 }
 
 #[test]
+fn keys_and_providers_are_held_and_let_go_on() {
+    let place = Place::new();
+    let said = place.run(&["keys", "list"]).code(3);
+    assert!(said.err.contains("not there yet"), "{}", said.err);
+    place.close(place.store());
+    assert_eq!(place.run(&["keys", "disable", "geo", "a1"]).code(0).out, "geo key a1  disabled\n");
+    let listed = place.run(&["--json", "keys", "list", "geo"]).code(0).json();
+    let key = &listed["items"][0];
+    let seen = ["provider", "budget", "label", "state", "disabled_by"].map(|member| key[member].clone());
+    assert_eq!(seen, ["geo", "a1", "a1", "disabled", "command line"].map(Value::from));
+    let table = place.run(&["keys", "list"]).code(0).out;
+    assert!(table.starts_with("PROVIDER") && table.contains("disabled"), "{table}");
+    let enabled = place.run(&["--json", "keys", "enable", "geo", "a1"]).code(0).json();
+    assert_eq!((&enabled["key"], &enabled["state"]), (&json!("a1"), &json!("enabled")));
+    assert_eq!(place.run(&["providers", "pause", "geo"]).code(0).out, "geo  paused\n");
+    place.run(&["enqueue", "--provider", "geo", "--path", "/", "--id", "p-1"]).code(0);
+    assert_eq!(place.run(&["--json", "jobs", "show", "p-1"]).code(0).json()["waiting_for"]["reason"], "paused");
+    let shown = place.run(&["providers", "show", "geo"]).code(0).out;
+    for part in ["paused by command line", "LANE", "BUDGET", "KEY"] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    assert!(place.run(&["providers", "list"]).code(0).out.contains("1 unknown"));
+    assert_eq!(place.run(&["providers", "resume", "geo"]).code(0).out, "geo  resumed\n");
+    let resumed = place.run(&["providers", "resume", "geo", "--budget", "a1"]).code(0).out;
+    assert_eq!(resumed, "geo budget a1  resumed\n");
+    for unknown in [["keys", "disable", "geo", "zz"], ["keys", "enable", "mail", "a1"]] {
+        place.run(&unknown).code(4);
+    }
+    place.run(&["providers", "show", "nobody"]).code(4);
+    place.run(&["providers", "resume", "geo", "--budget", "zz"]).code(4);
+    for wrong in ["..", "A1", "a/b", "", "\u{1b}[31m"] {
+        place.run(&["keys", "disable", "geo", wrong]).code(2);
+        place.run(&["providers", "pause", wrong]).code(2);
+    }
+}
+
+#[test]
 fn a_server_is_reached_by_its_url_with_a_token_from_the_environment() {
     let place = Place::new();
     let store = place.store();
@@ -422,6 +459,9 @@ fn a_server_is_reached_by_its_url_with_a_token_from_the_environment() {
     with(&["dead", "replay", "h-1"]).code(0);
     with(&["jobs", "cancel", "h-1"]).code(0);
     with(&["jobs", "show", "nope"]).code(4);
+    assert_eq!(with(&["--json", "providers", "show", "geo"]).code(0).json()["name"], "geo");
+    let said = with(&["keys", "disable", "geo", "a1"]).code(1);
+    assert!(said.err.contains("scope \"keys\""), "{}", said.err);
     with(&["jobs", "list", "--state", "done"]).code(2);
     write(&place.path("many.jsonl"), &"{\"provider\":\"geo\",\"request\":{\"path\":\"/\"}}\n".repeat(1100));
     let said = with(&["enqueue", "many.jsonl"]).code(0);

@@ -280,48 +280,125 @@ fn what_was_not_sent_is_given_back() {
     assert!(slot(&mut pool, &Ask::default(), t(30_011)) >= t(90_010));
 }
 
+fn quota(amount: u64, longest: Duration) -> PoolSpec {
+    let reset = Reset { longest, calendar: 7 };
+    one_key(vec![LimitSpec::requests(amount, longest, Algorithm::Quota(reset))])
+}
+
+fn sharp(at: Time) -> Edge {
+    Edge { low: at, high: at }
+}
+
+fn period(begins: Time, ends: Time) -> Option<QuotaPeriod> {
+    Some(QuotaPeriod { begins: sharp(begins), ends: sharp(ends) })
+}
+
+const OF_THE_KEY: Place = Place::Key(KeyId(0));
+
 #[test]
 fn a_quota_ends_with_its_period() {
     let day = seconds(86_400.0);
-    let ends = t(3_600_000);
-    let spec = one_key(vec![LimitSpec::requests(3, day, Algorithm::Quota(Reset { ends }))]);
-    let mut pool = Pool::new(&spec, Time::ZERO).unwrap();
+    let (ends, later) = (t(3_600_000), t(3_600_000 + 82_800_000));
+    let mut pool = Pool::new(&quota(3, day), Time::ZERO).unwrap();
     (0..3).for_each(|n| send(&mut pool, &Ask::default(), t(n)));
+    // As long as nobody names the period, calls count for the longest that there is.
+    assert!(slot(&mut pool, &Ask::default(), t(10)) >= t(0) + day);
+    pool.quota_period(OF_THE_KEY, 0, period(t(0), ends));
     let next = slot(&mut pool, &Ask::default(), t(10));
     assert!(next >= ends && next <= ends + seconds(9.0), "{next:?}");
-    // Without a new end, calls of the new period count for a whole day; with one, until then.
     (0..3).for_each(|_| send(&mut pool, &Ask::default(), next));
     assert!(slot(&mut pool, &Ask::default(), next) >= next + day);
-    let (place, later) = (Place::Key(KeyId(0)), ends + seconds(82_800.0));
-    pool.quota_period(place, 0, later, 0, next);
+    pool.quota_period(OF_THE_KEY, 0, period(ends, later));
     let after = slot(&mut pool, &Ask::default(), next);
     assert!(after >= later && after <= later + seconds(9.0), "{after:?}");
-    // A new end told at the very end does not carry the old period's calls over.
-    let mut pool = Pool::new(&spec, Time::ZERO).unwrap();
-    (0..3).for_each(|n| send(&mut pool, &Ask::default(), t(n)));
-    pool.quota_period(place, 0, later, 0, ends);
-    assert!(slot(&mut pool, &Ask::default(), ends) <= ends + seconds(9.0));
-    // A persisted counter after a restart.
-    let mut pool = Pool::new(&spec, Time::ZERO).unwrap();
-    pool.quota_period(place, 0, ends, 2, t(0));
-    assert_eq!(pool.used(place, 0, t(0)), Some(2));
-    send(&mut pool, &Ask::default(), t(1));
-    assert!(slot(&mut pool, &Ask::default(), t(2)) >= ends);
-    assert_eq!(pool.used(Place::Provider, 0, t(0)), None);
+    // Not known any more.
+    pool.quota_period(OF_THE_KEY, 0, None);
+    assert!(slot(&mut pool, &Ask::default(), next) >= next + day);
+    assert_eq!(pool.used(OF_THE_KEY, 0, next), Some(3));
+    assert_eq!(pool.used(Place::Provider, 0, next), None);
 }
 
 /// A call that leaves before the end and arrives after it counts in both periods.
 #[test]
 fn a_quota_counts_calls_on_their_way_over_the_edge() {
     let ends = t(10_000);
-    let spec = one_key(vec![LimitSpec::requests(2, seconds(100.0), Algorithm::Quota(Reset { ends }))]);
-    let mut pool = Pool::new(&spec, Time::ZERO).unwrap();
+    let mut pool = Pool::new(&quota(2, seconds(100.0)), Time::ZERO).unwrap();
+    pool.quota_period(OF_THE_KEY, 0, period(t(0), ends));
     let mut flight = depart(&mut pool, &Ask::default(), t(9_990));
     pool.first_byte(&mut flight, t(10_020), None);
     pool.finish(flight, t(10_020), None);
-    pool.quota_period(Place::Key(KeyId(0)), 0, t(110_000), 0, t(10_030));
+    pool.quota_period(OF_THE_KEY, 0, period(ends, t(110_000)));
     send(&mut pool, &Ask::default(), t(10_040));
     assert!(slot(&mut pool, &Ask::default(), t(10_050)) >= t(110_000));
+}
+
+/// Where an edge is not known exactly, what was counted before it is forgotten after it, and what was counted
+/// meanwhile is kept until the next one.
+#[test]
+fn an_edge_of_a_quota_may_lie_between_two_times() {
+    let mut pool = Pool::new(&quota(2, seconds(1_000.0)), Time::ZERO).unwrap();
+    let unsure = Edge { low: t(100_000), high: t(200_000) };
+    pool.quota_period(OF_THE_KEY, 0, Some(QuotaPeriod { begins: sharp(t(0)), ends: unsure }));
+    send(&mut pool, &Ask::default(), t(99_000));
+    send(&mut pool, &Ask::default(), t(101_000));
+    let first = slot(&mut pool, &Ask::default(), t(102_000));
+    assert!(first >= t(200_000) && first <= t(200_200), "the earlier call, after the latest edge: {first:?}");
+    pool.quota_period(OF_THE_KEY, 0, Some(QuotaPeriod { begins: unsure, ends: sharp(t(900_000)) }));
+    send(&mut pool, &Ask::default(), first);
+    let second = slot(&mut pool, &Ask::default(), first);
+    assert!(second >= t(900_000) && second <= t(900_200), "the other one, at the next: {second:?}");
+}
+
+/// What nobody knows, and what others used, counts until the edge, too, wherever that turns out to lie.
+#[test]
+fn an_edge_of_a_quota_that_moves_takes_foreign_use_along() {
+    let mut pool = Pool::new(&quota(2, seconds(1_000.0)), Time::ZERO).unwrap();
+    pool.quota_period(OF_THE_KEY, 0, period(t(0), t(500_000)));
+    pool.assume_spent(t(1));
+    let unsure = Edge { low: t(400_000), high: t(600_000) };
+    pool.quota_period(OF_THE_KEY, 0, Some(QuotaPeriod { begins: sharp(t(0)), ends: unsure }));
+    let next = slot(&mut pool, &Ask::default(), t(2));
+    assert!(next >= t(600_000) && next <= t(600_200), "{next:?}");
+}
+
+/// A refusal widens what depends on delays; the edge of a calendar does not.
+#[test]
+fn a_refusal_does_not_move_the_edge_of_a_quota() {
+    let mut pool = Pool::new(&quota(2, seconds(10_000.0)), Time::ZERO).unwrap();
+    pool.quota_period(OF_THE_KEY, 0, period(t(0), t(5_000_000)));
+    for at in [0, 100_000] {
+        let mut flight = depart(&mut pool, &Ask::default(), t(at));
+        pool.first_byte(&mut flight, t(at + 1), Some(&Signal { limited: true, ..Signal::default() }));
+        pool.finish(flight, t(at + 1), None);
+    }
+    let next = slot(&mut pool, &Ask::default(), t(300_000));
+    assert!(next >= t(5_000_000) && next <= t(5_001_100), "{next:?}");
+}
+
+/// Another number for the same calendar does not forget what was spent; another calendar does not count as this one.
+#[test]
+fn what_was_spent_of_a_quota_outlives_a_change_of_its_amount() {
+    let day = seconds(86_400.0);
+    let restored = |spec: &PoolSpec, elapsed: Duration| {
+        let mut pool = Pool::new(&quota(10, day), Time::ZERO).unwrap();
+        pool.quota_period(OF_THE_KEY, 0, period(t(0), t(80_000_000)));
+        (0..4).for_each(|n| send(&mut pool, &Ask::default(), t(1_000_000 + n)));
+        let saved = pool.save(t(2_000_000));
+        let now = t(2_000_000) + elapsed;
+        let mut pool = Pool::new(spec, now).unwrap();
+        let begins =
+            if now < t(80_000_000) { period(t(0), t(80_000_000)) } else { period(t(80_000_000), t(166_000_000)) };
+        pool.quota_period(OF_THE_KEY, 0, begins);
+        pool.restore(&saved, elapsed, Since::Nothing, now);
+        pool.used(OF_THE_KEY, 0, now)
+    };
+    assert_eq!(restored(&quota(10, day), seconds(60.0)), Some(4));
+    assert_eq!(restored(&quota(12, day), seconds(60.0)), Some(4), "more");
+    assert_eq!(restored(&quota(3, day), seconds(60.0)), Some(4), "less than was spent");
+    assert_eq!(restored(&quota(10, day), seconds(78_100.0)), Some(0), "the next day");
+    let reset = Reset { longest: day, calendar: 8 };
+    let other = one_key(vec![LimitSpec::requests(10, day, Algorithm::Quota(reset))]);
+    assert_eq!(restored(&other, seconds(60.0)), Some(10), "nobody knows");
 }
 
 /// Millions of calls a window take a bounded number of entries; rounding is to the safe side.

@@ -132,7 +132,7 @@ impl Town {
             return;
         };
         group.phase = Phase::Held { until: self.now + lives, end };
-        group.saved = (self.pool.save(group.id, now), self.now);
+        group.saved = (self.pool.save_group(group.id, now), self.now);
         group.sent = 0;
         self.pool.set_hold(group.id, Hold::Open);
     }
@@ -183,12 +183,12 @@ impl Town {
                 self.pool.set_hold(group.id, Hold::Away);
             }
             Phase::Held { .. } if self.now >= group.saved.1 + RENEW => {
-                group.saved = (self.pool.save(group.id, now), self.now);
+                group.saved = (self.pool.save_group(group.id, now), self.now);
                 group.sent = 0;
                 self.pool.set_hold(group.id, Hold::Open);
             }
             Phase::Leaving { pause } if group.flying == 0 => {
-                let legacy = Legacy { saved: self.pool.save(group.id, now), at: self.now, since: Since::Nothing };
+                let legacy = Legacy { saved: self.pool.save_group(group.id, now), at: self.now, since: Since::Nothing };
                 group.phase = Phase::Away { until: self.now + *pause, legacy };
             }
             Phase::Away { until, legacy } if *until <= self.now => {
@@ -196,7 +196,8 @@ impl Town {
                 let saved: Saved = serde_json::from_str(&json).unwrap();
                 let elapsed = Duration::from_nanos(self.now - legacy.at);
                 let since = legacy.since;
-                self.pool.restore(group.id, &[Left { saved: &saved, elapsed, since }], now);
+                self.pool.forget(group.id);
+                self.pool.restore_group(group.id, &[Left { saved: &saved, elapsed, since }], now);
                 self.hold(n);
             }
             _ => {}
@@ -318,7 +319,7 @@ fn states_and_pauses_outlive_the_process() {
     let mut pool = Pool::new(&spec(limit.clone()), now).unwrap();
     pool.disable_key(KeyId(0), Some(now + Duration::from_secs(300)));
     pool.pause_key(KeyId(1), now + Duration::from_secs(10));
-    let save = |pool: &mut Pool, group| pool.save(GroupId(group), now);
+    let save = |pool: &mut Pool, group| pool.save_group(GroupId(group), now);
     let saved = [save(&mut pool, 0), save(&mut pool, 1)];
     let json = serde_json::to_string(&saved).unwrap();
     let saved: [Saved; 2] = serde_json::from_str(&json).unwrap();
@@ -326,7 +327,7 @@ fn states_and_pauses_outlive_the_process() {
     let mut next = Pool::new(&spec(limit), later).unwrap();
     for (group, saved) in saved.iter().enumerate() {
         let left = Left { saved, elapsed: Duration::from_secs(4), since: Since::Nothing };
-        next.restore(GroupId(group as u32), &[left], later);
+        next.restore_group(GroupId(group as u32), &[left], later);
     }
     assert!(matches!(next.acquire(&Ask::default(), later), Acquire::Blocked { .. } | Acquire::At(_)));
     let open = later + Duration::from_millis(6_100);
@@ -344,11 +345,11 @@ fn a_changed_limit_is_counted_as_used() {
     let key = permit.key();
     let flight = pool.depart(permit, now);
     let group = pool.group_of(key).unwrap();
-    let saved = pool.save(group, now);
+    let saved = pool.save_group(group, now);
     pool.unsent(flight, now);
     let mut next = Pool::new(&spec(limit(9)), now).unwrap();
     let left = Left { saved: &saved, elapsed: Duration::ZERO, since: Since::Nothing };
-    next.restore(group, &[left], now);
+    next.restore_group(group, &[left], now);
     let pinned = Ask { pin: Some(Pin::Key(key)), ..Ask::default() };
     assert!(matches!(next.acquire(&pinned, now), Acquire::At(_)));
 }
@@ -362,11 +363,11 @@ fn places_of_a_changed_concurrency_limit_are_taken_until_old_calls_surely_ended(
     let pinned = Ask { pin: Some(Pin::Key(key)), ..Ask::default() };
     let flight = pool.depart(permit, now);
     let group = pool.group_of(key).unwrap();
-    let saved = pool.save(group, now);
+    let saved = pool.save_group(group, now);
     pool.unsent(flight, now);
     let mut next = Pool::new(&spec(LimitSpec::concurrency(5)), now).unwrap();
     let left = Left { saved: &saved, elapsed: Duration::ZERO, since: Since::Nothing };
-    next.restore(group, &[left], now);
+    next.restore_group(group, &[left], now);
     assert!(!matches!(next.acquire(&pinned, now), Acquire::Granted(_)));
     let later = now + Duration::from_secs(31);
     let Acquire::Granted(permit) = next.acquire(&pinned, later) else { panic!("the timeout is over") };

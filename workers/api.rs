@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 
 use anyhow::Context as _;
-use paceline::api::{ApiParts, ServeLimits, Tokens, check_listen, router, serve, starting_router};
+use axum::Router;
+use paceline::api::{ServeLimits, Tokens, check_listen, serve, starting_router};
+use paceline::config::MetricsConfig;
 use paceline::readiness::Readiness;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -15,6 +17,24 @@ pub async fn bind(address: SocketAddr, tokens: &Tokens) -> anyhow::Result<TcpLis
     TcpListener::bind(address)
         .await
         .with_context(|| format!("cannot listen on {address} (api.listen or PACELINE__API__LISTEN names another)"))
+}
+
+/// Binds the address at which a process without the API answers its health and its figures. `None`: the
+/// one that nobody asked for is taken.
+pub async fn bind_metrics(config: MetricsConfig, tokens: &Tokens) -> anyhow::Result<Option<TcpListener>> {
+    check_listen(config.listen, tokens)?;
+    match TcpListener::bind(config.listen).await {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) if config.is_default => {
+            let address = config.listen;
+            tracing::warn!(%address, %error, "this process answers neither /metrics nor health checks: metrics.listen names another address");
+            Ok(None)
+        }
+        Err(error) => {
+            let place = format!("cannot listen on {} (metrics.listen)", config.listen);
+            Err(anyhow::Error::from(error).context(place))
+        }
+    }
 }
 
 /// Answers health checks on the same socket until the store is there.
@@ -48,10 +68,8 @@ impl Starting {
 /// Serves until `shutdown` is done and what was being served then is answered.
 pub async fn run(
     listener: TcpListener,
-    parts: ApiParts,
+    router: Router,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> anyhow::Result<()> {
-    let address = listener.local_addr()?;
-    tracing::info!(%address, "the API listens");
-    serve(listener, router(parts), ServeLimits::default(), shutdown).await.context("the API stopped")
+    serve(listener, router, ServeLimits::default(), shutdown).await.context("the API stopped")
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use paceline::api::{ApiParts, Tokens};
+use paceline::api::{ApiParts, Tokens, figures_router, router};
 use paceline::clock::{Clock, SystemClock};
 use paceline::config::Config;
 use paceline::readiness::Readiness;
@@ -88,15 +88,20 @@ impl System {
         readiness.declare("store");
         // The port first: one that is taken should be known before anything else starts.
         let tokens = Tokens::new(&config.api.tokens);
-        let (listener, starting) = match roles.contains(&Role::Api) {
-            true => {
+        let has_api = roles.contains(&Role::Api);
+        let bound = match has_api {
+            true => Some(api::bind(config.api.listen, &tokens).await?),
+            false => api::bind_metrics(config.metrics, &tokens).await?,
+        };
+        let (listener, starting) = match bound {
+            Some(bound) => {
                 // Two handles of one socket: health checks are answered before the store is there.
-                let first = api::bind(config.api.listen, &tokens).await?.into_std()?;
+                let first = bound.into_std()?;
                 let second = TcpListener::from_std(first.try_clone()?)?;
                 let starting = api::starting(TcpListener::from_std(first)?, readiness.clone(), tokens.clone());
                 (Some(second), Some(starting))
             }
-            false => (None, None),
+            None => (None, None),
         };
         let opened = open_store(&config, &readiness, &shutdown).await;
         if let Some(starting) = starting {
@@ -106,7 +111,7 @@ impl System {
         let owner = format!("{}-{:08x}", std::process::id(), rand::random::<u32>());
         let mut parts = Parts { config, store: store.clone(), clock, owner, readiness, registry: Registry::default() };
         let mut tasks = JoinSet::new();
-        let api = listener.as_ref().map(TcpListener::local_addr).transpose()?;
+        let api = listener.as_ref().filter(|_| has_api).map(TcpListener::local_addr).transpose()?;
         start_upkeep(&parts, roles, &mut tasks, &shutdown);
         if roles.contains(&Role::Dispatcher) {
             dispatcher::start(&mut parts, &mut tasks, &shutdown)?;
@@ -125,7 +130,18 @@ impl System {
                 registry: parts.registry,
                 envelope_bytes_max: parts.config.api.envelope_bytes_max,
             };
-            tasks.spawn(api::run(listener, parts, shutdown.clone().cancelled_owned()));
+            let address = listener.local_addr()?;
+            let router = match has_api {
+                true => {
+                    tracing::info!(%address, "the API listens");
+                    router(parts)
+                }
+                false => {
+                    tracing::info!(%address, "the metrics can be had");
+                    figures_router(parts)
+                }
+            };
+            tasks.spawn(api::run(listener, router, shutdown.clone().cancelled_owned()));
         }
         Ok(Self { store, api, owner, clock, tasks, shutdown })
     }

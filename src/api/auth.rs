@@ -9,8 +9,8 @@
 //! | `enqueue` | making and cancelling jobs |
 //! | `read` | jobs, results, dead letters; the metrics and the details of `/readyz` where the token is not bound to a tenant |
 //! | `replay` | running dead letters again, and purging them |
-//! | `keys` | provider keys |
-//! | `admin` | everything |
+//! | `keys` | provider keys: disabling and enabling them, resuming their budgets |
+//! | `admin` | everything, pausing and resuming providers too |
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -122,6 +122,11 @@ impl Caller {
     /// The user of this machine, where no token is configured: may do everything.
     fn local() -> Self {
         Self { name: "local".into(), scopes: Arc::new([Scope::Admin]), tenant: None }
+    }
+
+    /// Name of the token, for the record.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// The tenants this caller may act for, if it has the scope.

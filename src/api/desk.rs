@@ -19,7 +19,9 @@ use super::view::{
 use crate::clock::{Clock, WallMs};
 use crate::job::{Catalog, Given, Invalid, Job, JobState, Request, is_job_id};
 use crate::replays::{Changes, check};
-use crate::store::{Cancelled, DeadView, Inserted, NewJob, Origin, Replay, Replayed, Store, StoredResponse};
+use crate::store::{
+    Cancelled, DeadView, Inserted, JobView, NewJob, Origin, Replay, Replayed, Store, StoredResponse, WaitReason,
+};
 
 /// Items of an array at most.
 pub const ITEMS_MAX: usize = 1_000;
@@ -154,8 +156,9 @@ impl Desk {
     /// 404 for an unknown id and another tenant's alike.
     pub async fn job(&self, who: &Tenancy, id: &str) -> Result<JobJson, Problem> {
         let id = known_form(id).ok_or_else(Problem::no_job)?;
-        let view = self.store.job(who.tenant(), id).await?;
-        view.map(JobJson::from).ok_or_else(Problem::no_job)
+        let mut view = self.store.job(who.tenant(), id).await?.ok_or_else(Problem::no_job)?;
+        self.say_paused(std::slice::from_mut(&mut view)).await?;
+        Ok(view.into())
     }
 
     /// A page of jobs, newest first; `query` as in the URL.
@@ -165,7 +168,23 @@ impl Desk {
     pub async fn jobs(&self, who: Tenancy, query: &str) -> Result<PageJson<JobJson>, Problem> {
         let (mut filter, window) = params::jobs(query)?;
         filter.tenant = who.narrow(filter.tenant)?.tenant().map(str::to_owned);
-        Ok(job_page(self.store.jobs(&filter, window.cursor, window.limit).await?))
+        let mut page = self.store.jobs(&filter, window.cursor, window.limit).await?;
+        self.say_paused(&mut page.items).await?;
+        Ok(job_page(page))
+    }
+
+    /// A queued job whose provider an operator paused waits for that.
+    async fn say_paused(&self, views: &mut [JobView]) -> Result<(), Problem> {
+        if views.iter().all(|view| view.state != JobState::Queued) {
+            return Ok(());
+        }
+        let paused = self.store.paused_providers().await?;
+        for view in views.iter_mut().filter(|view| paused.contains(&view.job.provider)) {
+            if view.state == JobState::Queued {
+                view.waiting_reason = Some(WaitReason::Paused.as_str().to_owned());
+            }
+        }
+        Ok(())
     }
 
     /// The provider's answer.

@@ -3,6 +3,7 @@
 //! With tokens configured, `/metrics` wants one with the scope `read` that is not bound to a
 //! tenant (the figures are of all of them); without, it is for this machine, as every route.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,10 +23,13 @@ use prometheus_client::registry::Registry;
 use super::auth::Caller;
 use super::error::{Problem, ProblemKind};
 use crate::config::Scope;
-use crate::store::{Depth, Store};
+use crate::store::{Depth, LeaseView, Store};
 
 /// The store's figures are left out of a scrape that would take longer.
 const DEPTH_WITHIN: Duration = Duration::from_secs(2);
+
+/// Leases of one provider that are told one by one.
+const LEASES_MAX: usize = 100;
 
 /// Upper bounds of the histogram of request times, in seconds.
 const SECONDS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 2.5, 10.0];
@@ -47,6 +51,13 @@ struct DepthLabels {
     provider: String,
     lane: String,
     state: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LeaseLabels {
+    provider: String,
+    group: String,
+    owner: String,
 }
 
 type Seconds = Family<RouteLabel, Histogram, fn() -> Histogram>;
@@ -102,7 +113,11 @@ pub(super) async fn scrape(
         }
         Err(_) => None,
     };
-    let text = encode(&figures.registry, depth.as_ref())
+    let leases = match tokio::time::timeout(DEPTH_WITHIN, store.leases()).await {
+        Ok(Ok(leases)) => leases,
+        Ok(Err(_)) | Err(_) => Vec::new(),
+    };
+    let text = encode(&figures.registry, depth.as_ref(), &leases)
         .map_err(|_| Problem::new(ProblemKind::Internal, "the figures cannot be written"))?;
     let mut response = text.into_response();
     let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
@@ -110,9 +125,10 @@ pub(super) async fn scrape(
     Ok(response)
 }
 
-fn encode(registry: &Registry, depth: Option<&Depth>) -> Result<String, std::fmt::Error> {
+fn encode(registry: &Registry, depth: Option<&Depth>, leases: &[LeaseView]) -> Result<String, std::fmt::Error> {
     let mut text = String::new();
     encode_registry(&mut text, registry)?;
+    encode_registry(&mut text, &lease_figures(leases))?;
     encode_registry(&mut text, &store_figures(depth))?;
     encode_eof(&mut text)?;
     Ok(text)
@@ -145,14 +161,55 @@ fn store_figures(depth: Option<&Depth>) -> Registry {
     registry
 }
 
+/// Who holds which lease, and how often it was taken: the first ones of each provider. A lease that
+/// nobody holds has no owner.
+fn lease_figures(leases: &[LeaseView]) -> Registry {
+    let epochs = Family::<LeaseLabels, Gauge>::default();
+    let mut told: HashMap<&str, usize> = HashMap::new();
+    for lease in leases {
+        let told = told.entry(lease.provider.as_str()).or_default();
+        *told += 1;
+        if *told > LEASES_MAX {
+            continue;
+        }
+        let owner = lease.owner.clone().filter(|_| !lease.expires_in.is_zero());
+        let (provider, group) = (lease.provider.clone(), lease.name.clone());
+        let labels = LeaseLabels { provider, group, owner: owner.unwrap_or_default() };
+        epochs.get_or_create(&labels).set(lease.epoch);
+    }
+    let mut registry = Registry::default();
+    registry.register("paceline_lease_epoch", "How often the lease was taken; its owner is a label", epochs);
+    registry
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
+    fn leases_are_told_with_their_owners_and_within_bounds() {
+        let lease = |n: usize, owner: Option<&str>, left: u64| LeaseView {
+            provider: "geo".into(),
+            name: format!("g{n:03}"),
+            owner: owner.map(str::to_owned),
+            epoch: 7,
+            expires_in: Duration::from_secs(left),
+            clean: false,
+        };
+        let mut leases = vec![lease(0, Some("12-ab"), 5), lease(1, Some("12-ab"), 0), lease(2, None, 0)];
+        leases.extend((3..500).map(|n| lease(n, None, 0)));
+        let text = encode(&Registry::default(), None, &leases).expect("written");
+        for (group, owner) in [("g000", "12-ab"), ("g001", ""), ("g002", "")] {
+            let labels = format!("{{provider=\"geo\",group=\"{group}\",owner=\"{owner}\"}}");
+            assert!(text.contains(&format!("paceline_lease_epoch{labels} 7\n")), "{group}: {text}");
+        }
+        assert_eq!(text.matches("paceline_lease_epoch{").count(), LEASES_MAX);
+    }
+
+    #[test]
     fn a_scrape_ends_once_and_says_whether_the_store_answered() {
         let figures = Figures::new(Registry::default());
-        let text = encode(&figures.registry, None).expect("written");
+        let text = encode(&figures.registry, None, &[]).expect("written");
         assert!(text.contains("paceline_store_counted 0") && text.ends_with("# EOF\n"), "{text}");
         assert_eq!(text.matches("# EOF").count(), 1);
         let depth = Depth {
@@ -160,7 +217,7 @@ mod tests {
             deliveries_pending: 2,
             dead_letters: 3,
         };
-        let text = encode(&figures.registry, Some(&depth)).expect("written");
+        let text = encode(&figures.registry, Some(&depth), &[]).expect("written");
         assert!(text.contains("paceline_jobs{provider=\"geo\",lane=\"default\",state=\"queued\"} 7"), "{text}");
         assert!(text.contains("paceline_dead_letters 3") && text.contains("paceline_store_counted 1"), "{text}");
     }

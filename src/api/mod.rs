@@ -10,12 +10,17 @@
 //! | `GET /v1/jobs`, `GET /v1/jobs/{id}`, `GET /v1/jobs/{id}/result` | `read` |
 //! | `GET /v1/dead-letters`, `GET /v1/dead-letters/{id}` | `read` |
 //! | `POST /v1/dead-letters/{id}/replay`, `DELETE /v1/dead-letters` | `replay` |
+//! | `GET /v1/providers`, `GET /v1/providers/{name}` | `read`, of all tenants |
+//! | `POST /v1/providers/{name}/pause`, `/resume` | `admin` |
+//! | `POST /v1/providers/{name}/keys/{label}/disable`, `/enable` | `keys`, of all tenants |
+//! | `POST /v1/providers/{name}/budgets/{budget}/resume` | `keys`, of all tenants |
 //! | `GET /metrics` | `read`, of all tenants |
 //! | `GET /readyz` | none; its errors are told to `read` |
 //! | `GET /healthz` | none |
 
 mod auth;
 mod body;
+mod control;
 mod dead_letters;
 mod desk;
 mod error;
@@ -25,6 +30,8 @@ mod jobs;
 mod metrics;
 mod params;
 mod path;
+mod provider_view;
+mod providers;
 mod replays;
 mod serve;
 mod view;
@@ -45,9 +52,11 @@ use prometheus_client::registry::Registry;
 
 pub use auth::{Caller, OpenListen, Tenancy, Tokens, check_listen};
 pub use body::MANY_BYTES_MAX;
+pub use control::Control;
 pub use desk::{Desk, ITEMS_MAX, Submitted};
 pub use error::{Problem, ProblemKind};
 pub use params::LIMIT_MAX;
+pub use provider_view::{OrderJson, ProviderJson};
 pub use replays::{Begun, ReplayJson};
 pub use serve::{ServeLimits, serve};
 pub use view::{
@@ -84,6 +93,7 @@ pub struct ApiParts {
 #[derive(Clone)]
 struct Parts {
     desk: Desk,
+    control: Control,
     store: Store,
     tokens: Tokens,
     readiness: Readiness,
@@ -103,6 +113,7 @@ macro_rules! substates {
 
 substates!(
     desk: Desk,
+    control: Control,
     store: Store,
     tokens: Tokens,
     readiness: Readiness,
@@ -110,20 +121,24 @@ substates!(
     reader: body::BodyReader
 );
 
+impl From<ApiParts> for Parts {
+    fn from(parts: ApiParts) -> Self {
+        parts.readiness.declare("store");
+        Self {
+            control: Control::new(parts.store.clone(), Arc::clone(&parts.catalog), Arc::clone(&parts.clock)),
+            desk: Desk::new(parts.store.clone(), parts.catalog, parts.clock, parts.envelope_bytes_max),
+            store: parts.store,
+            tokens: parts.tokens,
+            readiness: parts.readiness,
+            figures: metrics::Figures::new(parts.registry),
+            reader: body::BodyReader::new(parts.envelope_bytes_max),
+        }
+    }
+}
+
 /// The API.
 pub fn router(parts: ApiParts) -> Router {
-    parts.readiness.declare("store");
-    let parts = Parts {
-        desk: Desk::new(parts.store.clone(), parts.catalog, parts.clock, parts.envelope_bytes_max),
-        store: parts.store,
-        tokens: parts.tokens,
-        readiness: parts.readiness,
-        figures: metrics::Figures::new(parts.registry),
-        reader: body::BodyReader::new(parts.envelope_bytes_max),
-    };
-    let open = Router::new().route("/healthz", get(health::alive)).route("/readyz", get(health::ready));
-    // Closed by default: every other route, also an unknown one, is for known callers only.
-    let closed = Router::new()
+    let routes = Router::new()
         .route("/v1/jobs", post(jobs::submit).get(jobs::list))
         .route("/v1/jobs/{id}", get(jobs::show).delete(jobs::cancel))
         .route("/v1/jobs/{id}/result", get(jobs::result))
@@ -132,7 +147,27 @@ pub fn router(parts: ApiParts) -> Router {
         .route("/v1/dead-letters/{id}/replay", post(dead_letters::replay))
         .route("/v1/replays", post(replays::begin).get(replays::list))
         .route("/v1/replays/{id}", get(replays::show).delete(replays::stop))
-        .route("/metrics", get(metrics::scrape))
+        .route("/v1/providers", get(providers::list))
+        .route("/v1/providers/{name}", get(providers::show))
+        .route("/v1/providers/{name}/pause", post(providers::pause))
+        .route("/v1/providers/{name}/resume", post(providers::resume))
+        .route("/v1/providers/{name}/keys/{label}/disable", post(providers::disable_key))
+        .route("/v1/providers/{name}/keys/{label}/enable", post(providers::enable_key))
+        .route("/v1/providers/{name}/budgets/{budget}/resume", post(providers::resume_budget))
+        .route("/metrics", get(metrics::scrape));
+    guarded(routes, parts.into())
+}
+
+/// What a process without the API answers: its health and its figures.
+pub fn figures_router(parts: ApiParts) -> Router {
+    guarded(Router::new().route("/metrics", get(metrics::scrape)), parts.into())
+}
+
+/// These routes for known callers, and health for everybody.
+fn guarded(routes: Router<Parts>, parts: Parts) -> Router {
+    let open = Router::new().route("/healthz", get(health::alive)).route("/readyz", get(health::ready));
+    // Closed by default: every other route, also an unknown one, is for known callers only.
+    let closed = routes
         .fallback(unknown_route)
         .layer(from_fn(guard::json_bodies_only))
         .layer(from_fn_with_state(parts.clone(), auth::authenticate));

@@ -171,7 +171,7 @@ fn raw_json(text: String) -> Option<Box<RawValue>> {
 
 impl From<JobView> for JobJson {
     fn from(view: JobView) -> Self {
-        let waits = view.state == JobState::Waiting;
+        let waits = matches!(view.state, JobState::Waiting | JobState::Queued);
         let due = at(view.due_ms.filter(|_| waits));
         Self {
             id: view.job.id,

@@ -18,6 +18,7 @@ pub(super) struct File {
     pub store: Store,
     pub queue: Queue,
     pub api: Api,
+    pub metrics: Metrics,
     pub webhooks: Webhooks,
     pub provider: Vec<Provider>,
 }
@@ -49,6 +50,12 @@ pub(super) struct Api {
     pub tokens: Vec<Token>,
     pub envelope_bytes_max: Option<usize>,
     pub public_url: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Metrics {
+    pub listen: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -129,7 +136,7 @@ pub(super) struct Limit {
     #[serde(default)]
     pub concurrency: Option<u32>,
     #[serde(default)]
-    pub per: Option<HumanDuration>,
+    pub per: Option<Per>,
     #[serde(default)]
     pub algorithm: Option<String>,
     #[serde(default)]
@@ -184,6 +191,25 @@ pub(super) struct Route {
     pub limits: Vec<Limit>,
     #[serde(default)]
     pub key_limits: Vec<Limit>,
+    #[serde(default)]
+    pub cost_from: Option<String>,
+}
+
+/// A duration, or `"1 month"`: months are not all of one length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Per {
+    Span(HumanDuration),
+    Month,
+}
+
+impl<'de> Deserialize<'de> for Per {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text == "1 month" {
+            return Ok(Self::Month);
+        }
+        text.parse().map(Self::Span).map_err(de::Error::custom)
+    }
 }
 
 /// `"strict"`, `"balanced"` or `{ headroom = "2%" }`.

@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use url::Url;
 
-use super::{Lookup, Problems, file, limits, secret};
+use super::limits::{self, Quota, QuotaPlace};
+use super::{Lookup, Problems, file, secret};
 use crate::breaker::BreakerPolicy;
+use crate::cost::CostFrom;
 use crate::job::{ProviderRules, REPLAY_LANE, is_name};
 use crate::pace::{BudgetSpec, KeySpec, LaneSpec, PoolSpec, RouteSpec, Safety};
 use crate::retry::RetryPolicy;
@@ -35,13 +37,15 @@ pub enum Auth {
     },
 }
 
-/// Calls that narrower limits hold for.
+/// Calls that narrower limits or policies hold for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
     /// `None` matches every method.
     pub method: Option<String>,
     /// `*` stands for any text, slashes too.
     pub path: String,
+    /// Where the answers to these calls tell their true cost.
+    pub cost_from: Option<CostFrom>,
 }
 
 /// A configured provider.
@@ -63,6 +67,8 @@ pub struct Provider {
     pub secrets: Vec<Option<Secret>>,
     /// What calls the routes of `pool.routes` match, in the same order.
     pub routes: Vec<Route>,
+    /// Which limits of `pool` begin anew by the calendar.
+    pub quotas: Vec<Quota>,
     /// What follows a failure.
     pub retry: RetryPolicy,
     /// When it is left alone because it is down.
@@ -74,6 +80,8 @@ impl Provider {
     pub fn rules(&self) -> ProviderRules {
         let pins =
             self.pool.keys.iter().map(|k| k.label.clone()).chain(self.pool.budgets.iter().map(|b| b.name.clone()));
+        let budget = |key: &KeySpec| key.budget.and_then(|place| Some(self.pool.budgets.get(place)?.name.clone()));
+        let keys = self.pool.keys.iter().map(|key| (key.label.clone(), budget(key)));
         let (credential_header, credential_query) = match &self.auth {
             Auth::Header { name, .. } => (Some(name.as_str().to_owned()), None),
             Auth::Query(name) => (None, Some(name.clone())),
@@ -82,10 +90,17 @@ impl Provider {
         ProviderRules {
             lanes: self.pool.lanes.iter().map(|l| l.name.clone()).collect(),
             pins: pins.collect(),
+            keys: keys.collect(),
             credential_header,
             credential_query,
             idempotency_header: "idempotency-key".to_owned(),
         }
+    }
+
+    /// Where the answer to a call tells its true cost: policies are those of the first route that matches.
+    pub fn cost_from(&self, method: &str, path: &str) -> Option<&CostFrom> {
+        let first = self.routes_of(method, path).next()?;
+        self.routes[first].cost_from.as_ref()
     }
 
     /// Indices of the routes that match a call.
@@ -105,7 +120,7 @@ impl Route {
             return Err(wrong());
         }
         if path.starts_with('/') || path.starts_with('*') {
-            Ok(Self { method, path: path.to_owned() })
+            Ok(Self { method, path: path.to_owned(), cost_from: None })
         } else {
             Err(wrong())
         }
@@ -168,7 +183,7 @@ pub(super) fn build(raw: file::Provider, env: &Lookup<'_>, problems: &mut Proble
     let mut labels = BTreeSet::new();
     let mut secrets = Vec::new();
     let mut keys = keys(&place, &raw.keys, None, &mut labels, &mut secrets, env, problems);
-    let mut budgets = Vec::new();
+    let (mut budgets, mut quotas) = (Vec::new(), Vec::new());
     for (index, budget) in raw.budget.iter().enumerate() {
         let place = format!("{place}: budget {:?}", budget.name);
         claim_name(&place, &budget.name, &mut labels, problems);
@@ -176,7 +191,8 @@ pub(super) fn build(raw: file::Provider, env: &Lookup<'_>, problems: &mut Proble
             problems.add(&place, "expected at least one key");
         }
         keys.extend(self::keys(&place, &budget.keys, Some(index), &mut labels, &mut secrets, env, problems));
-        let limits = limits::build(&format!("{place}: limits"), &budget.limits, problems);
+        let at = QuotaPlace::Budget(index);
+        let limits = limits::build(&format!("{place}: limits"), at, &budget.limits, &mut quotas, problems);
         budgets.push(BudgetSpec { name: budget.name.clone(), limits });
     }
     if keys.is_empty() {
@@ -184,12 +200,15 @@ pub(super) fn build(raw: file::Provider, env: &Lookup<'_>, problems: &mut Proble
         keys.push(KeySpec { label: "none".to_owned(), weight: 1, budget: None });
         secrets.push(None);
     }
-    let (routes, route_specs) = routes(&place, &raw.route, problems);
+    let (routes, route_specs) = routes(&place, &raw.route, &mut quotas, problems);
+    let mut limits = |name: &str, at, raw: &[_], problems: &mut _| {
+        limits::build(&format!("{place}: {name}"), at, raw, &mut quotas, problems)
+    };
     let pool = PoolSpec {
         safety: safety(raw.safety),
         counted_within: raw.counted_within.map_or(timeout, |d| d.0),
-        limits: limits::build(&format!("{place}: limits"), &raw.limits, problems),
-        key_limits: limits::build(&format!("{place}: key_limits"), &raw.key_limits, problems),
+        limits: limits("limits", QuotaPlace::Provider, &raw.limits, problems),
+        key_limits: limits("key_limits", QuotaPlace::Keys, &raw.key_limits, problems),
         keys,
         budgets,
         routes: route_specs,
@@ -207,6 +226,7 @@ pub(super) fn build(raw: file::Provider, env: &Lookup<'_>, problems: &mut Proble
         pool,
         secrets,
         routes,
+        quotas,
         retry,
         breaker,
     })
@@ -291,17 +311,27 @@ fn claim_name(place: &str, name: &str, taken: &mut BTreeSet<String>, problems: &
     }
 }
 
-fn routes(place: &str, raw: &[file::Route], problems: &mut Problems) -> (Vec<Route>, Vec<RouteSpec>) {
+fn routes(
+    place: &str,
+    raw: &[file::Route],
+    quotas: &mut Vec<Quota>,
+    problems: &mut Problems,
+) -> (Vec<Route>, Vec<RouteSpec>) {
     let mut routes = Vec::new();
     let mut specs = Vec::new();
     for (n, route) in raw.iter().enumerate() {
         let place = format!("{place}: route[{n}]");
-        let Some(parsed) = problems.take(&format!("{place}.match"), Route::parse(&route.r#match)) else { continue };
-        routes.push(parsed);
+        let Some(mut parsed) = problems.take(&format!("{place}.match"), Route::parse(&route.r#match)) else { continue };
+        if let Some(pointer) = &route.cost_from {
+            parsed.cost_from = problems.take(&format!("{place}.cost_from"), CostFrom::parse(pointer));
+        }
+        let mut limits =
+            |name: &str, at, raw: &[_]| limits::build(&format!("{place}.{name}"), at, raw, quotas, problems);
         specs.push(RouteSpec {
-            limits: limits::build(&format!("{place}.limits"), &route.limits, problems),
-            key_limits: limits::build(&format!("{place}.key_limits"), &route.key_limits, problems),
+            limits: limits("limits", QuotaPlace::Route(n), &route.limits),
+            key_limits: limits("key_limits", QuotaPlace::RouteKeys(n), &route.key_limits),
         });
+        routes.push(parsed);
     }
     (routes, specs)
 }

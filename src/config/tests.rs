@@ -170,3 +170,99 @@ fn overrides_that_do_not_fit_name_the_variable() {
     assert!(error(SAMPLE, &[("PACELINE__PROVIDER__GEOCODER__LIMITS", "[]")]).contains("only be given in the file"));
     assert!(error(SAMPLE, &[("PACELINE__PROVIDER__GEOCODER__TIMEOUT", "soon")]).contains("soon"));
 }
+
+#[test]
+fn calendar_quotas_are_read_wherever_limits_are() {
+    let quota = r#"{ requests = 50000, per = "1d", resets = "00:00 America/Los_Angeles" }"#;
+    let text = format!(
+        r#"
+        [[provider]]
+        name = "p"
+        base_url = "http://x"
+        limits = [ {{ concurrency = 9 }}, {quota} ]
+        key_limits = [ {{ cost = 9, per = "7d", resets = "monday 00:00 Europe/Berlin", algorithm = "quota" }} ]
+        [[provider.budget]]
+        name = "b"
+        keys = [ {{ label = "k", secret = "env:GEO_A1" }} ]
+        limits = [ {quota} ]
+        [[provider.route]]
+        match = "/a"
+        [[provider.route]]
+        match = "/b"
+        limits = [ {{ requests = 5, per = "1 month", resets = "day 15 00:00 +02:00" }} ]
+        key_limits = [ {quota} ]
+    "#
+    );
+    let config = load(&text, &[]).expect("valid");
+    let quotas = &config.providers[0].quotas;
+    let places: Vec<_> = quotas.iter().map(|quota| (quota.place, quota.limit)).collect();
+    assert_eq!(
+        places,
+        [
+            (QuotaPlace::Budget(0), 0),
+            (QuotaPlace::Route(1), 0),
+            (QuotaPlace::RouteKeys(1), 0),
+            (QuotaPlace::Provider, 1),
+            (QuotaPlace::Keys, 0)
+        ]
+    );
+    assert_eq!(quotas[0].calendar, quotas[3].calendar);
+    assert_eq!(quotas[1].calendar.to_string(), "every month on day 15 at 00:00:00 +02:00");
+}
+
+#[test]
+fn what_is_wrong_with_a_quota_is_said() {
+    for (limit, part) in [
+        (
+            r#"{ requests = 5, per = "1d", resets = "00:00 Mars/Base" }"#,
+            "key_limits[0]: resets: unknown time zone \"Mars/Base\"",
+        ),
+        (r#"{ requests = 5, per = "1d", resets = "midnight" }"#, "resets: expected a time and a zone"),
+        (r#"{ requests = 5, per = "7d", resets = "00:00 UTC" }"#, "expected a weekday"),
+        (r#"{ requests = 5, per = "30d", resets = "00:00 UTC" }"#, "per = \"1d\", \"7d\" or \"1 month\""),
+        (r#"{ requests = 5, per = "1h", resets = "00:00 UTC" }"#, "per = \"1d\""),
+        (r#"{ requests = 5, per = "86400001ms", resets = "00:00 UTC" }"#, "per = \"1d\""),
+        (r#"{ requests = 5, resets = "00:00 UTC" }"#, "expected per"),
+        (r#"{ requests = 5, per = "1 month" }"#, "needs resets"),
+        (r#"{ requests = 5, per = "2 months", resets = "00:00 UTC" }"#, "expected a duration"),
+        (r#"{ requests = 5, per = "1d", algorithm = "quota" }"#, "quota needs resets"),
+        (
+            r#"{ requests = 5, per = "1d", algorithm = "smooth", resets = "00:00 UTC" }"#,
+            "belongs to the algorithm quota",
+        ),
+        (r#"{ requests = 5, per = "1d", burst = 2, resets = "00:00 UTC" }"#, "burst belongs to"),
+        (r#"{ concurrency = 5, resets = "00:00 UTC" }"#, "concurrency has neither"),
+    ] {
+        let text = format!("[[provider]]\nname = \"p\"\nbase_url = \"http://x\"\nkey_limits = [ {limit} ]");
+        let message = error(&text, &[]);
+        assert!(message.contains(part), "{limit}: {message}");
+    }
+}
+
+#[test]
+fn the_first_route_that_matches_says_where_the_cost_stands() {
+    let text = r#"
+        [[provider]]
+        name = "p"
+        base_url = "http://x"
+        [[provider.route]]
+        match = "POST /v1/chat"
+        cost_from = "/usage/total_tokens"
+        [[provider.route]]
+        match = "/v1/embed*"
+        [[provider.route]]
+        match = "/v1/*"
+        cost_from = "/usage/tokens"
+    "#;
+    let config = load(text, &[]).expect("valid");
+    let from = |method, path| {
+        let body = br#"{"usage":{"total_tokens":7,"tokens":8}}"#;
+        config.providers[0].cost_from(method, path).and_then(|from| from.read(body))
+    };
+    assert_eq!(from("POST", "/v1/chat"), Some(7));
+    assert_eq!(from("GET", "/v1/chat"), Some(8));
+    assert_eq!(from("GET", "/v1/embed"), None, "policies are those of the first route");
+    assert_eq!(from("GET", "/v2"), None);
+    let message = error(&text.replace("/usage/tokens", "usage.tokens"), &[]);
+    assert!(message.contains("route[2].cost_from: expected a JSON pointer"), "{message}");
+}

@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use super::core::{Answered, CallEnd, Event, Now};
 use super::shell::{Input, send};
 use crate::clock::Clock;
+use crate::cost::CostFrom;
 use crate::job::Job;
 use crate::pace::Signal;
 use crate::provider::{Answer, CallError, Client, header_pairs};
@@ -27,7 +28,14 @@ impl Call {
         Self { pk, clock, sender, ended: false }
     }
 
-    pub(super) async fn make(mut self, client: &Client, job: &Job, secret: Option<&Secret>) {
+    /// `cost_from`: where the answer tells the true cost.
+    pub(super) async fn make(
+        mut self,
+        client: &Client,
+        job: &Job,
+        secret: Option<&Secret>,
+        cost_from: Option<&CostFrom>,
+    ) {
         let mut signal = Signal::default();
         let result = client
             .call(job, secret, |status, headers| {
@@ -37,7 +45,12 @@ impl Call {
             })
             .await;
         self.end(match result {
-            Ok(answer) => CallEnd::Answered(Box::new(Answered { response: kept(answer), signal })),
+            Ok(answer) => {
+                // Half a document is none.
+                let whole = cost_from.filter(|_| !answer.truncated);
+                let cost = whole.and_then(|from| from.read(&answer.body));
+                CallEnd::Answered(Box::new(Answered { response: kept(answer), signal, cost }))
+            }
             Err(CallError::NotSent(text)) => CallEnd::NotSent(text),
             Err(CallError::Lost(text)) => CallEnd::Lost(text),
             Err(CallError::Request(error)) => CallEnd::Impossible(error.to_string()),

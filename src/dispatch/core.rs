@@ -10,6 +10,8 @@
 mod ending;
 mod groups;
 mod message;
+mod orders;
+mod quotas;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -18,12 +20,17 @@ use std::time::Duration;
 use crate::clock::WallMs;
 use crate::config::Provider;
 use crate::job::{DeadReason, Delivery, Job, JobState};
-use crate::pace::{Ask, BadSpec, Flight, Line, Next as Slot, Permit, Pool, Signal, Ticket, Time, Why};
-use crate::store::{Attempt, Claimed, JobPk, Next, Record, Recorded, StoredResponse, WaitReason};
+use crate::pace::{
+    Ask, BadSpec, Flight, KeyId, Line, Next as Slot, Permit, Pool, PoolSnapshot, Signal, Ticket, Time, Why,
+};
+use crate::store::{Attempt, Claimed, JobPk, Next, Order, Record, Recorded, StoredResponse, WaitReason};
 
-pub use groups::Sent;
+use quotas::Quotas;
+
 use groups::Step;
+pub use groups::{Heir, Sent};
 pub use message::{Allowance, Answered, CallEnd, Command, Event, Note, Now};
+pub use orders::Freed;
 
 /// Calls open at once to one provider at most, whatever its limits allow.
 pub const OPEN_MAX: usize = 1_000;
@@ -35,10 +42,11 @@ const AHEAD: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// A call that is open for so long is shown as `running`.
 const MARK_AFTER: Duration = Duration::from_millis(50);
-/// A job whose key or budget is out of use looks again after so long at the latest.
-const BLOCKED_FOR: Duration = Duration::from_secs(60);
+/// A job whose key or budget is out of use looks again after so long: half of its age, within these bounds. So a
+/// large backlog that is blocked for long costs little, and what ends the block makes it due at once.
+const BLOCKED_FOR: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(600));
 /// The same where other dispatchers have keys that may serve it.
-const ELSEWHERE_AFTER: Duration = Duration::from_secs(1);
+const ELSEWHERE_AFTER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(1));
 
 /// A job in hand.
 #[derive(Debug)]
@@ -97,6 +105,7 @@ enum Doors {
 pub struct Core {
     provider: Arc<Provider>,
     pool: Pool,
+    quotas: Quotas,
     line: Line<JobPk>,
     jobs: HashMap<JobPk, InHand>,
     in_line: Vec<usize>,
@@ -109,6 +118,8 @@ pub struct Core {
     groups: groups::Groups,
     next_slot: Option<Time>,
     commands: Vec<Command>,
+    /// The last word of operators.
+    orders: Vec<Order>,
 }
 
 impl Core {
@@ -117,13 +128,15 @@ impl Core {
     /// # Errors
     /// [`BadSpec`] where the limits cannot be paced.
     pub fn new(provider: Arc<Provider>, now: Time) -> Result<Self, BadSpec> {
-        let pool = Pool::new(&provider.pool, now)?;
+        let pool = pool_of(&provider, now)?;
         let line = Line::new(&provider.pool.lanes);
         let in_line = vec![0; provider.pool.lanes.len()];
         let groups = groups::of(&pool);
+        let quotas = Quotas::new(&provider.quotas);
         Ok(Self {
             provider,
             pool,
+            quotas,
             line,
             jobs: HashMap::new(),
             in_line,
@@ -135,6 +148,7 @@ impl Core {
             groups,
             next_slot: None,
             commands: Vec::new(),
+            orders: Vec::new(),
         })
     }
 
@@ -155,6 +169,7 @@ impl Core {
     /// Lets go what may go now, ends what is past its deadline, hands back what cannot go for
     /// long. To be called after one or several events; the commands are what to do now.
     pub fn advance(&mut self, now: Now) -> std::vec::Drain<'_, Command> {
+        self.quotas.look(&mut self.pool, now);
         self.expire(now);
         self.launch(now);
         self.hand_back(now);
@@ -172,6 +187,11 @@ impl Core {
         // Pauses end and blocked jobs are handed back without any event.
         let patience = (!self.line.is_empty()).then(|| now.mono + PATIENCE / 5);
         [self.next_slot, mark, deadline, patience].into_iter().flatten().min()
+    }
+
+    /// How every limit, key and budget stands. Costs a visit to each.
+    pub fn snapshot(&mut self, now: Time) -> PoolSnapshot {
+        self.pool.snapshot(now)
     }
 
     /// How many jobs of each lane should wait in line: what the budgets allow in the next seconds.
@@ -218,8 +238,7 @@ impl Core {
             return self.finish(pk, JobState::Dead, Some(DeadReason::Impossible), Some(impossible.to_string()), now);
         }
         if pin == Some(None) {
-            let due_ms = now.wall.saturating_add(millis(BLOCKED_FOR));
-            return self.wait_for_key(pk, WaitReason::NoKey, due_ms, now);
+            return self.wait_for_key(pk, WaitReason::NoKey, None, now);
         }
         if let Some(deadline) = job.deadline_ms {
             self.deadlines.insert((deadline, pk));
@@ -406,28 +425,30 @@ impl Core {
                 Why::NoKey | Why::KeyDisabled(_) => WaitReason::NoKey,
                 _ => WaitReason::Paused,
             };
-            // Other dispatchers may have what it needs.
-            let elsewhere = !self.groups.hold_all() && self.jobs.get(&pk).is_some_and(|held| held.ask.pin.is_none());
-            let longest = if elsewhere { ELSEWHERE_AFTER } else { BLOCKED_FOR };
-            let span = until.map_or(longest, |until| until.since(now.mono).min(longest));
-            let due_ms = now.wall.saturating_add(millis(span));
             if !self.step_out(pk) {
                 continue;
             }
             if why == Why::NotHeld {
                 self.record(pk, Next::Release, None, false, now);
-                continue;
+            } else {
+                self.wait_for_key(pk, reason, until, now);
             }
-            self.wait_for_key(pk, reason, due_ms, now);
         }
     }
 
     /// Waits until its key or budget may be of use again, within what its policy allows.
-    fn wait_for_key(&mut self, pk: JobPk, reason: WaitReason, due_ms: WallMs, now: Now) {
-        let gave_up = self.jobs.get(&pk).is_some_and(|held| {
-            self.provider.retry.with(&held.job.retry).is_over(held.claimed.first_attempt_ms, now.wall)
-        });
-        if gave_up {
+    fn wait_for_key(&mut self, pk: JobPk, reason: WaitReason, until: Option<Time>, now: Now) {
+        let Some(held) = self.jobs.get(&pk) else { return };
+        let policy = self.provider.retry.with(&held.job.retry);
+        let age = Duration::from_millis(u64::try_from(now.wall.saturating_sub(held.claimed.created_ms)).unwrap_or(0));
+        let elsewhere = held.ask.pin.is_none() && !self.groups.hold_all();
+        let (shortest, longest) = if elsewhere { ELSEWHERE_AFTER } else { BLOCKED_FOR };
+        let span = until.map_or(age / 2, |until| until.since(now.mono)).min(longest);
+        let due_ms = now.wall.saturating_add(millis(if until.is_some() { span } else { span.max(shortest) }));
+        // The time to give up is not slept through.
+        let over_ms = held.claimed.first_attempt_ms.map(|first| first.saturating_add(millis(policy.max_elapsed)));
+        let due_ms = over_ms.map_or(due_ms, |over_ms| due_ms.min(over_ms.max(now.wall)));
+        if policy.is_over(held.claimed.first_attempt_ms, now.wall) {
             let error = format!("no usable key for too long ({})", reason.as_str());
             self.finish(pk, JobState::Dead, Some(DeadReason::GaveUp), Some(error), now);
         } else {
@@ -533,6 +554,17 @@ impl InHand {
             self.claimed.epoch = claimed.epoch;
         }
     }
+}
+
+/// A pool that knows its keys apart from others under the same labels.
+fn pool_of(provider: &Provider, now: Time) -> Result<Pool, BadSpec> {
+    let mut pool = Pool::new(&provider.pool, now)?;
+    for (secret, (number, key)) in provider.secrets.iter().zip((0..).zip(&provider.pool.keys)) {
+        if let Some(secret) = secret {
+            pool.identify(KeyId(number), secret.fingerprint(&[&provider.name, &key.label]));
+        }
+    }
+    Ok(pool)
 }
 
 fn is_past_deadline(job: &Job, now: Now) -> bool {

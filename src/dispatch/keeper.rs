@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 
-use super::core::{Event, Now};
+use super::core::{Event, Heir, Now};
 use super::lease::{self, Inherited, Standing};
 use super::shell::{Dispatcher, DispatcherParts, Input, send};
 use super::spread::{Holder, Turn, spread};
@@ -105,6 +105,11 @@ impl Keeping {
         }
     }
 
+    /// How many groups are held.
+    pub(super) fn held(&self) -> u64 {
+        self.tenures.that_are(Standing::Held).len() as u64
+    }
+
     /// Somebody says that there is something to see.
     pub(super) fn look_now(&mut self) {
         self.look_at = Time::ZERO;
@@ -112,8 +117,8 @@ impl Keeping {
     }
 
     /// When there is something to do though nothing happens.
-    pub(super) fn wake_at(&self) -> Option<Time> {
-        let look = (!self.looking && !self.ending).then_some(self.look_at);
+    pub(super) fn wake_at(&self, may_look: bool) -> Option<Time> {
+        let look = (may_look && !self.looking && !self.ending).then_some(self.look_at);
         [self.tenures.wake_at(), look].into_iter().flatten().min()
     }
 
@@ -129,7 +134,9 @@ impl Dispatcher {
         self.renew(now);
         self.release(now);
         let keeping = &mut self.keeping;
-        if !keeping.looking && !keeping.ending && keeping.look_at <= now.mono {
+        // A key that an operator disabled must not be used by whoever has not heard of it.
+        let may_look = self.orders.are_known() && !keeping.looking && !keeping.ending;
+        if may_look && keeping.look_at <= now.mono {
             (keeping.looking, keeping.look_again) = (true, false);
             let announce = (!keeping.announced).then(|| Arc::clone(&keeping.structure));
             let (parts, sender) = (self.parts.clone(), self.sender.clone());
@@ -311,12 +318,12 @@ impl Dispatcher {
                 return groups.iter().for_each(|group| self.keeping.tenures.lost(*group));
             }
         };
-        let mut unclean = 0;
-        for Taken { group, epoch, last } in &takeover.taken {
-            let clean = self.inherit(*group, last.as_ref().map(Option::as_ref), &takeover.left, now.mono);
-            unclean += usize::from(!clean);
+        let heirs: Vec<Heir<'_>> = takeover.taken.iter().map(|taken| taken.heir(&takeover.left)).collect();
+        self.core.inherit(&heirs, now);
+        for Taken { group, epoch, .. } in &takeover.taken {
             self.keeping.tenures.taken(*group, *epoch, now.mono);
         }
+        let unclean = heirs.iter().filter(|heir| !heir.is_clean()).count();
         for group in groups {
             if self.keeping.tenures.standing(*group) == Standing::Busy {
                 self.keeping.tenures.lost(*group);
@@ -335,28 +342,6 @@ impl Dispatcher {
         if self.keeping.ending {
             self.hand_over(now);
         }
-    }
-
-    /// Takes over what was left of a group. Whether everything is known that was spent.
-    fn inherit(
-        &mut self,
-        group: GroupId,
-        last: Option<Option<&Inherited>>,
-        left: &[Option<Inherited>],
-        now: Time,
-    ) -> bool {
-        // Who wrote a later state had taken over what others had written before.
-        let since = last.flatten().map_or(Duration::MAX, |last| last.saved_ago);
-        let since = since.saturating_add(READ_WITHIN);
-        let others = left.iter().filter(|left| left.as_ref().is_none_or(|left| left.saved_ago <= since));
-        let all: Option<Vec<&Inherited>> = last.into_iter().chain(others.map(Option::as_ref)).collect();
-        let Some(all) = all else {
-            self.core.inherit(group, None, now);
-            return false;
-        };
-        let left: Vec<_> = all.iter().map(|inherited| inherited.left()).collect();
-        self.core.inherit(group, Some(&left), now);
-        left.iter().all(|left| left.since == crate::pace::Since::Nothing)
     }
 
     /// Nothing more is sent of these; they are let go of when their calls have ended.
@@ -388,6 +373,18 @@ impl Dispatcher {
         let held = self.keeping.tenures.that_are(Standing::Held);
         held.iter().for_each(|group| self.keeping.tenures.leave(*group));
         self.happened(Event::Suspend(held), now);
+    }
+}
+
+impl Taken {
+    /// What the group begins with: what was left of it, and of groups that are not configured here.
+    fn heir<'a>(&'a self, left: &'a [Option<Inherited>]) -> Heir<'a> {
+        let last = self.last.as_ref().map(Option::as_ref);
+        // Who wrote a later state had taken over what others had written before.
+        let since = last.flatten().map_or(Duration::MAX, |last| last.saved_ago).saturating_add(READ_WITHIN);
+        let others = left.iter().map(Option::as_ref).filter(|left| left.is_none_or(|left| left.saved_ago <= since));
+        let left = last.into_iter().chain(others).map(|inherited| inherited.map(Inherited::left)).collect();
+        Heir { group: self.group, left }
     }
 }
 

@@ -13,14 +13,16 @@ use super::claims::Claims;
 use super::core::{Command, Core, Event, Note, Now};
 use super::intake::Intake;
 use super::keeper::{Keeping, LeaseInput};
+use super::orders::Orders;
 use super::record::write;
+use super::tell::Teller;
 use crate::clock::Clock;
 use crate::config::Provider;
 use crate::job::{Job, JobState};
 use crate::outcome::Outcome;
 use crate::pace::{BadSpec, GroupId, KeyId, Time};
 use crate::provider::{Client, ClientError};
-use crate::store::{Claimed, JobPk, OwnerId, Record, Store, StoreError, Wake};
+use crate::store::{Claimed, JobPk, Order, OwnerId, Record, Report, Store, StoreError, Wake};
 use crate::telemetry::{DispatchMetrics, ProviderLabel};
 
 /// Inputs handled before the core decides again.
@@ -77,6 +79,10 @@ pub(super) enum Input {
     Due { lane: usize, asked: usize, result: Result<(Vec<Claimed>, Option<i64>), StoreError> },
     /// What the store said about leases.
     Lease(LeaseInput),
+    /// What operators want.
+    Orders(Result<Vec<Order>, StoreError>),
+    /// A report was written: what is in the store now; `None`: it failed.
+    Reported(Option<Option<Report>>),
     /// Something happened, at that time.
     Event(Event, Now),
 }
@@ -91,6 +97,8 @@ pub struct Dispatcher {
     intakes: Vec<Intake>,
     pub(super) claims: Claims,
     pub(super) keeping: Keeping,
+    pub(super) orders: Orders,
+    pub(super) teller: Teller,
     prefetch: u16,
     pub(super) sender: mpsc::UnboundedSender<Input>,
     inputs: mpsc::UnboundedReceiver<Input>,
@@ -132,6 +140,8 @@ impl Dispatcher {
             intakes,
             claims,
             keeping,
+            orders: Orders::new(),
+            teller: Teller::default(),
             prefetch,
             sender,
             inputs,
@@ -206,6 +216,8 @@ impl Dispatcher {
             }
             Input::Due { lane, asked, result } => self.claimed(lane, asked, result),
             Input::Lease(input) => self.lease_input(input),
+            Input::Orders(result) => self.orders_told(result),
+            Input::Reported(report) => self.teller.written(report),
             Input::Event(event, at) => self.happened(event, at),
         }
     }
@@ -232,12 +244,14 @@ impl Dispatcher {
                 let now = self.now();
                 self.happened(Event::Cancel(pk), now);
             }
+            Ok(Wake::Orders(provider)) if provider == self.label.provider => self.orders.wake(),
             Ok(Wake::Lease(provider)) if provider == self.label.provider => self.keeping.look_now(),
             Ok(_) => {}
             // Some wakes were missed: look everywhere.
             Err(broadcast::error::RecvError::Lagged(_)) => {
                 self.claims.wake_all();
                 self.keeping.look_now();
+                self.orders.wake();
             }
             Err(broadcast::error::RecvError::Closed) => {}
         }
@@ -252,7 +266,9 @@ impl Dispatcher {
                 Command::Note(note) => self.note(&note),
             }
         }
+        self.keep_orders(now);
         self.keep_leases(now);
+        self.tell(now);
         if self.room_at <= now.mono {
             self.room_at = now.mono + ROOM_EVERY;
             self.make_room(now);
@@ -306,8 +322,8 @@ impl Dispatcher {
         // Whoever may not send claims nothing, however much is due.
         let may_claim = self.core.holds_something(now.mono);
         let claims = self.claims.wake_at().filter(|_| may_claim).map(|at| at.max(self.room_at));
-        let lease = self.keeping.wake_at();
-        let next = [core, claims, lease, grace_ends].into_iter().flatten().min();
+        let lease = self.keeping.wake_at(self.orders.are_known());
+        let next = [core, claims, lease, self.orders.wake_at(), grace_ends].into_iter().flatten().min();
         next.map_or(TICK, |at| at.since(now.mono).min(TICK))
     }
 
@@ -316,7 +332,8 @@ impl Dispatcher {
         let secret = self.parts.provider.secrets.get(index).cloned().flatten();
         let call = Call::new(pk, Arc::clone(&self.parts.clock), self.sender.clone());
         let client = self.client.clone();
-        self.tasks.spawn(async move { call.make(&client, &job, secret.as_ref()).await });
+        let cost_from = self.parts.provider.cost_from(&job.request.method, &job.request.path).cloned();
+        self.tasks.spawn(async move { call.make(&client, &job, secret.as_ref(), cost_from.as_ref()).await });
     }
 
     fn record(&mut self, record: Box<Record>) {
@@ -330,7 +347,10 @@ impl Dispatcher {
         });
     }
 
-    fn note(&self, note: &Note) {
+    fn note(&mut self, note: &Note) {
+        if let Note::KeyWorks(key) = note {
+            self.free(self.core.freed_by(key));
+        }
         let provider = &self.label.provider;
         match note {
             Note::Called(outcome, latency_ms) => {

@@ -26,6 +26,8 @@ pub struct ProviderRules {
     pub lanes: BTreeSet<String>,
     /// Key labels and budget names that a job can be pinned to.
     pub pins: BTreeSet<String>,
+    /// The labels of its keys, with the declared budget of each.
+    pub keys: BTreeMap<String, Option<String>>,
     /// The header field that carries the key, in lower case.
     pub credential_header: Option<String>,
     /// The query parameter that carries the key.
@@ -39,6 +41,7 @@ impl Default for ProviderRules {
         Self {
             lanes: BTreeSet::from(["default".to_owned(), "replay".to_owned()]),
             pins: BTreeSet::new(),
+            keys: BTreeMap::new(),
             credential_header: Some("authorization".to_owned()),
             credential_query: None,
             idempotency_header: "idempotency-key".to_owned(),

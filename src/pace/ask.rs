@@ -98,6 +98,8 @@ pub struct Permit {
     pub(super) cost: u64,
     pub(super) booked: Time,
     pub(super) freed: [u64; COMPARED],
+    /// Calls of a probed budget that were over when it was booked.
+    pub(super) over_before: u64,
     pub(super) probe: bool,
 }
 
@@ -128,6 +130,7 @@ pub struct Flight {
     pub(super) sent: Time,
     pub(super) answered: Option<Time>,
     pub(super) freed: [u64; COMPARED],
+    pub(super) over_before: u64,
     pub(super) probe: bool,
 }
 

@@ -4,6 +4,8 @@ use super::Time;
 use super::ask::{Ask, BudgetId, COMPARED, KeyId, Routes, Why};
 use super::group::{GroupId, Groups};
 use super::limit::{Counts, Limit};
+use super::probe::Probe;
+use super::signal::Family;
 use super::slot::Slot;
 use super::spec::{KeySpec, PoolSpec, Safety};
 use super::spread::Spread;
@@ -29,6 +31,12 @@ pub(super) struct Key {
     pub place: usize,
     pub paused_until: Time,
     pub standing: Standing,
+    /// Out of use by an operator's word, whatever is learnt.
+    pub held: bool,
+    /// The version of the last word that was heard.
+    pub heard: u64,
+    /// Tells its secret from another one; zero: not told.
+    pub secret: u64,
     pub limits: Vec<Limit>,
     /// Limits of each key on a route: one list for each route that has any.
     pub narrow: Vec<Vec<Limit>>,
@@ -52,6 +60,16 @@ pub(super) struct Budget {
     pub refusals: u32,
     /// 429s in spite of a permit.
     pub pacing_errors: u64,
+    /// Where no limit is declared.
+    pub probe: Option<Box<Probe>>,
+    /// Calls that others made, as far as answers showed, and when they last did.
+    pub foreign: (u64, Option<Time>),
+    /// Calls that left.
+    pub calls: u64,
+    /// The dialect of the last response that said something about limits.
+    pub signals: Option<Family>,
+    /// The version of the last word of an operator that was heard.
+    pub heard: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -69,6 +87,10 @@ pub(super) struct Bank {
     pub budgets: Vec<Budget>,
     pub keys: Vec<Key>,
     pub paused_until: Time,
+    /// Out of use by an operator's word.
+    pub held: bool,
+    /// The version of the last word that was heard.
+    pub heard: u64,
     pub counts_cost: bool,
     pub groups: Groups,
     /// How many limits there are in all.
@@ -100,6 +122,8 @@ impl Bank {
             groups: Groups::new(spec),
             limit_count: 0,
             paused_until: Time::ZERO,
+            held: false,
+            heard: 0,
             counts_cost: false,
             template: make(&spec.key_limits),
         };
@@ -126,10 +150,14 @@ impl Bank {
             place: self.budgets[budget].keys.len(),
             paused_until: Time::ZERO,
             standing: Standing::Open,
+            held: false,
+            heard: 0,
+            secret: 0,
             limits: self.template.clone(),
             narrow: self.narrow_template.clone(),
         });
         self.budgets[budget].keys.push(key);
+        self.probe_unless_declared(budget);
         KeyId(key as u32)
     }
 
@@ -140,22 +168,25 @@ impl Bank {
         self.budgets.len() - 1
     }
 
-    /// A group as if nothing had ever been sent. Refusals stay counted.
+    /// A group as if nothing had ever been sent, except by what is only counted for people. What operators said now
+    /// holds; what they said before something was learnt is told with that.
     pub fn reset(&mut self, group: GroupId) {
         if self.groups.is_one() {
             (self.limits, self.routes) = self.shared_template.clone();
-            self.paused_until = Time::ZERO;
+            (self.paused_until, self.heard) = (Time::ZERO, 0);
         }
         for number in self.budgets_of(group) {
             let budget = &mut self.budgets[number];
             let fresh = Budget::new(budget.name.take(), std::mem::take(&mut budget.template));
             let old = std::mem::replace(budget, fresh);
-            (budget.keys, budget.pacing_errors) = (old.keys, old.pacing_errors);
+            (budget.calls, budget.pacing_errors, budget.signals) = (old.calls, old.pacing_errors, old.signals);
+            budget.keys = old.keys;
             for &key in &budget.keys {
                 let key = &mut self.keys[key];
                 (key.limits, key.narrow) = (self.template.clone(), self.narrow_template.clone());
-                (key.paused_until, key.standing) = (Time::ZERO, Standing::Open);
+                (key.paused_until, key.standing, key.heard) = (Time::ZERO, Standing::Open, 0);
             }
+            self.probe_unless_declared(number);
         }
     }
 
@@ -226,13 +257,14 @@ impl Bank {
         let within = self.within;
         let budget = &mut self.budgets[budget];
         let state = Slot::at(budget.paused_until.max(budget.parked_until));
+        let state = budget.probe.as_ref().map_or(state, |probe| state.and(probe.slot(now)));
         state.and(all_of(&mut budget.limits, cost, now, within))
     }
 
     pub fn key_slot(&mut self, key: usize, cost: u64, routes: Routes, now: Time) -> Slot {
         let within = self.within;
         let key = &mut self.keys[key];
-        let mut slot = Slot::at(key.paused_until);
+        let mut slot = if key.held { Slot::NEVER } else { Slot::at(key.paused_until) };
         if let Standing::Disabled { probe_at, probing } = key.standing {
             slot = slot.and(if probing { Slot::answered_by(Time::MAX) } else { Slot::at(probe_at) });
         }
@@ -261,6 +293,11 @@ impl Bank {
         self.within = longest.map_or(self.counted_within, |l| l.min(self.counted_within));
     }
 
+    /// When the pause of the whole provider ends.
+    pub fn pause_ends(&self) -> Time {
+        if self.held { Time::MAX } else { self.paused_until }
+    }
+
     /// What puts this key out of use at `now`, and until when.
     pub fn out_of_use(&self, key: usize, now: Time) -> Option<(Why, Option<Time>)> {
         let id = KeyId(key as u32);
@@ -268,6 +305,9 @@ impl Bank {
         let budget = &self.budgets[key.budget];
         let number = BudgetId(key.budget as u32);
         let until = |time: Time| (time != Time::MAX).then_some(time);
+        if key.held {
+            return Some((Why::KeyDisabled(id), None));
+        }
         match key.standing {
             Standing::Disabled { probing: true, .. } => return Some((Why::KeyDisabled(id), None)),
             Standing::Disabled { probe_at, .. } if probe_at > now => {
@@ -298,6 +338,11 @@ impl Budget {
             refused_at: None,
             refusals: 0,
             pacing_errors: 0,
+            probe: None,
+            foreign: (0, None),
+            calls: 0,
+            signals: None,
+            heard: 0,
         }
     }
 }

@@ -117,6 +117,13 @@ impl Bucket {
         self.gcra.flows_in(debt).saturating_add(self.calls.total())
     }
 
+    /// The most that can have been missing at any moment between these: what flowed back meanwhile was missing, too,
+    /// and one more where the provider rounds down what is left.
+    pub fn used_since(&self, from: Time, to: Time) -> u64 {
+        let flowed = self.gcra.flows_in(to.as_nanos().saturating_sub(from.as_nanos()));
+        self.used(to).saturating_add(flowed).saturating_add(1)
+    }
+
     pub fn depth(&self) -> u64 {
         self.depth
     }

@@ -8,9 +8,18 @@ use super::Time;
 
 /// An edge that lies between `low` and `high`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Edge {
+pub struct Edge {
+    /// Not before.
     pub low: Time,
+    /// Not after.
     pub high: Time,
+}
+
+impl Edge {
+    /// Whether both may be the same.
+    pub(super) fn overlaps(self, other: Edge) -> bool {
+        self.low <= other.high && other.low <= self.high
+    }
 }
 
 /// The last edge that was told of, and the one before: what was counted before that one is forgotten there, not later.
@@ -44,12 +53,19 @@ impl Edges {
         }
     }
 
-    /// The caller knows the edge.
-    pub fn set(&mut self, at: Time) {
-        if self.last.is_some_and(|last| last.high < at) {
-            self.previous = self.last;
-        }
-        self.last = Some(Edge { low: at, high: at });
+    /// The edges on both sides of the running period: the caller knows them.
+    pub fn around(begins: Edge, ends: Edge) -> Edges {
+        Edges { previous: Some(begins), last: Some(ends) }
+    }
+
+    /// Of these edges the one that an edge told of earlier may have been.
+    pub fn same_as(&self, earlier: Edge) -> Option<Edge> {
+        [self.last, self.previous].into_iter().flatten().find(|edge| edge.overlaps(earlier))
+    }
+
+    /// The edge that ends the running window.
+    pub fn last(&self) -> Option<Edge> {
+        self.last
     }
 
     /// When a call counted at `anchor` at the latest is forgotten, not counting guards.

@@ -26,6 +26,8 @@ pub(super) struct Gcra {
     guarded_per: u64,
     one: u64,
     full_at: Time,
+    /// A taking that is late by no more nanoseconds than this counts as if it were in time.
+    catches_up: u64,
     /// Only where costs are counted.
     takings: Option<Box<Takings>>,
 }
@@ -34,9 +36,15 @@ impl Gcra {
     /// `rate` units flow back in `per` nanoseconds.
     pub fn new(rate: u64, per: u64, correctable: bool) -> Gcra {
         let takings = correctable.then(Box::default);
-        let mut gcra = Gcra { rate, per, guarded_per: per, one: 0, full_at: Time::ZERO, takings };
+        let mut gcra = Gcra { rate, per, guarded_per: per, one: 0, full_at: Time::ZERO, catches_up: 0, takings };
         gcra.one = gcra.long_span(1);
         gcra
+    }
+
+    /// The same, for a sender whose departures are late by so many nanoseconds now and then: those after them keep the
+    /// time that they would have had, so that lateness does not add up.
+    pub fn catching_up(self, catches_up: u64) -> Gcra {
+        Gcra { catches_up, ..self }
     }
 
     /// How long `amount` takes to flow back, rounded up to a nanosecond.
@@ -57,32 +65,33 @@ impl Gcra {
     /// Takes `amount` at `at`. Takings out of order never make the bucket fuller than the true order would.
     pub fn take(&mut self, amount: u64, at: Time) {
         let span = self.span(amount);
+        let from = flows_from(self.full_at, at, self.catches_up);
         if let Some(Takings { base, list }) = self.takings.as_deref_mut() {
-            if list.is_empty() || self.full_at <= at {
+            if list.is_empty() || from == at {
                 // The bucket was full: nothing before this matters any more.
                 list.clear();
-                *base = self.full_at.max(at);
+                *base = from;
             }
             list.push_back((at, amount));
         }
-        self.full_at = self.full_at.max(at).plus(span);
+        self.full_at = from.plus(span);
         self.forget_oldest();
     }
 
     fn forget_oldest(&mut self) {
-        let (one, rate, per) = (self.one, self.rate, self.guarded_per);
+        let (one, rate, per, catches_up) = (self.one, self.rate, self.guarded_per, self.catches_up);
         if let Some(Takings { base, list }) = self.takings.as_deref_mut()
             && list.len() > MEMORY
             && let Some((at, amount)) = list.pop_front()
         {
             let span = if amount == 1 { one } else { span_of(amount, per, rate) };
-            *base = (*base).max(at).plus(span);
+            *base = flows_from(*base, at, catches_up).plus(span);
         }
     }
 
     /// Gives back `amount` of what was taken at `at`, as if it had never been taken: the bucket is computed anew.
     pub fn give_back(&mut self, amount: u64, at: Time) {
-        let (per, rate) = (self.guarded_per, self.rate);
+        let (per, rate, catches_up) = (self.guarded_per, self.rate, self.catches_up);
         let Some(Takings { base, list }) = self.takings.as_deref_mut() else {
             return;
         };
@@ -92,7 +101,7 @@ impl Gcra {
         taking.1 -= amount;
         let mut full_at = *base;
         for &(at, amount) in list.iter() {
-            full_at = full_at.max(at).plus(span_of(amount, per, rate));
+            full_at = flows_from(full_at, at, catches_up).plus(span_of(amount, per, rate));
         }
         // Rounding of the parts may exceed that of the whole by a few nanoseconds; never move later.
         self.full_at = self.full_at.min(full_at);
@@ -114,6 +123,11 @@ impl Gcra {
         let units = (u128::from(nanos) * u128::from(self.rate)).div_ceil(u128::from(self.guarded_per));
         u64::try_from(units).unwrap_or(u64::MAX)
     }
+}
+
+/// From when on what is taken at `at` flows back.
+fn flows_from(full_at: Time, at: Time, catches_up: u64) -> Time {
+    if at <= full_at.plus(catches_up) { full_at } else { at }
 }
 
 fn span_of(amount: u64, per: u64, rate: u64) -> u64 {

@@ -156,8 +156,13 @@ impl Pool {
         }
     }
 
+    /// The ids of all groups.
+    pub(super) fn groups(&self) -> impl Iterator<Item = GroupId> + use<> {
+        (0..self.group_count() as u32).map(GroupId)
+    }
+
     /// Forgets everything that was counted for a group, as if nothing had ever been sent; nothing of it may be open.
-    pub(super) fn reset(&mut self, group: GroupId) {
+    pub fn forget(&mut self, group: GroupId) {
         self.bank.reset(group);
         self.group_changed(group);
     }

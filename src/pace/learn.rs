@@ -4,7 +4,8 @@
 //!   process's own calls. Only the excess is foreign use, and is added to the limit until it resets. So a plain
 //!   `remaining: 0` in every answer does not slow down a pacer that uses the whole limit, and a late answer, which
 //!   reports less use than there is now, does nothing.
-//! * Nothing declared: `remaining: 0` pauses the budget until the reset.
+//! * Nothing declared: what answers tell is the limit (see `told`), and `remaining: 0` pauses the budget until the
+//!   reset. Where they tell nothing either, a refusal is what the search for a rate learns from (see `probe`).
 //! * Refused in spite of a permit: the budget pauses, the error is counted, and its guard widens.
 
 use super::Time;
@@ -14,6 +15,7 @@ use super::limit::{Counts, Limit, Trace};
 use super::pool::Pool;
 use super::signal::{Reading, Signal, Unit};
 use super::time::nanos;
+use std::time::Duration;
 
 /// A pause where the provider does not say how long; doubled with each refusal in a row …
 const PAUSE_NANOS: u64 = 1_000_000_000;
@@ -34,22 +36,68 @@ impl Pool {
     /// The first byte of the answer arrived: the slots of the call are anchored there (or at its departure +
     /// `counted_within`, if that was earlier), and what the response says about limits is taken in.
     pub fn first_byte(&mut self, flight: &mut Flight, at: Time, signal: Option<&Signal>) {
+        let first = flight.answered.is_none();
         self.anchor(flight, at);
-        if let Some(signal) = signal.filter(|signal| !signal.is_empty()) {
-            self.learn(flight, at, signal);
+        let signal = signal.filter(|signal| !signal.is_empty());
+        let wait = if first { self.teach_probe(flight, at, signal) } else { None };
+        if let Some(signal) = signal {
+            self.learn(flight, at, signal, wait);
         }
         self.shrink_guard(flight.key, at);
     }
 
-    fn learn(&mut self, flight: &Flight, at: Time, signal: &Signal) {
+    /// What an answer means where no limit is declared; after a refusal, how long to wait before one call tries again.
+    fn teach_probe(&mut self, flight: &Flight, at: Time, signal: Option<&Signal>) -> Option<u64> {
+        let number = self.bank.keys[flight.key.0 as usize].budget;
+        let (wait, foreign) = self.bank.budgets[number].probe.as_mut()?.answered(flight, at, signal);
+        self.used_by_others(number, foreign, at);
+        wait
+    }
+
+    fn used_by_others(&mut self, number: usize, calls: u64, at: Time) {
+        if calls > 0 {
+            let seen = &mut self.bank.budgets[number].foreign;
+            *seen = (seen.0.saturating_add(calls), Some(at));
+        }
+    }
+
+    /// The body of an answer told that the call was refused because of a limit, which its head did not say: the
+    /// budget pauses for as long as is stated, or a second, or as long as the search for its limit wants.
+    ///
+    /// `sent` is when the call departed.
+    pub fn throttled(&mut self, key: KeyId, sent: Time, at: Time, stated: Option<Duration>) {
+        let Some(budget) = self.budget_of(key) else {
+            return;
+        };
+        let stated = stated.map(nanos);
+        let wait = match self.bank.probe(key) {
+            Some(probe) => probe.refused_after_all(sent, at, stated),
+            None => stated.unwrap_or(PAUSE_NANOS),
+        };
+        self.pause_budget(budget, at.plus(wait));
+    }
+
+    /// `wait`: where no limit is declared, for how long the search for it wants to pause.
+    fn learn(&mut self, flight: &Flight, at: Time, signal: &Signal, wait: Option<u64>) {
+        let number = self.bank.keys[flight.key.0 as usize].budget;
+        self.bank.budgets[number].signals = signal.family().or(self.bank.budgets[number].signals);
         for reading in &signal.readings {
             self.take_in(flight, at, reading);
         }
-        if signal.limited {
-            self.refused(flight, at, signal);
-        } else if let Some(wait) = signal.retry_after {
-            self.pause_with_jitter(flight.key, at, nanos(wait));
+        let pause = wait.or(signal.retry_after.filter(|_| !signal.limited).map(nanos));
+        if let Some(pause) = pause {
+            self.pause_with_jitter(flight.key, at, pause);
         }
+        if signal.limited && (wait.is_none() || self.is_limited(flight)) {
+            self.refused(flight, at, signal);
+        }
+    }
+
+    /// Whether any declared limit applies to this call.
+    fn is_limited(&mut self, flight: &Flight) -> bool {
+        let mut any = false;
+        self.bank.each(flight.key, flight.routes, |_| any = true);
+        any
     }
 
     /// Compares one reading with the limit it is about, if that is declared.
@@ -70,7 +118,7 @@ impl Pool {
 
     fn compare(&mut self, flight: &Flight, at: Time, reading: &Reading, remaining: u64, place: usize) {
         let seen = flight.freed.get(place).copied();
-        let mut n = 0;
+        let (mut n, mut foreign) = (0, 0);
         self.bank.each(flight.key, flight.routes, |limit| {
             if n == place {
                 if let Some(edge) = stated_edge(reading, limit.per, flight.sent, at) {
@@ -78,14 +126,16 @@ impl Pool {
                 }
                 let all = reading.limit.unwrap_or(limit.declared);
                 let counted = all.saturating_sub(remaining);
-                if let Some(own) = seen.and_then(|freed| limit.own_since(freed)) {
+                if let Some(own) = seen.and_then(|freed| limit.own_since(freed, (flight.sent, at))) {
                     let excess = counted.saturating_sub(own);
                     let news = excess.saturating_sub(limit.foreign_used());
                     limit.foreign(news, reading.resets_in.map(|wait| at + wait), at);
+                    foreign = news;
                 }
             }
             n += 1;
         });
+        self.used_by_others(self.bank.keys[flight.key.0 as usize].budget, foreign, at);
         self.choice.touch(flight.key);
     }
 
@@ -124,6 +174,10 @@ impl Pool {
         let trace = Trace { cost: flight.cost, sent: flight.sent, answered: flight.answered };
         let within = self.bank.within;
         self.bank.each(flight.key, flight.routes, |limit| limit.disown(trace, within));
+        if signal.readings.iter().any(|reading| reading.remaining == Some(0)) {
+            // There was room, but for a call of somebody else.
+            self.used_by_others(number, 1, at);
+        }
         let budget = &mut self.bank.budgets[number];
         // Calls that were on their way together are refused together: that is one lesson, not many.
         if budget.refused_at.is_none_or(|last| flight.sent > last) {

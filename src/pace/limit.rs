@@ -2,8 +2,9 @@
 
 use super::Time;
 use super::bucket::Bucket;
-use super::edge::Edge;
+use super::edge::{self, Edge};
 use super::gate::Gate;
+use super::period::QuotaPeriod;
 use super::saved::{STRAGGLER_NANOS, SavedLimit, Unseen};
 use super::slot::Slot;
 use super::smooth::{self, Smooth};
@@ -34,8 +35,8 @@ enum Edges {
     None,
     /// The provider's answers.
     Told,
-    /// The caller.
-    Given,
+    /// The caller, by that calendar.
+    Given { calendar: u64 },
 }
 
 /// A departed call as one limit sees it.
@@ -114,10 +115,8 @@ impl Limit {
                 Meter::Window(Window::new(lowered, self.per))
             }
             Algorithm::Quota(reset) => {
-                self.edges = Edges::Given;
-                let mut window = Window::new(lowered, self.per);
-                window.set_edge(reset.ends);
-                Meter::Window(window)
+                self.edges = Edges::Given { calendar: reset.calendar };
+                Meter::Window(Window::new(lowered, nanos(reset.longest)))
             }
         }
     }
@@ -269,12 +268,10 @@ impl Limit {
         }
     }
 
-    /// The caller knows when the period ends, and how much of it is used at least.
-    pub fn set_period(&mut self, ends: Time, used: u64, now: Time) {
-        if let (Edges::Given, Meter::Window(window)) = (self.edges, &mut self.meter) {
-            window.set_edge(ends);
-            let unknown = used.saturating_sub(window.used());
-            window.foreign(unknown, Some(ends), now);
+    /// The caller knows when the running period began and when it ends, or does not know it any more.
+    pub fn set_period(&mut self, period: Option<QuotaPeriod>) {
+        if let (Edges::Given { .. }, Meter::Window(window)) = (self.edges, &mut self.meter) {
+            window.set_edges(period.map(|period| edge::Edges::around(period.begins, period.ends)));
         }
     }
 
@@ -292,9 +289,13 @@ impl Limit {
     }
 
     /// The most that the provider may have counted for this process while a call was on its way that saw `freed`
-    /// when it was booked: what is used now and what was freed meanwhile. `None` where it cannot be known.
-    pub fn own_since(&self, freed: u64) -> Option<u64> {
-        self.window().map(|window| window.own_used() + window.freed().saturating_sub(freed))
+    /// when it was booked: what is used now and what was freed meanwhile. What others took from a bucket is part of
+    /// it. `None` where it cannot be known.
+    pub fn own_since(&self, freed: u64, (sent, answered): (Time, Time)) -> Option<u64> {
+        match &self.meter {
+            Meter::Bucket(bucket) => Some(bucket.used_since(sent, answered)),
+            _ => self.window().map(|window| window.own_used() + window.freed().saturating_sub(freed)),
+        }
     }
 
     /// What others are believed to have used of it.
@@ -312,9 +313,11 @@ impl Limit {
         }
     }
 
-    /// Adds `extra` to the guard of the limit: of a window, or of the period in which a bucket refills.
+    /// Adds `extra` to the guard of the limit: of a window, or of the period in which a bucket refills. Not of a
+    /// calendar quota: a share of a day or a month has nothing to do with how far its edge may be off.
     pub fn widen(&mut self, extra: u64) {
         match &mut self.meter {
+            Meter::Window(_) if matches!(self.edges, Edges::Given { .. }) => {}
             Meter::Window(window) => window.widen(extra),
             Meter::Smooth(smooth) => smooth.widen(extra),
             Meter::Bucket(bucket) => bucket.widen(extra),
@@ -434,9 +437,12 @@ impl Limit {
         self.counts == Counts::Requests
     }
 
+    /// What must be the same for what was spent to count. The amount of a quota need not be: its period is.
     fn name(&self) -> String {
+        if let Edges::Given { calendar } = self.edges {
+            return format!("{:?}, quota of calendar {calendar:016x}", self.counts);
+        }
         let kind = match &self.meter {
-            Meter::Window(_) if self.edges == Edges::Given => "quota",
             Meter::Window(_) if self.edges == Edges::Told => "fixed",
             Meter::Window(_) => "window",
             Meter::Bucket(_) => "bucket",

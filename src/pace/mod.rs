@@ -9,6 +9,7 @@
 //! | `ask` | what a job asks for, permits and flights |
 //! | `pool` | acquire, depart, answer, finish: the story of one call |
 //! | `states` | pausing, parking, setting aside, probing |
+//! | `orders` | what operators say, apart from what is learnt |
 //! | `line` | the waiting jobs: lanes, reservations |
 //! | `choice`, `shelf` | which key, among many |
 //! | `group` | what one dispatcher must hold to pace it alone |
@@ -16,6 +17,7 @@
 //! | `window`, `bucket`, `smooth`, `gate` | one algorithm each, on `calls` (in flight), `gcra`, `counter`, `edge` |
 //! | `period` | calendar quotas: the caller's calendar |
 //! | `signal`, `learn` | what responses say, and what it does |
+//! | `probe`, `search`, `told` | limits that nobody declared: found out, or told by answers |
 //! | `spread` | delays seen, for `balanced` |
 //! | `saved` | what outlives the process |
 //! | `snapshot` | the state for metrics and people |
@@ -37,9 +39,12 @@ mod group;
 mod learn;
 mod limit;
 mod line;
+mod orders;
 mod period;
 mod pool;
+mod probe;
 mod saved;
+mod search;
 mod shelf;
 mod signal;
 mod slot;
@@ -49,16 +54,21 @@ mod spec;
 mod spread;
 mod states;
 mod time;
+mod told;
 mod window;
 
 pub use ask::{Acquire, Ask, BudgetId, Flight, KeyId, Permit, Pin, Routes, Why};
+pub use edge::Edge;
 pub use group::{GroupId, Hold};
 pub use line::{Line, Next, Ticket, Wait};
-pub use period::Place;
+pub use orders::Word;
+pub use period::{Place, QuotaPeriod};
 pub use pool::{Impossible, Pool};
-pub use saved::{Left, Saved, SavedLimit, SavedState, Since};
+pub use saved::{Left, Saved, SavedLimit, SavedProbe, SavedState, Since};
 pub use signal::{Family, Reading, Signal, Unit};
-pub use snapshot::{BudgetSnapshot, BudgetState, KeySnapshot, KeyState, LimitUse, PoolSnapshot};
+pub use snapshot::{
+    BudgetSnapshot, BudgetState, KeySnapshot, KeyState, LimitUse, PoolSnapshot, ProbeSnapshot, ProbeState,
+};
 pub use spec::{
     Algorithm, BadSpec, BudgetSpec, KeySpec, LaneSpec, LimitSpec, MAX_AMOUNT, MAX_PERIOD, MAX_ROUTES, Measure,
     PoolSpec, Reset, RouteSpec, Safety,

@@ -1,13 +1,24 @@
 //! Calendar quotas. The calendar is the caller's: time zones and summer time are no business of pure pacing.
 //!
-//! A quota knows the end of the running period. What was counted before it is forgotten there (and a guard of 0.01 %
-//! of the period later, since two clocks differ); calls after it count for a whole period until the caller names the
-//! next end, so a caller that is late costs throughput and never an overrun.
+//! A quota is told the edges of the running period, each as the two times between which it lies. A call that was
+//! surely counted before an edge is forgotten when that surely is over (and a guard of 0.01 % of the period later, since two
+//! clocks differ). Any other call counts until the next edge, at most for the longest period that there is. So a
+//! caller that is late, or that is not sure, costs throughput and never an overrun.
 
 use super::Time;
 use super::ask::{BudgetId, KeyId};
+use super::edge::Edge;
 use super::limit::Limit;
 use super::pool::Pool;
+
+/// The period of a quota that is running.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QuotaPeriod {
+    /// The last edge.
+    pub begins: Edge,
+    /// The next one.
+    pub ends: Edge,
+}
 
 /// Where a limit was declared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -25,11 +36,14 @@ pub enum Place {
 }
 
 impl Pool {
-    /// The running period of a quota ends at `ends`, and at least `used` of it is used (0 if only this pool uses it;
-    /// a persisted counter after a restart). `limit` is its number among the limits of its place; others are ignored.
-    pub fn quota_period(&mut self, place: Place, limit: usize, ends: Time, used: u64, now: Time) {
+    /// Names the running period of a quota; `None`: it is not known, so that every call counts for the longest
+    /// period that there is. `limit` is its number among the limits of its place; others are ignored.
+    ///
+    /// Where the caller does not know an edge exactly, the moment at which the provider forgets must lie between the
+    /// two times that it names: then the quota is not exceeded, whichever moment it is.
+    pub fn quota_period(&mut self, place: Place, limit: usize, period: Option<QuotaPeriod>) {
         if let Some(limit) = self.limit_at(place, limit) {
-            limit.set_period(ends, used, now);
+            limit.set_period(period);
         }
         self.changed_at(place);
     }

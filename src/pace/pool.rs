@@ -143,7 +143,7 @@ impl Pool {
         let Some(key) = self.best_key(ask, except, now) else {
             return self.no_candidate();
         };
-        let shared = self.bank.shared_slot(ask, now).and(Slot::at(self.bank.paused_until));
+        let shared = self.bank.shared_slot(ask, now).and(Slot::at(self.bank.pause_ends()));
         let mut slot = shared.and(self.slot_with(key, ask, now));
         if slot.is_open(now) {
             return Acquire::Granted(self.grant(key, ask, now));
@@ -166,8 +166,9 @@ impl Pool {
 
     fn refusal(&self, key: KeyId, slot: Slot, now: Time) -> Acquire {
         let until = |time: Time| (time != Time::MAX).then_some(time);
-        if self.bank.paused_until > now {
-            return Acquire::Blocked { why: Why::ProviderPaused, until: until(self.bank.paused_until) };
+        let pause_ends = self.bank.pause_ends();
+        if pause_ends > now {
+            return Acquire::Blocked { why: Why::ProviderPaused, until: until(pause_ends) };
         }
         if let Some((why, until)) = self.bank.out_of_use(key.0 as usize, now) {
             return Acquire::Blocked { why, until };
@@ -210,7 +211,7 @@ impl Pool {
         let Some(key) = self.best_key(ask, None, now) else {
             return Time::MAX;
         };
-        let shared = self.bank.shared_slot(ask, now).and(Slot::at(self.bank.paused_until));
+        let shared = self.bank.shared_slot(ask, now).and(Slot::at(self.bank.pause_ends()));
         shared.and(self.slot_with(key, ask, now)).at_most
     }
 
@@ -221,6 +222,7 @@ impl Pool {
 
     fn grant(&mut self, key: KeyId, ask: &Ask, now: Time) -> Permit {
         let freed = self.bank.freed_now(key, ask.routes);
+        let over_before = self.bank.probe_booked(key, now);
         self.bank.each(key, ask.routes, |limit| limit.book(ask.cost));
         let state = &mut self.bank.keys[key.0 as usize];
         let mut probe = false;
@@ -229,21 +231,27 @@ impl Pool {
             probe = true;
         }
         self.choice.served(&self.bank, key);
-        Permit { key, routes: ask.routes, cost: ask.cost, booked: now, freed, probe }
+        Permit { key, routes: ask.routes, cost: ask.cost, booked: now, freed, over_before, probe }
     }
 
     /// The call leaves now. Lateness since the grant shifts later slots.
     pub fn depart(&mut self, permit: Permit, at: Time) -> Flight {
-        let Permit { key, routes, cost, booked, freed, probe } = permit;
+        let Permit { key, routes, cost, booked, freed, over_before, probe } = permit;
         let sent = at.max(booked);
         self.bank.each(key, routes, |limit| limit.depart(cost, sent));
+        if let Some(probe) = self.bank.probe(key) {
+            probe.departed(sent);
+        }
+        let budget = self.bank.keys[key.0 as usize].budget;
+        self.bank.budgets[budget].calls += 1;
         self.choice.touch(key);
-        Flight { key, routes, cost, sent, answered: None, freed, probe }
+        Flight { key, routes, cost, sent, answered: None, freed, over_before, probe }
     }
 
     /// The permit is not used: everything is given back.
     pub fn abandon(&mut self, permit: Permit, now: Time) {
         self.bank.each(permit.key, permit.routes, |limit| limit.unbook(permit.cost));
+        self.bank.probe_abandoned(&permit, now);
         if permit.probe {
             self.end_probe(permit.key, self.seen.max(now));
         }
@@ -261,9 +269,11 @@ impl Pool {
     /// `earliest` as it would be if this permit were not there.
     pub(super) fn earliest_without(&mut self, permit: &Permit, ask: &Ask, now: Time) -> Time {
         self.bank.each(permit.key, permit.routes, |limit| limit.unbook(permit.cost));
+        self.bank.probe_abandoned(permit, now);
         self.choice.touch(permit.key);
         let free = self.earliest(ask, now);
         self.bank.each(permit.key, permit.routes, |limit| limit.book(permit.cost));
+        self.bank.probe_booked(permit.key, now);
         self.choice.touch(permit.key);
         free
     }
@@ -275,6 +285,9 @@ impl Pool {
         }
         let (from, cost) = (flight.sent, flight.cost);
         self.bank.each(flight.key, flight.routes, |limit| limit.shift(cost, from, at));
+        if let Some(probe) = self.bank.probe(flight.key) {
+            probe.keep_distance(at);
+        }
         flight.sent = at;
         self.choice.touch(flight.key);
     }
@@ -301,6 +314,11 @@ impl Pool {
         let within = self.bank.within;
         let open_until = flight.sent.plus(self.bank.counted_within);
         self.bank.each(flight.key, flight.routes, |limit| limit.finished(trace, at, actual_cost, within, open_until));
+        if flight.answered.is_none()
+            && let Some(probe) = self.bank.probe(flight.key)
+        {
+            probe.lost(flight.sent, at);
+        }
         if flight.probe {
             self.end_probe(flight.key, at);
         }
@@ -319,6 +337,9 @@ impl Pool {
             return self.finish(flight, at, None);
         }
         self.bank.each(flight.key, flight.routes, |limit| limit.unsent(cost, sent));
+        if let Some(probe) = self.bank.probe(flight.key) {
+            probe.unbook(sent, at);
+        }
         if flight.probe {
             self.end_probe(flight.key, at);
         }
@@ -342,7 +363,7 @@ impl Pool {
             limits.iter_mut().map(|limit| limit.allowance(horizon, now, counted)).min().unwrap_or(u64::MAX)
         };
         let provider = all(&mut self.bank.limits);
-        if self.bank.paused_until > end {
+        if self.bank.pause_ends() > end {
             return 0;
         }
         let mut sum = 0_u64;
@@ -356,6 +377,9 @@ impl Pool {
             let mut of_keys = 0_u64;
             for &key in &budget.keys {
                 let key = &mut self.bank.keys[key];
+                if key.held {
+                    continue;
+                }
                 let probe = matches!(key.standing, Standing::Disabled { probe_at, .. } if probe_at <= end);
                 if key.paused_until <= end && key.standing == Standing::Open {
                     of_keys = of_keys.saturating_add(all(&mut key.limits));
@@ -363,7 +387,8 @@ impl Pool {
                     of_keys = of_keys.saturating_add(1);
                 }
             }
-            sum = sum.saturating_add(of_keys.min(all(&mut budget.limits)));
+            let found = budget.probe.as_ref().map_or(u64::MAX, |probe| probe.allowance(horizon, now));
+            sum = sum.saturating_add(of_keys.min(all(&mut budget.limits)).min(found));
         }
         sum.min(provider)
     }

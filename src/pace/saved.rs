@@ -10,6 +10,7 @@ use super::bank::{Bank, Standing};
 use super::group::GroupId;
 use super::limit::Limit;
 use super::pool::Pool;
+use super::probe::Probe;
 use super::time::nanos;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -51,6 +52,31 @@ pub struct SavedState {
     /// Microseconds until it is tried again; `u64::MAX`: never by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub aside: Option<u64>,
+    /// The version of the operator's word that is older than this.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub heard: u64,
+    /// Tells the secret that was refused from another one.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub secret: u64,
+}
+
+/// The rate that was found for a budget whose limits nobody declared.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedProbe {
+    /// Calls in a million seconds that are in use.
+    pub rate: u64,
+    /// Calls in a million seconds that the provider is believed to allow.
+    pub found: u64,
+    /// Microseconds that the provider is believed to remember.
+    pub span: u64,
+    /// Whether it had settled there.
+    pub settled: bool,
+    /// Microseconds until the next call.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub debt: u64,
+    /// Microseconds since it was last refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused_ago: Option<u64>,
 }
 
 /// Everything that later calls must respect.
@@ -67,6 +93,13 @@ pub struct Saved {
     /// Of the whole provider.
     #[serde(default)]
     pub provider: SavedState,
+    /// Wall clocks that may be right: what each would show now, and how long ago it did, in milliseconds. The
+    /// caller's, for its calendar.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub walls: Vec<(i64, u64)>,
+    /// By name of the budget, where a rate was found.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub probes: BTreeMap<String, SavedProbe>,
 }
 
 /// What one owner left of a group.
@@ -126,14 +159,41 @@ fn ends(left: u64, elapsed: u64, now: Time) -> Time {
 }
 
 impl Pool {
+    /// What was spent of everything until `now`, for a pool that is saved as a whole.
+    pub fn save(&mut self, now: Time) -> Saved {
+        let mut all = Saved::default();
+        for group in self.groups() {
+            let mut one = self.save_group(group, now);
+            all.limits.append(&mut one.limits);
+            all.keys.append(&mut one.keys);
+            all.budgets.append(&mut one.budgets);
+            all.probes.append(&mut one.probes);
+            all.provider = one.provider;
+        }
+        all
+    }
+
+    /// Takes over everything that was saved `elapsed` ago; see [`Pool::restore_group`]. This pool must be new.
+    pub fn restore(&mut self, saved: &Saved, elapsed: Duration, since: Since, now: Time) {
+        for group in self.groups() {
+            self.restore_group(group, &[Left { saved, elapsed, since }], now);
+        }
+    }
+
+    /// Counts every limit as wholly used just now: for a start that does not know what was sent before it.
+    pub fn assume_spent(&mut self, now: Time) {
+        for group in self.groups() {
+            self.assume_group_spent(group, now);
+        }
+    }
+
     /// What was spent of a group until `now`.
-    pub fn save(&mut self, group: GroupId, now: Time) -> Saved {
+    pub fn save_group(&mut self, group: GroupId, now: Time) -> Saved {
         let now = self.clock(now);
         let within = self.bank.within;
-        let mut saved = Saved {
-            provider: SavedState { paused: left(self.bank.paused_until, now), aside: None },
-            ..Saved::default()
-        };
+        let (paused, heard) = (left(self.bank.paused_until, now), self.bank.heard);
+        let provider = SavedState { paused, heard, ..SavedState::default() };
+        let mut saved = Saved { provider, ..Saved::default() };
         for number in self.bank.budgets_of(group) {
             self.save_states(number, &mut saved, now);
         }
@@ -147,7 +207,7 @@ impl Pool {
         saved
     }
 
-    /// How a budget and its keys are set aside.
+    /// How a budget and its keys are set aside, and the rate that was found for it.
     fn save_states(&self, number: usize, saved: &mut Saved, now: Time) {
         let budget = &self.bank.budgets[number];
         for key in budget.keys.iter().map(|&key| &self.bank.keys[key]) {
@@ -155,35 +215,40 @@ impl Pool {
                 Standing::Open => None,
                 Standing::Disabled { probe_at, .. } => Some(left(probe_at, now)),
             };
-            let state = SavedState { paused: left(key.paused_until, now), aside };
-            if state != SavedState::default() {
+            let paused = left(key.paused_until, now);
+            if paused > 0 || aside.is_some() {
+                let state = SavedState { paused, aside, heard: key.heard, secret: key.secret };
                 saved.keys.insert(key.label.clone(), state);
             }
         }
+        if let Some(probe) = budget.probe.as_ref().and_then(|probe| probe.saved(now)) {
+            saved.probes.insert(self.bank.budget_place(number), probe);
+        }
         let (paused, parked) = (left(budget.paused_until, now), left(budget.parked_until, now));
         if paused > 0 || parked > 0 {
-            let state = SavedState { paused, aside: (parked > 0).then_some(parked) };
-            saved.budgets.insert(self.bank.budget_name(number), state);
+            let aside = (parked > 0).then_some(parked);
+            let state = SavedState { paused, aside, heard: budget.heard, secret: self.bank.budget_secret(number) };
+            saved.budgets.insert(self.bank.budget_place(number), state);
         }
     }
 
-    /// Takes a group over with what others left of it. Nothing of it may be open here; whatever was counted for it here
-    /// is forgotten, and other groups are in use meanwhile.
+    /// Takes over a group with what others left of it; the group must be new, or forgotten ([`Pool::forget`]). Other
+    /// groups are in use meanwhile.
     ///
     /// A limit whose declaration changed is counted as wholly used: what was spent under another one says little.
-    pub fn restore(&mut self, group: GroupId, all_left: &[Left<'_>], now: Time) {
+    pub fn restore_group(&mut self, group: GroupId, all_left: &[Left<'_>], now: Time) {
         let now = self.clock(now);
         let within = self.bank.within;
-        self.reset(group);
         for left in all_left {
-            let elapsed = nanos(left.elapsed);
-            self.restore_states(group, left.saved, elapsed, now);
-            self.each_limit(group, |place, limit| {
-                if let Some(one) = left.saved.limits.get(&place) {
-                    limit.restored(one, elapsed, now, within);
-                }
-            });
+            self.restore_states(group, left, now);
         }
+        self.each_limit(group, |place, limit| {
+            for left in all_left {
+                if let Some(one) = left.saved.limits.get(&place) {
+                    limit.restored(one, nanos(left.elapsed), now, within);
+                }
+            }
+        });
         // What was not seen comes on top of everything that was.
         for left in all_left {
             if let Since::AtMost { calls, open, within: horizon } = left.since {
@@ -193,16 +258,25 @@ impl Pool {
         self.group_changed(group);
     }
 
-    /// Where several tell of the same, the longest time counts.
-    fn restore_states(&mut self, group: GroupId, saved: &Saved, elapsed: u64, now: Time) {
+    /// Where several tell of the same, the last word of an operator counts, and then the longest time.
+    fn restore_states(&mut self, group: GroupId, left: &Left<'_>, now: Time) {
+        let Left { saved, since, .. } = *left;
+        let elapsed = nanos(left.elapsed);
         let bank = &mut self.bank;
-        bank.paused_until = bank.paused_until.max(ends(saved.provider.paused, elapsed, now));
+        if saved.provider.heard >= bank.heard {
+            bank.heard = saved.provider.heard;
+            bank.paused_until = bank.paused_until.max(ends(saved.provider.paused, elapsed, now));
+        }
+        if saved.keys.is_empty() && saved.budgets.is_empty() && saved.probes.is_empty() {
+            return;
+        }
         for number in bank.budgets_of(group) {
             for place in 0..bank.budgets[number].keys.len() {
                 let key = &mut bank.keys[bank.budgets[number].keys[place]];
-                let Some(state) = saved.keys.get(&key.label) else { continue };
+                let Some(state) = saved.keys.get(&key.label).filter(|state| state.heard >= key.heard) else { continue };
+                key.heard = state.heard;
                 key.paused_until = key.paused_until.max(ends(state.paused, elapsed, now));
-                if let Some(left) = state.aside {
+                if let Some(left) = state.aside.filter(|_| state.secret == key.secret) {
                     let known = match key.standing {
                         Standing::Open => Time::ZERO,
                         Standing::Disabled { probe_at, .. } => probe_at,
@@ -211,20 +285,24 @@ impl Pool {
                     key.standing = Standing::Disabled { probe_at, probing: false };
                 }
             }
-            let Some(state) = saved.budgets.get(&bank.budget_name(number)) else { continue };
-            let parked_until = state.aside.map_or(Time::ZERO, |left| ends(left, elapsed, now));
+            let (name, secret) = (bank.budget_place(number), bank.budget_secret(number));
             let budget = &mut bank.budgets[number];
+            if let (Some(probe), Some(saved)) = (&mut budget.probe, saved.probes.get(&name)) {
+                **probe = Probe::restored(saved, elapsed, since, now);
+            }
+            let Some(state) = saved.budgets.get(&name).filter(|state| state.heard >= budget.heard) else { continue };
+            budget.heard = state.heard;
             budget.paused_until = budget.paused_until.max(ends(state.paused, elapsed, now));
-            budget.parked_until = budget.parked_until.max(parked_until);
+            let parked = state.aside.filter(|_| budget.name.is_some() || state.secret == secret);
+            budget.parked_until = budget.parked_until.max(parked.map_or(Time::ZERO, |left| ends(left, elapsed, now)));
         }
     }
 
-    /// Takes a group over of which nobody knows what was sent: every limit counts as wholly used just now. Nothing of
-    /// it may be open here.
-    pub fn assume_spent(&mut self, group: GroupId, now: Time) {
+    /// Takes over a group of which nobody knows what was sent: every limit counts as wholly used just now. The group
+    /// must be new, or forgotten.
+    pub fn assume_group_spent(&mut self, group: GroupId, now: Time) {
         let now = self.clock(now);
         let within = self.bank.within;
-        self.reset(group);
         self.each_limit(group, |_, limit| limit.assume_spent(now, within));
         self.group_changed(group);
     }
@@ -277,7 +355,7 @@ impl Pool {
             }
         }
         for number in bank.budgets_of(group) {
-            let name = bank.budget_name(number);
+            let name = bank.budget_place(number);
             for (n, limit) in bank.budgets[number].limits.iter_mut().enumerate() {
                 act(format!("{name} limit {n}"), limit);
             }
@@ -298,10 +376,17 @@ impl Pool {
 
 impl Bank {
     /// The place of a budget's state.
-    fn budget_name(&self, number: usize) -> String {
+    fn budget_place(&self, number: usize) -> String {
         let budget = &self.budgets[number];
         let first = || budget.keys.first().map_or("", |&key| &self.keys[key].label);
         budget.name.as_deref().map_or_else(|| format!("budget of key {}", first()), |name| format!("budget {name}"))
+    }
+
+    /// A budget that was not declared is its only key; zero: it was declared.
+    fn budget_secret(&self, number: usize) -> u64 {
+        let budget = &self.budgets[number];
+        let first = budget.keys.first().filter(|_| budget.name.is_none());
+        first.map_or(0, |&key| self.keys[key].secret)
     }
 }
 

@@ -3,9 +3,12 @@
 use super::Time;
 use super::ask::KeyId;
 use super::bank::Standing;
+use super::group::Hold;
 use super::limit::{Counts, Limit};
 use super::pool::Pool;
-use super::signal::Unit;
+use super::probe::Probe;
+use super::search::Phase;
+use super::signal::{Family, Unit};
 use std::time::Duration;
 
 /// How much of a limit is taken.
@@ -34,7 +37,9 @@ pub enum KeyState {
     Open,
     /// Not before then.
     Paused(Time),
-    /// Set aside; `probe_at` says when a call may try it (`None`: only an operator).
+    /// Out of use by an operator's word.
+    Held,
+    /// Set aside, since the provider refused it; `probe_at` says when a call may try it (`None`: none will).
     Disabled {
         /// The time of the next probe.
         probe_at: Option<Time>,
@@ -52,6 +57,56 @@ pub enum BudgetState {
     Paused(Time),
     /// Its quota is exhausted, until then or until an operator resumes it.
     Parked(Option<Time>),
+}
+
+/// How far a budget is whose limits nobody declared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProbeState {
+    /// Nothing was refused yet: open calls are bounded, more with each answer.
+    SlowStart,
+    /// Answers tell limits: those hold.
+    Told,
+    /// Calls are refused: one at a time tries.
+    Refused,
+    /// A rate was found; smaller ones are used first.
+    Found,
+    /// At the rate that was found.
+    Settled,
+    /// Trying, in small steps, whether more is allowed by now.
+    ProbingAgain,
+}
+
+impl ProbeState {
+    /// As people and metrics are told.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ProbeState::SlowStart => "slow_start",
+            ProbeState::Told => "told",
+            ProbeState::Refused => "refused",
+            ProbeState::Found => "found",
+            ProbeState::Settled => "settled",
+            ProbeState::ProbingAgain => "probing_again",
+        }
+    }
+}
+
+/// What is known of limits that nobody declared.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ProbeSnapshot {
+    /// How far it is.
+    pub state: ProbeState,
+    /// Calls open at most; `None` once a rate is known.
+    pub open_most: Option<u64>,
+    /// Calls a second in use; `None` while no rate is known.
+    pub per_second: Option<f64>,
+    /// Calls a second that the provider is believed to allow.
+    pub found_per_second: Option<f64>,
+    /// When it was last refused.
+    pub refused_at: Option<Time>,
+    /// Calls refused since this process has the budget.
+    pub refusals: u64,
+    /// When more is tried.
+    pub again_at: Option<Time>,
 }
 
 /// One key.
@@ -74,6 +129,8 @@ pub struct BudgetSnapshot {
     pub name: String,
     /// Whether it was declared, and not made for a single key.
     pub declared: bool,
+    /// Whether its pacing group is held here, and not by another dispatcher.
+    pub here: bool,
     /// Whether it can be used.
     pub state: BudgetState,
     /// Limits of its keys together.
@@ -86,6 +143,17 @@ pub struct BudgetSnapshot {
     pub pacing_errors: u64,
     /// By how much of a period refusals have widened its guard, 0 to 1.
     pub guard: f64,
+    /// Where no limit of provider, budget or key is declared: how the search for one stands.
+    pub probing: Option<ProbeSnapshot>,
+    /// Calls that somebody else made with its keys, at least, as far as answers showed since this process has the
+    /// budget; and when that was last seen.
+    pub foreign: u64,
+    /// See `foreign`.
+    pub foreign_at: Option<Time>,
+    /// Calls that left with its keys since the pool was made.
+    pub calls: u64,
+    /// The dialect of the last response that said something about limits.
+    pub signals: Option<Family>,
 }
 
 /// One provider.
@@ -93,13 +161,15 @@ pub struct BudgetSnapshot {
 pub struct PoolSnapshot {
     /// When it was taken.
     pub at: Time,
+    /// Out of use by an operator's word.
+    pub held: bool,
     /// Paused until then.
     pub paused_until: Option<Time>,
     /// Limits of the provider as a whole.
     pub limits: Vec<LimitUse>,
     /// Its budgets.
     pub budgets: Vec<BudgetSnapshot>,
-    /// Calls a second that all limits together allow; `None`: time does not limit them.
+    /// Calls a second that all limits of what is held here allow together; `None`: time does not limit them.
     pub allowed_per_second: Option<f64>,
     /// Calls refused by the provider in spite of a permit.
     pub pacing_errors: u64,
@@ -111,10 +181,11 @@ impl Pool {
         let within = self.bank.within;
         let limits = uses(&mut self.bank.limits, now, within);
         let budgets: Vec<_> = (0..self.bank.budgets.len()).map(|b| self.budget_snapshot(b, now)).collect();
-        let rates = budgets.iter().map(|budget| budget.allowed_per_second);
+        let rates = budgets.iter().filter(|budget| budget.here).map(|budget| budget.allowed_per_second);
         let of_budgets = rates.sum::<Option<f64>>();
         PoolSnapshot {
             at: now,
+            held: self.bank.held,
             paused_until: Some(self.bank.paused_until).filter(|until| *until > now),
             limits,
             allowed_per_second: least(of_budgets, request_rate(&self.bank.limits)),
@@ -139,15 +210,23 @@ impl Pool {
             BudgetState::Open
         };
         let only = keys.first().map(|key| key.label.clone()).unwrap_or_default();
+        let probing = budget.probe.as_deref().map(probe_snapshot);
+        let found = probing.and_then(|probing| probing.per_second);
         BudgetSnapshot {
             name: budget.name.clone().unwrap_or(only),
             declared: budget.name.is_some(),
+            here: self.bank.groups.hold_of(number) != Hold::Away,
             state,
-            allowed_per_second: least(of_keys, request_rate(&budget.limits)),
+            allowed_per_second: least(found, least(of_keys, request_rate(&budget.limits))),
             limits: uses(&mut budget.limits, now, within),
             keys,
             pacing_errors: budget.pacing_errors,
             guard: budget.widened as f64 / 1000.0,
+            probing,
+            foreign: budget.foreign.0,
+            foreign_at: budget.foreign.1,
+            calls: budget.calls,
+            signals: budget.signals,
         }
     }
 
@@ -155,6 +234,7 @@ impl Pool {
         let within = self.bank.within;
         let key = &mut self.bank.keys[number];
         let state = match key.standing {
+            _ if key.held => KeyState::Held,
             Standing::Disabled { probing: true, .. } => KeyState::Probing,
             Standing::Disabled { probe_at, .. } => {
                 KeyState::Disabled { probe_at: Some(probe_at).filter(|at| *at != Time::MAX) }
@@ -168,6 +248,26 @@ impl Pool {
             state,
             limits: uses(&mut key.limits, now, within),
         }
+    }
+}
+
+fn probe_snapshot(probe: &Probe) -> ProbeSnapshot {
+    let state = match probe.search.phase() {
+        _ if probe.is_refused() => ProbeState::Refused,
+        Phase::SlowStart if probe.told.is_some() => ProbeState::Told,
+        Phase::SlowStart => ProbeState::SlowStart,
+        Phase::Found => ProbeState::Found,
+        Phase::Settled => ProbeState::Settled,
+        Phase::Again => ProbeState::ProbingAgain,
+    };
+    ProbeSnapshot {
+        state,
+        open_most: probe.open_most(),
+        per_second: probe.search.rate(),
+        found_per_second: probe.search.found(),
+        refused_at: probe.refused_at,
+        refusals: probe.refusals,
+        again_at: probe.search.again_at(),
     }
 }
 

@@ -1,6 +1,5 @@
 //! What is declared about a provider: limits, keys, budgets, routes and lanes.
 
-use super::Time;
 use std::fmt;
 use std::time::Duration;
 
@@ -39,12 +38,14 @@ pub enum Algorithm {
     Quota(Reset),
 }
 
-/// When a calendar period ends. The calendar (time zones, summer time) is the caller's: it names the end of the
-/// current period here, and the ends of later ones by `Pool::quota_period`.
+/// A calendar, as far as pacing needs it. Time zones and summer time are the caller's: it names the period that is
+/// running by [`super::Pool::quota_period`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reset {
-    /// The end of the period that is running now.
-    pub ends: Time,
+    /// No period is longer. As long as nobody names the running period, a call counts for so long.
+    pub longest: Duration,
+    /// Tells calendars apart: what was spent in the periods of one says nothing about those of another.
+    pub calendar: u64,
 }
 
 /// What a limit counts.
@@ -276,7 +277,11 @@ fn check_all(place: &str, limits: &[LimitSpec]) -> Result<(), BadSpec> {
             return Err(BadSpec::Amount { place: place() });
         }
         let timed = !matches!(limit.measure, Measure::Concurrency(_));
-        if timed && (limit.per.is_zero() || limit.per > MAX_PERIOD) {
+        let too_long = match limit.algorithm {
+            Algorithm::Quota(reset) => reset.longest < limit.per || reset.longest > MAX_PERIOD,
+            _ => limit.per > MAX_PERIOD,
+        };
+        if timed && (limit.per.is_zero() || too_long) {
             return Err(BadSpec::Period { place: place() });
         }
         if limit.burst.is_some_and(|burst| !(1..=MAX_AMOUNT).contains(&burst)) {

@@ -43,6 +43,9 @@ impl Pool {
     pub fn park_budget(&mut self, budget: BudgetId, until: Option<Time>) {
         if let Some(state) = self.bank.budgets.get_mut(budget.0 as usize) {
             state.parked_until = until.unwrap_or(Time::MAX);
+            if let Some(probe) = &mut state.probe {
+                probe.excuse();
+            }
             self.budget_changed(budget);
             self.loosened_by_budget(budget);
         }

@@ -18,6 +18,8 @@ pub(super) const EXACT_SLOTS: u64 = 4096;
 const CLOCK_GRAIN_NANOS: u64 = 1_000_000;
 /// … and two crystal clocks run apart by at most one part in so many (100 ppm).
 pub(super) const CLOCK_DRIFT: u64 = 10_000;
+/// Times that were kept over a restart are the same though they were rounded by so much.
+const SAME_NANOS: u64 = 100_000_000;
 /// How far back an anchor out of order is looked for before it is counted with a later one.
 const SORT_DEPTH: usize = 64;
 
@@ -144,9 +146,18 @@ impl Window {
         self.edges.get_or_insert_default().learn(stated, self.span, now);
     }
 
-    /// The caller knows the edge.
-    pub fn set_edge(&mut self, at: Time) {
-        self.edges.get_or_insert_default().set(at);
+    /// The caller knows the edges of the running period; `None`: they are not known any more.
+    pub fn set_edges(&mut self, edges: Option<Edges>) {
+        let before = std::mem::replace(&mut self.edges, edges.map(Box::new));
+        let (Some(then), Some(now)) = (before.and_then(|edges| edges.last()), &self.edges) else { return };
+        // What was to be forgotten at an edge that is known otherwise now is forgotten there.
+        if let Some(edge) = now.same_as(then) {
+            let free = then.high.plus(self.guard);
+            let (from, to) = (free.minus(SAME_NANOS), free.plus(SAME_NANOS));
+            for entry in self.foreign.iter_mut().filter(|entry| (from..=to).contains(&entry.0)) {
+                entry.0 = edge.high.plus(self.guard);
+            }
+        }
     }
 
     /// Anchors are rounded up to the grain, but not over an edge.

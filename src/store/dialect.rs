@@ -191,6 +191,16 @@ impl Tx {
             Self::Sqlite(_) => NOW_SQLITE,
         }
     }
+
+    /// Whether a column is one of the texts in a JSON list, as a condition.
+    pub fn is_in_json_list(&self, column: &str, list: &str) -> String {
+        match self {
+            Self::Postgres(_) => {
+                format!("{column} IN (SELECT jsonb_array_elements_text(CAST({list} AS TEXT)::jsonb))")
+            }
+            Self::Sqlite(_) => format!("{column} IN (SELECT value FROM json_each({list}))"),
+        }
+    }
 }
 
 fn names_in(parameter: &str, sqlite: bool) -> String {

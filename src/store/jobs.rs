@@ -375,6 +375,50 @@ pub(super) async fn move_lane(
     Ok(moved)
 }
 
+/// Which waiting jobs are made due.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Freed<'a> {
+    /// Provider and lane.
+    pub place: (&'a str, &'a str),
+    pub pins: Option<&'a [String]>,
+    pub after_ms: WallMs,
+    pub limit: u32,
+    pub now_ms: WallMs,
+}
+
+/// Makes jobs due that wait for a key or the end of a pause. When the last one of a full batch would have
+/// been due; `None`: there are no more.
+pub(super) async fn free(tx: &mut Tx, which: Freed<'_>, wakes: &mut Pending) -> Result<Option<WallMs>, StoreError> {
+    let sql = format!(
+        "SELECT pk, due_ms FROM jobs
+         WHERE owner IS NULL AND state IN ('queued', 'waiting') AND provider = $1 AND lane = $2 AND due_ms > $3
+            AND due_ms >= $4 AND waiting_reason IN ('paused', 'no_key')
+            AND ($5 IS NULL OR pin IS NULL OR {named})
+         ORDER BY due_ms, pk LIMIT $6{lock}",
+        named = tx.is_in_json_list("pin", "$5"),
+        lock = tx.skip_locked()
+    );
+    let sql = sqlx::AssertSqlSafe(sql);
+    let pins = which.pins.map(|pins| serde_json::Value::from(pins.to_vec()).to_string());
+    let found: Vec<(JobPk, WallMs)> = on_db!(&mut *tx, |c| sqlx::query_as(sql)
+        .bind(which.place.0)
+        .bind(which.place.1)
+        .bind(which.now_ms)
+        .bind(which.after_ms)
+        .bind(pins)
+        .bind(i64::from(which.limit))
+        .fetch_all(c)
+        .await)?;
+    let Some(&(_, last_ms)) = found.last() else { return Ok(None) };
+    let rows = Rows::new()
+        .int("pk", found.iter().map(|row| Some(row.0)))
+        .int("due_ms", found.iter().map(|_| Some(which.now_ms)));
+    let free = "UPDATE jobs SET due_ms = v.due_ms, state = 'queued', waiting_reason = NULL FROM v WHERE jobs.pk = v.pk";
+    rows.execute(tx, free).await?;
+    wakes.jobs(which.place.0, true);
+    Ok((found.len() >= which.limit as usize).then_some(last_ms))
+}
+
 /// pk, state, run, created, finished, due, waiting reason, reason, error, envelope.
 type ViewRow =
     (JobPk, String, i64, WallMs, Option<WallMs>, WallMs, Option<String>, Option<String>, Option<String>, String);

@@ -13,9 +13,11 @@ mod endpoints;
 mod events;
 mod jobs;
 mod leases;
+mod orders;
 mod outcomes;
 mod owners;
 mod replays;
+mod reports;
 mod retention;
 mod types;
 mod wakes;
@@ -390,13 +392,21 @@ impl Store {
         self.db().in_time(dead::list(self.db(), filter, cursor, limit)).await
     }
 
+    /// Counts the jobs that have not ended: provider, lane, state, jobs. Walks over all of them.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn queue_depth(&self) -> Result<Vec<(String, String, String, i64)>, StoreError> {
+        self.db().in_time(jobs::depth(self.db())).await
+    }
+
     /// Counts what is not done. Walks over all of it: not for every second.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn depth(&self) -> Result<Depth, StoreError> {
         Ok(Depth {
-            jobs: self.db().in_time(jobs::depth(self.db())).await?,
+            jobs: self.queue_depth().await?,
             deliveries_pending: self.db().in_time(deliveries::depth(self.db())).await?,
             dead_letters: self.db().in_time(dead::depth(self.db())).await?,
         })
@@ -639,6 +649,84 @@ impl Store {
     /// [`StoreError::Unavailable`].
     pub async fn leases(&self) -> Result<Vec<LeaseView>, StoreError> {
         self.db().in_lease_time(leases::list(self.db())).await
+    }
+
+    // Orders of operators, and reports of dispatchers.
+
+    /// Keeps what an operator wants of a provider, a key or a budget, and wakes its dispatchers
+    /// ([`Wake::Orders`]): `held` takes it out of use until the next order; else it is in use,
+    /// whatever was learnt before.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]; doing it again is safe.
+    pub async fn give_order(
+        &self,
+        provider: &str,
+        subject: &Subject,
+        held: bool,
+        by: &str,
+        now_ms: WallMs,
+    ) -> Result<Order, StoreError> {
+        let given = orders::Given { provider, subject, held, by, now_ms };
+        act!(self, |tx, wakes| orders::give(tx, given, wakes).await)
+    }
+
+    /// The last order about every subject that there ever was one about: of that provider, or of all.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn orders(&self, provider: Option<&str>) -> Result<Vec<Order>, StoreError> {
+        self.db().in_time(orders::list(self.db(), provider)).await
+    }
+
+    /// The providers that an operator paused.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn paused_providers(&self) -> Result<BTreeSet<String>, StoreError> {
+        self.db().in_time(orders::paused(self.db())).await
+    }
+
+    /// Makes jobs due that wait since a key, a budget or the provider was out of use: those without
+    /// a pin, and those pinned to one of `pins` (`None`: to anything). At most `limit` of one lane,
+    /// the first ones that are due after `after_ms`; whoever wants more goes on behind the time that is
+    /// returned.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]; doing it again is safe.
+    pub async fn free_waiting(
+        &self,
+        place: (&str, &str),
+        pins: Option<&[String]>,
+        after_ms: WallMs,
+        limit: u32,
+        now_ms: WallMs,
+    ) -> Result<Option<WallMs>, StoreError> {
+        let which = jobs::Freed { place, pins, after_ms, limit, now_ms };
+        act!(self, |tx, wakes| jobs::free(tx, which, wakes).await)
+    }
+
+    /// Tells how things stand with a provider in the process of this owner; `None` takes back what
+    /// was told. It is gone with its owner.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn write_report(
+        &self,
+        provider: &str,
+        owner: &OwnerId,
+        report: Option<&Report>,
+    ) -> Result<(), StoreError> {
+        self.introduce(owner).await?;
+        self.db().in_time(reports::write(self.db(), provider, owner, report)).await
+    }
+
+    /// What was told of that provider, or of all.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn reports(&self, provider: Option<&str>) -> Result<Vec<ReportView>, StoreError> {
+        self.db().in_time(reports::list(self.db(), provider)).await
     }
 
     // Upkeep.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::dialect::{Db, Tx, on_db};
 use super::wakes::{Pending, Wakes};
-use super::{Attempt, DeadReason, JobPk, Next, OwnerId, Record, Recorded, StoreError, number, outcomes};
+use super::{Attempt, DeadReason, JobPk, Next, OwnerId, Record, Recorded, StoreError, number, outcomes, reports};
 use crate::clock::WallMs;
 use crate::job::JobState;
 
@@ -69,6 +69,7 @@ async fn dead_owners(db: &Db, living: Option<&Living<'_>>, silent_for: Duration)
         "SELECT held.id, CASE WHEN o.seen_ms >= {now} - $1 THEN TRUE ELSE FALSE END AS lives
          FROM (SELECT owner AS id FROM jobs WHERE owner IS NOT NULL
             UNION SELECT owner AS id FROM deliveries WHERE owner IS NOT NULL
+            UNION SELECT owner AS id FROM reports
             UNION SELECT id FROM owners) AS held
          LEFT JOIN owners o ON o.id = held.id",
         now = tx.now_ms()
@@ -100,6 +101,7 @@ async fn let_go(db: &Db, wakes: &Wakes, owner: &str, why: Why, now_ms: WallMs) -
         let held: Vec<Held> = on_db!(&mut tx, |c| sqlx::query_as(sql).bind(owner).bind(BATCH).fetch_all(c).await)?;
         if held.is_empty() {
             free_deliveries(&mut tx, owner, now_ms, &mut pending).await?;
+            reports::forget(&mut tx, owner).await?;
             for sql in ["DELETE FROM dispatchers WHERE owner = $1", "DELETE FROM owners WHERE id = $1"] {
                 on_db!(&mut tx, |c| sqlx::query(sql).bind(owner).execute(c).await.map(drop))?;
             }

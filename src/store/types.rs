@@ -573,4 +573,143 @@ pub enum Wake {
     Deliveries,
     /// Somebody asked to cancel a claimed job.
     Cancel(JobPk),
+    /// An operator gave an order about that provider.
+    Orders(String),
+}
+
+/// What an order is about.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Subject {
+    /// The provider as a whole.
+    Provider,
+    /// One of its keys, by label.
+    Key(String),
+    /// One of its budgets: by name, or by the label of its only key.
+    Budget(String),
+}
+
+impl Subject {
+    /// The names in the database: what it is, and which.
+    pub(super) fn parts(&self) -> (&'static str, &str) {
+        match self {
+            Self::Provider => ("provider", ""),
+            Self::Key(label) => ("key", label),
+            Self::Budget(name) => ("budget", name),
+        }
+    }
+}
+
+/// An operator's last word about a provider, a key or a budget.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Order {
+    /// The provider.
+    pub provider: String,
+    /// What it is about.
+    pub subject: Subject,
+    /// Out of use until the next order; else in use, whatever was learnt before.
+    pub held: bool,
+    /// Rises with every order about that subject, from 1.
+    pub version: u64,
+    /// Who gave it.
+    pub by: String,
+    /// When.
+    pub at_ms: WallMs,
+}
+
+/// A report as it was read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ReportView {
+    /// The provider.
+    pub provider: String,
+    /// The process that wrote it.
+    pub owner: OwnerId,
+    /// How long ago, by the database's clock. Nothing is written while nothing changes.
+    pub age: Duration,
+    /// What it says.
+    pub report: Report,
+}
+
+/// How things stand with a provider in the process that spends its budgets, or some of them.
+///
+/// Bounded: at most [`Report::KEYS_MAX`] keys are told one by one.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Report {
+    /// Calls a second that all limits together allow now; `None`: time does not limit them.
+    pub allowed_per_second: Option<f64>,
+    /// Calls a second that left in the last minute.
+    pub achieved_per_second: f64,
+    /// Calls that are open.
+    pub open: u64,
+    /// Jobs in hand that wait for a permit: lane and how many.
+    pub permits_waiting: Vec<(String, u64)>,
+    /// The budgets that this process may spend, those with a key out of use first.
+    pub budgets: Vec<BudgetReport>,
+    /// Keys that are not told one by one.
+    pub keys_left_out: u64,
+}
+
+impl Report {
+    /// Keys that are told one by one, at most.
+    pub const KEYS_MAX: usize = 1_000;
+}
+
+/// How a budget stands.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BudgetReport {
+    /// Its name, or the label of its only key.
+    pub name: String,
+    /// Whether it was declared, and not made for a single key.
+    pub declared: bool,
+    /// `open`, `paused` or `parked`.
+    pub state: String,
+    /// When that ends by itself, if it does.
+    pub until_ms: Option<WallMs>,
+    /// Calls a second that its limits allow now; `None`: time does not limit them.
+    pub allowed_per_second: Option<f64>,
+    /// Calls a second that left in the last minute.
+    pub achieved_per_second: f64,
+    /// When it has room for one more call, if that lies ahead and is known.
+    pub next_slot_ms: Option<WallMs>,
+    /// Calls that left since the process took it over.
+    pub calls: u64,
+    /// Of these, 429s in spite of a permit.
+    pub pacing_errors: u64,
+    /// The dialect of the last response that said something about limits.
+    pub signals: Option<String>,
+    /// Limits of its keys together.
+    pub limits: Vec<LimitReport>,
+    /// Its keys.
+    pub keys: Vec<KeyReport>,
+}
+
+/// How a key stands. Never its secret.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KeyReport {
+    /// Its label.
+    pub label: String,
+    /// `open`, `paused`, `refused`, `probing` or `disabled`.
+    pub state: String,
+    /// When that ends by itself, or the key is tried again, if it is.
+    pub until_ms: Option<WallMs>,
+    /// Its own limits.
+    pub limits: Vec<LimitReport>,
+}
+
+/// How much of a limit is taken.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LimitReport {
+    /// `requests`, `cost` or `concurrency`.
+    pub unit: String,
+    /// The amount per period as declared.
+    pub amount: u64,
+    /// The period; `None` for concurrency.
+    pub per_ms: Option<u64>,
+    /// Taken now, by this system and by others.
+    pub used: u64,
+    /// The most that can be taken now.
+    pub most: u64,
 }

@@ -26,6 +26,8 @@ pub(super) struct Pending {
     jobs: BTreeMap<String, bool>,
     deliveries: bool,
     cancels: BTreeSet<JobPk>,
+    /// Providers that orders are about.
+    orders: BTreeSet<String>,
     /// What is claimed by it, ready to be let go of.
     claims: Vec<Record>,
 }
@@ -48,6 +50,11 @@ impl Pending {
 
     pub fn cancel(&mut self, pk: JobPk) {
         self.cancels.insert(pk);
+    }
+
+    /// An operator gave an order about that provider.
+    pub fn orders(&mut self, provider: &str) {
+        self.orders.insert(provider.to_owned());
     }
 
     /// A job is claimed: if nobody hears of it, it must be let go of.
@@ -151,6 +158,9 @@ impl Wakes {
         for pk in pending.cancels {
             self.send(Wake::Cancel(pk));
         }
+        for provider in pending.orders {
+            self.send(Wake::Orders(provider));
+        }
         Ok(())
     }
 
@@ -172,6 +182,7 @@ impl Wakes {
             .map(|(provider, _)| format!("{instance} jobs {provider}"))
             .chain(pending.deliveries.then(|| format!("{instance} deliveries")))
             .chain(pending.cancels.iter().map(|pk| format!("{instance} cancel {pk}")))
+            .chain(pending.orders.iter().map(|provider| format!("{instance} orders {provider}")))
             .collect();
         let rows = Rows::new().text("message", texts.iter().map(|t| Some(t.as_str())));
         rows.execute(tx, "SELECT pg_notify('paceline', message) FROM v").await?;
@@ -202,6 +213,7 @@ impl Wakes {
             let known = self.providers.lock().unwrap_or_else(PoisonError::into_inner).clone();
             for provider in known {
                 self.send(Wake::Lease(provider.clone()));
+                self.send(Wake::Orders(provider.clone()));
                 self.send(Wake::Jobs(provider));
             }
         }
@@ -222,6 +234,7 @@ impl Wakes {
         match what.split_once(' ') {
             Some(("jobs", provider)) => Some(Wake::Jobs(provider.to_owned())),
             Some(("lease", provider)) => Some(Wake::Lease(provider.to_owned())),
+            Some(("orders", provider)) => Some(Wake::Orders(provider.to_owned())),
             Some(("cancel", pk)) => pk.parse().ok().map(Wake::Cancel),
             None if what == "deliveries" => Some(Wake::Deliveries),
             _ => None,
@@ -239,6 +252,7 @@ mod tests {
         assert_eq!(wakes.read("other jobs geo-coder"), Some(Wake::Jobs("geo-coder".to_owned())));
         assert_eq!(wakes.read(&Wakes::new().0.lease_message("geo")), Some(Wake::Lease("geo".to_owned())));
         assert_eq!(wakes.read(&wakes.lease_message("geo")), None);
+        assert_eq!(wakes.read("other orders geo"), Some(Wake::Orders("geo".to_owned())));
         assert_eq!(wakes.read("other deliveries"), Some(Wake::Deliveries));
         assert_eq!(wakes.read("other cancel 7"), Some(Wake::Cancel(7)));
         assert_eq!(wakes.read("other nonsense"), None);

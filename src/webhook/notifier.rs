@@ -358,7 +358,7 @@ async fn woken(wakes: &mut Option<broadcast::Receiver<Wake>>) {
     while let Some(receiver) = wakes {
         match receiver.recv().await {
             Ok(Wake::Deliveries) | Err(broadcast::error::RecvError::Lagged(_)) => return,
-            Ok(Wake::Jobs(_) | Wake::Lease(_) | Wake::Cancel(_)) => {}
+            Ok(Wake::Jobs(_) | Wake::Lease(_) | Wake::Cancel(_) | Wake::Orders(_)) => {}
             Err(broadcast::error::RecvError::Closed) => *wakes = None,
         }
     }

@@ -100,6 +100,12 @@ impl World {
         self.env.borrow_mut().push((name.to_owned(), value.to_owned()));
     }
 
+    /// What [`World::set`] put there.
+    pub fn get(&self, name: &str) -> String {
+        let env = self.env.borrow();
+        env.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone()).unwrap_or_default()
+    }
+
     /// Writes the configuration: what every test needs, and the providers.
     pub fn configure(&self, providers: &str) {
         let text = format!(

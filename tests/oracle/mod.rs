@@ -178,6 +178,11 @@ impl Server for TokenBucket {
         }
         fits
     }
+
+    fn says(&mut self, _at: u64) -> Option<(u64, u64, u64)> {
+        let missing = (1.0 - self.level).max(0.0);
+        Some((self.depth as u64, self.level as u64, (missing / self.per_nano) as u64))
+    }
 }
 
 /// A queue with room for `room` calls that is worked off evenly: nginx's `limit_req burst=room nodelay`.

@@ -91,6 +91,8 @@ pub struct World<'a> {
     pub late: u64,
     /// The provider tells limits in its answers.
     pub tells: bool,
+    /// A refusal says when to come back, in whole seconds.
+    pub retry_after: bool,
     /// Calls that somebody else makes with the same key: probability per own call.
     pub foreign: f64,
     /// Which server judges a call of this key.
@@ -107,6 +109,7 @@ impl Default for World<'_> {
             timeout: 30 * SECOND,
             late: 0,
             tells: false,
+            retry_after: false,
             foreign: 0.0,
             server_of: Box::new(|_| 0),
         }
@@ -230,7 +233,7 @@ pub fn run(
                 if world.foreign > 0.0 && dice.unit() < world.foreign {
                     server.arrive(now, 1);
                 }
-                call.said = world.tells.then(|| server.says(now)).flatten();
+                call.said = (world.tells || world.retry_after).then(|| server.says(now)).flatten();
                 let flight = call.flight.as_ref().unwrap();
                 let (key, sent) = (flight.key(), flight.sent().as_nanos());
                 arrivals.push(Arrival {
@@ -249,7 +252,7 @@ pub fn run(
             Some(Event::Answered(_)) => {
                 let flight = call.flight.as_mut().unwrap();
                 rtt = (rtt.0 + now - flight.sent().as_nanos(), rtt.1 + 1);
-                let signal = signal(call.accepted, call.said);
+                let signal = signal(call.accepted, call.said, world);
                 pool.first_byte(flight, Time::from_nanos(now), signal.as_ref());
                 order += 1;
                 events.push(Reverse((now, order, number, 2)));
@@ -271,11 +274,15 @@ pub fn run(
 }
 
 /// The answer's headers, written and parsed as they would be.
-fn signal(accepted: bool, said: Option<(u64, u64, u64)>) -> Option<Signal> {
+fn signal(accepted: bool, said: Option<(u64, u64, u64)>, world: &World<'_>) -> Option<Signal> {
     let status = if accepted { 200 } else { 429 };
     let Some((limit, remaining, reset)) = said else {
         return (!accepted).then(|| Signal::parse([], status, None));
     };
+    if !world.tells {
+        let after = reset.div_ceil(SECOND).to_string();
+        return (!accepted).then(|| Signal::parse([("retry-after", after.as_str())], status, None));
+    }
     let (limit, remaining) = (limit.to_string(), remaining.to_string());
     let reset = format!("{:.3}", (reset.div_ceil(MILLI)) as f64 / 1e3);
     let heads = [

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::Method;
-use paceline::api::{Desk, Submitted, Tenancy};
-use paceline::clock::SystemClock;
+use paceline::api::{Control, Desk, Submitted, Tenancy};
+use paceline::clock::{Clock, SystemClock};
 use paceline::config::Config;
-use paceline::job::is_job_id;
+use paceline::job::{is_job_id, is_name};
 use paceline::secrets::Secret;
 use paceline::store::{Origin, Store, StoreOptions};
 use serde::Serialize;
@@ -19,6 +19,9 @@ use url::form_urlencoded::Serializer;
 use super::Globals;
 use super::failure::{Exit, Failure};
 use super::http::HttpApi;
+
+/// Who gives orders at the command line, where it holds the store itself.
+const OPERATOR: &str = "command line";
 
 /// Whether a store that is not there yet may be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +40,8 @@ pub enum Backend {
     Store {
         /// What can be asked of it.
         desk: Desk,
+        /// What can be ordered of it.
+        control: Control,
         /// To be closed at the end.
         store: Store,
         /// Its URL without a password.
@@ -70,8 +75,10 @@ impl Backend {
             ..failure
         })?;
         let clock = Arc::new(SystemClock::new());
-        let desk = Desk::new(store.clone(), Arc::new(config.catalog()), clock, config.api.envelope_bytes_max);
-        Ok(Self::Store { desk, store, place })
+        let catalog = Arc::new(config.catalog());
+        let control = Control::new(store.clone(), Arc::clone(&catalog), Arc::clone(&clock) as Arc<dyn Clock>);
+        let desk = Desk::new(store.clone(), catalog, clock, config.api.envelope_bytes_max);
+        Ok(Self::Store { desk, control, store, place })
     }
 
     /// Where it is, for people.
@@ -198,6 +205,46 @@ impl Backend {
         }
     }
 
+    /// `GET /v1/providers`
+    pub async fn providers(&self) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::GET, &["v1", "providers"], "", None).await?),
+            Self::Store { control, .. } => value(&control.providers().await?),
+        }
+    }
+
+    /// `GET /v1/providers/{name}`
+    pub async fn provider(&self, name: &str) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::GET, &["v1", "providers", name], "", None).await?),
+            Self::Store { control, .. } => value(&control.provider(name).await?),
+        }
+    }
+
+    /// `POST /v1/providers/{name}/pause` and `/resume`
+    pub async fn pause_provider(&self, name: &str, paused: bool) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => order(api, &[name, if paused { "pause" } else { "resume" }]).await,
+            Self::Store { control, .. } => value(&control.pause(name, paused, OPERATOR).await?),
+        }
+    }
+
+    /// `POST /v1/providers/{name}/keys/{label}/disable` and `/enable`
+    pub async fn disable_key(&self, name: &str, label: &str, disabled: bool) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => order(api, &[name, "keys", label, if disabled { "disable" } else { "enable" }]).await,
+            Self::Store { control, .. } => value(&control.disable_key(name, label, disabled, OPERATOR).await?),
+        }
+    }
+
+    /// `POST /v1/providers/{name}/budgets/{budget}/resume`
+    pub async fn resume_budget(&self, name: &str, budget: &str) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => order(api, &[name, "budgets", budget, "resume"]).await,
+            Self::Store { control, .. } => value(&control.resume_budget(name, budget, OPERATOR).await?),
+        }
+    }
+
     /// `DELETE /v1/dead-letters`
     pub async fn purge(&self, query: &str) -> Result<Value, Failure> {
         match self {
@@ -233,6 +280,17 @@ pub fn job_id(text: &str) -> Result<String, String> {
     } else {
         Err("expected an id: 1 to 128 of A-Z a-z 0-9 . _ : -".to_owned())
     }
+}
+
+/// The name of a provider or a budget, or the label of a key, on the command line.
+pub fn name(text: &str) -> Result<String, String> {
+    if is_name(text) { Ok(text.to_owned()) } else { Err("expected a name: 1 to 64 of a-z 0-9 _ -".to_owned()) }
+}
+
+/// An order about a provider or a part of it: all that it says is in its path.
+async fn order(api: &HttpApi, path: &[&str]) -> Result<Value, Failure> {
+    let path: Vec<&str> = ["v1", "providers"].iter().chain(path).copied().collect();
+    json(api.call(Method::POST, &path, "", None).await?)
 }
 
 /// A query of the parameters that are given.

@@ -1,11 +1,14 @@
-//! `paceline bench`: throughput, CPU and memory of both modes, beside the floor.
+//! `paceline bench`: throughput, CPU and memory of both modes, beside the floor; `bench pacing`: how
+//! much of an allowed rate is used.
 
-use clap::Args as ClapArgs;
+mod pacing;
+
+use clap::{Args as ClapArgs, Subcommand};
 
 use super::Globals;
 use super::failure::{Exit, Failure};
 use super::output::Out;
-use crate::bench::{self, Report};
+use crate::bench::throughput::{self, Report};
 
 /// Measure throughput, CPU per job and memory of this machine, beside the floor
 ///
@@ -14,7 +17,11 @@ use crate::bench::{self, Report};
 /// same two HTTP calls, in the same run. RabbitMQ and PostgreSQL are measured where AMQP_URL and
 /// DATABASE_URL name them; a database and a queue are made for the run and removed.
 #[derive(Debug, ClapArgs)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
+    #[command(subcommand)]
+    what: Option<What>,
+
     /// How many jobs
     #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(100..=10_000_000))]
     jobs: u64,
@@ -24,16 +31,24 @@ pub struct Args {
     floor: Option<Vec<String>>,
 }
 
+/// What else can be measured.
+#[derive(Debug, Subcommand)]
+enum What {
+    Pacing(pacing::Args),
+}
+
 /// Measures and prints.
 pub async fn run(args: Args, _globals: &Globals, out: &Out) -> Result<Exit, Failure> {
-    let failed = |error: anyhow::Error| Failure::new(Exit::Failed, format!("{error:#}"));
+    if let Some(What::Pacing(args)) = args.what {
+        return pacing::run(args, out).await;
+    }
     if let Some([provider, hook]) = args.floor.as_deref() {
-        let floor = bench::make_floor_calls(args.jobs, provider, hook).await.map_err(failed)?;
+        let floor = throughput::make_floor_calls(args.jobs, provider, hook).await.map_err(failed)?;
         out.json(&floor)?;
         return Ok(Exit::Done);
     }
     let mut trouble = None;
-    let report = bench::run(args.jobs, |what| {
+    let report = throughput::run(args.jobs, |what| {
         if let Err(error) = out.note(format!("measuring: {what}")) {
             trouble = Some(error);
         }
@@ -70,4 +85,8 @@ fn print(report: &Report, out: &Out) -> Result<(), Failure> {
         .collect();
     out.table(["mode", "jobs/s", "CPU µs/job", "× floor", "peak MiB"], &rows, "nothing was measured")?;
     report.left_out.iter().try_for_each(|mode| out.line(format!("not measured: {mode}")))
+}
+
+fn failed(error: anyhow::Error) -> Failure {
+    Failure::new(Exit::Failed, format!("{error:#}"))
 }

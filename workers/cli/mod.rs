@@ -13,9 +13,13 @@ mod enqueue;
 mod failure;
 mod http;
 mod jobs;
+mod keys;
 mod lines;
 mod migrate;
 mod output;
+mod plan;
+mod plan_text;
+mod providers;
 mod replays;
 mod serve;
 mod topology;
@@ -91,7 +95,7 @@ Exit codes:
   1    failed, or something was refused
   2    the command line or the configuration is wrong
   3    neither the API nor the store can be reached
-  4    there is no such job or dead letter
+  4    there is no such job, dead letter, provider, budget or key
   5    conflict, or too late for that
   6    `jobs wait`: the time was up, or a job did not succeed
   141  the reader of the output went away
@@ -100,7 +104,8 @@ Examples:
   paceline enqueue --provider geocoder --path /v1/geocode --query q=Berlin
   paceline enqueue jobs.jsonl
   paceline jobs list --state dead
-  paceline dead replay 0193c1f0-…";
+  paceline dead replay 0193c1f0-…
+  paceline providers pause geocoder";
 
 /// What can be done.
 #[derive(Debug, Subcommand)]
@@ -113,7 +118,12 @@ enum Command {
     Jobs(jobs::Command),
     #[command(subcommand)]
     Dead(dead::Command),
+    #[command(subcommand)]
+    Providers(providers::Command),
+    #[command(subcommand)]
+    Keys(keys::Command),
     Check(check::Args),
+    Plan(Box<plan::Args>),
     Migrate(migrate::Args),
     #[command(subcommand)]
     Topology(topology::Command),
@@ -128,7 +138,10 @@ impl Command {
             Self::Enqueue(args) => enqueue::run(*args, globals, out).await,
             Self::Jobs(command) => jobs::run(command, globals, out).await,
             Self::Dead(command) => dead::run(command, globals, out).await,
+            Self::Providers(command) => providers::run(command, globals, out).await,
+            Self::Keys(command) => keys::run(command, globals, out).await,
             Self::Check(args) => check::run(args, globals, out).await,
+            Self::Plan(args) => plan::run(*args, globals, out).await,
             Self::Migrate(args) => migrate::run(args, globals, out).await,
             Self::Topology(command) => topology::run(command, globals, out).await,
         }

@@ -5,7 +5,7 @@ use super::message::{CallEnd, Command, Note, Now};
 use super::{Core, Open, millis};
 use crate::job::{DeadReason, JobState};
 use crate::outcome::{self, Outcome, Reply};
-use crate::pace::KeyId;
+use crate::pace::{KeyId, Time};
 use crate::retry::{Ended, Verdict};
 use crate::store::{Attempt, JobPk, Next, WaitReason};
 use std::time::Duration;
@@ -14,8 +14,6 @@ use std::time::Duration;
 const PROBE_AFTER: Duration = Duration::from_secs(5 * 60);
 /// A quota that is used up is tried again after so long, where the provider does not say when.
 const PARK_FOR: Duration = Duration::from_secs(60 * 60);
-/// A rate limit without a stated end pauses for so long.
-const PAUSE_FOR: Duration = Duration::from_secs(1);
 
 impl Core {
     /// What the end of a call means for its key, its budget and its job.
@@ -66,15 +64,16 @@ impl Core {
         };
         match &end {
             CallEnd::NotSent(_) | CallEnd::Impossible(_) => self.pool.unsent(flight, now.mono),
-            CallEnd::Answered(_) | CallEnd::Lost(_) => self.pool.finish(flight, now.mono, None),
+            CallEnd::Answered(answer) => self.pool.finish(flight, now.mono, answer.cost),
+            CallEnd::Lost(_) => self.pool.finish(flight, now.mono, None),
         }
-        self.judge_key(key, probe, outcome, &end, now);
+        self.judge_key(key, (probe, sent.mono), outcome, &end, now);
         self.commands.push(Command::Note(Note::Called(outcome, latency_ms)));
         self.apply(pk, verdict, attempt, end, now);
     }
 
     /// A bad key is set aside, an empty budget parked; siblings with a budget of their own go on.
-    fn judge_key(&mut self, key: KeyId, probe: bool, outcome: Outcome, end: &CallEnd, now: Now) {
+    fn judge_key(&mut self, key: KeyId, (probe, sent): (bool, Time), outcome: Outcome, end: &CallEnd, now: Now) {
         let label = self.pool.key_label(key).to_owned();
         let CallEnd::Answered(answer) = end else { return };
         let told = answer.signal.retry_after;
@@ -89,11 +88,9 @@ impl Core {
                 }
                 self.commands.push(Command::Note(Note::QuotaExhausted(label)));
             }
-            // A 429 was understood with the first byte; here the body gave the reason.
-            Outcome::RateLimited if answer.response.status != 429 => {
-                if let Some(budget) = self.pool.budget_of(key) {
-                    self.pool.pause_budget(budget, now.mono + told.unwrap_or(PAUSE_FOR));
-                }
+            // What the head of the answer tells was understood with the first byte; here the body gave the reason.
+            Outcome::RateLimited if !answer.signal.limited => {
+                self.pool.throttled(key, sent, now.mono, told);
             }
             // Whatever else is wrong with the call: the key was accepted.
             Outcome::Success | Outcome::Permanent | Outcome::Redirect if probe => {

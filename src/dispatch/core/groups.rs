@@ -2,7 +2,7 @@
 
 use super::message::{Allowance, Now};
 use super::{Core, Doors, Stage};
-use crate::pace::{GroupId, Hold, KeyId, Left, Pin, Pool, Saved, Time};
+use crate::pace::{GroupId, Hold, KeyId, Left, Pin, Pool, Saved, Since, Time};
 use crate::store::{JobPk, Next};
 
 /// One group, as this dispatcher holds it.
@@ -85,6 +85,22 @@ impl Groups {
     }
 }
 
+/// A group that is taken over, and what others left of it.
+#[derive(Debug, Clone)]
+pub struct Heir<'a> {
+    /// Which group.
+    pub group: GroupId,
+    /// `None`: nobody knows what was spent, so everything counts as used.
+    pub left: Option<Vec<Left<'a>>>,
+}
+
+impl Heir<'_> {
+    /// Whether all is known that was spent.
+    pub fn is_clean(&self) -> bool {
+        self.left.as_ref().is_some_and(|left| left.iter().all(|left| left.since == Since::Nothing))
+    }
+}
+
 /// How the number of calls of a group changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
@@ -119,25 +135,31 @@ impl Core {
         }
     }
 
-    /// Holds a group from now on, with what others left of it (`None`: nobody knows what was spent, so everything
-    /// counts as used). Only while nothing of it is in hand; nothing is sent before it is allowed.
-    pub fn inherit(&mut self, group: GroupId, left: Option<&[Left<'_>]>, now: Time) {
-        match left {
-            Some(left) => self.pool.restore(group, left, now),
-            None => self.pool.assume_spent(group, now),
+    /// Holds these groups from now on, with what others left of them. Only while nothing of them is in hand; nothing is
+    /// sent before it is allowed.
+    pub fn inherit(&mut self, heirs: &[Heir<'_>], now: Now) {
+        heirs.iter().for_each(|heir| self.pool.forget(heir.group));
+        let walls = heirs.iter().filter_map(|heir| heir.left.as_ref()).flatten();
+        let walls = walls.map(|left| (left.saved.walls.as_slice(), left.elapsed));
+        self.quotas.inherit(walls, &mut self.pool, now);
+        for heir in heirs {
+            match &heir.left {
+                Some(left) => self.pool.restore_group(heir.group, left, now.mono),
+                None => self.pool.assume_group_spent(heir.group, now.mono),
+            }
+            if let Some(state) = self.groups.get(heir.group)
+                && !std::mem::replace(&mut state.held, true)
+            {
+                self.groups.held += 1;
+            }
+            self.allow(heir.group, Allowance { until: Time::ZERO, calls: 0, open: 0 }, now.mono);
         }
-        let nothing = Allowance { until: Time::ZERO, calls: 0, open: 0 };
-        if let Some(state) = self.groups.get(group)
-            && !std::mem::replace(&mut state.held, true)
-        {
-            self.groups.held += 1;
-        }
-        self.allow(group, nothing, now);
+        self.obey();
     }
 
     /// What was spent of a group, for whoever comes next.
     pub fn save(&mut self, group: GroupId, now: Time) -> Saved {
-        self.pool.save(group, now)
+        Saved { walls: self.quotas.save(now), ..self.pool.save_group(group, now) }
     }
 
     /// Whether no call of a group is open, or about to be.

@@ -27,6 +27,8 @@ pub struct Answered {
     pub response: StoredResponse,
     /// What its header fields said of limits.
     pub signal: Signal,
+    /// What the call cost, where the body says so.
+    pub cost: Option<u64>,
 }
 
 /// How a call ended.

@@ -126,7 +126,33 @@ pub struct Signal {
     pub near_limit: bool,
 }
 
+impl Family {
+    /// Its name in metrics and reports.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::RetryAfter => "retry_after",
+            Self::Ietf => "ietf",
+            Self::XRateLimit => "x_ratelimit",
+            Self::OpenAi => "openai",
+            Self::Anthropic => "anthropic",
+            Self::Shopify => "shopify",
+            Self::HubSpot => "hubspot",
+            Self::Salesforce => "salesforce",
+            Self::Twilio => "twilio",
+            Self::Amazon => "amazon",
+            Self::Jira => "jira",
+            Self::Stripe => "stripe",
+        }
+    }
+}
+
 impl Signal {
+    /// The dialect, if it says something about limits.
+    pub fn family(&self) -> Option<Family> {
+        let read = self.readings.first().map(|reading| reading.family);
+        read.or_else(|| self.retry_after.map(|_| Family::RetryAfter))
+    }
+
     /// Reads the headers of a response.
     ///
     /// Absolute times are read against the response's own `Date`; `wall_clock` (time since 1970) serves only where

@@ -6,20 +6,18 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use bytes::Bytes;
-use lapin::BasicProperties;
-use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeleteOptions};
-use paceline::api::{Desk, Tenancy};
-use paceline::clock::SystemClock;
+use lapin::options::QueueDeleteOptions;
 use paceline::config::{Config, QueueConfig};
 use paceline::inlet::topology::{self, Topology};
 use paceline::secrets::Secret;
 use paceline::sim::{ProviderHandle, ProviderOptions, ProviderSim, ReceiverHandle, ReceiverOptions, ReceiverSim};
-use paceline::store::{Origin, Store, StoreOptions};
+use paceline::store::{Store, StoreOptions};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::process::{Child, Command};
 
+use super::machine;
+use super::site::{publish, submit};
 use crate::scratch::Scratch;
 use crate::scratch_database::ScratchDatabase;
 
@@ -27,8 +25,6 @@ use crate::scratch_database::ScratchDatabase;
 const CONCURRENCY: usize = 64;
 /// Signs the webhooks of the benchmark.
 const SECRET: &str = "whsec_cGFjZWxpbmUtYmVuY2gtc2VjcmV0LTMyLWJ5dGU=";
-/// Messages published before their confirms are awaited.
-const PUBLISH_BATCH: usize = 500;
 /// A run gives up after this.
 const TOO_LONG: Duration = Duration::from_secs(600);
 
@@ -99,8 +95,8 @@ pub async fn run(jobs: u64, mut say: impl FnMut(&str)) -> anyhow::Result<Report>
     }
     Ok(Report {
         jobs,
-        cores: std::thread::available_parallelism().map_or(1, usize::from),
-        cpu: cpu_model(),
+        cores: machine::cores(),
+        cpu: machine::cpu_model(),
         concurrency: CONCURRENCY,
         floor_us_per_job: floor_us,
         modes,
@@ -142,7 +138,7 @@ pub async fn make_floor_calls(jobs: u64, provider: &str, hook: &str) -> anyhow::
     while let Some(ended) = loops.join_next().await {
         ended??;
     }
-    Ok(Floor { cpu_us: cpu_us(std::process::id())? })
+    Ok(Floor { cpu_us: machine::cpu_us(std::process::id())? })
 }
 
 /// About as large as an event.
@@ -157,17 +153,9 @@ impl Bench {
         let config = Config::parse(&std::fs::read_to_string(&file)?, Some(file.clone()), &env())?;
         let store = Store::open(&StoreOptions { url: store_url, exclusive: true, connections_max: 4 }).await?;
         store.migrate().await?;
-        let clock = std::sync::Arc::new(SystemClock::new());
-        let desk = Desk::new(store.clone(), std::sync::Arc::new(config.catalog()), clock, 1024 * 1024);
-        let numbers: Vec<u64> = (0..self.jobs).collect();
-        for batch in numbers.chunks(1000) {
-            let jobs: Vec<serde_json::Value> = batch.iter().map(|n| self.job("bench", *n)).collect();
-            desk.submit(&Tenancy::all(), Bytes::from(serde_json::to_vec(&jobs)?), Origin::default())
-                .await
-                .map_err(|problem| anyhow::anyhow!("a job was refused: {}", problem.detail))?;
-        }
+        submit(&store, &config, (0..self.jobs).map(|n| self.job("bench", n))).await?;
         store.close().await;
-        drop((desk, store));
+        drop(store);
         self.measure("embedded", &file).await
     }
 
@@ -182,34 +170,13 @@ impl Bench {
         let connection = paceline::inlet::connect(amqp, "paceline bench").await?;
         let channel = connection.create_channel().await?;
         Topology::of(&config).declare(&channel).await?;
-        self.publish(&channel, &provider).await?;
+        publish(&channel, &provider, (0..self.jobs).map(|n| self.job(&provider, n))).await?;
         let measured = self.measure("rabbitmq+postgres", &file).await;
         let queue = topology::queue_name(&provider, "default");
         channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await?;
         connection.close(200, "done".into()).await?;
         database.remove().await?;
         measured
-    }
-
-    async fn publish(&self, channel: &lapin::Channel, provider: &str) -> anyhow::Result<()> {
-        channel.confirm_select(ConfirmSelectOptions::default()).await?;
-        let numbers: Vec<u64> = (0..self.jobs).collect();
-        for batch in numbers.chunks(PUBLISH_BATCH) {
-            let mut confirms = Vec::with_capacity(batch.len());
-            for n in batch {
-                let body = serde_json::to_vec(&self.job(provider, *n))?;
-                let properties =
-                    BasicProperties::default().with_delivery_mode(2).with_content_type("application/json".into());
-                let options = BasicPublishOptions::default();
-                let jobs = topology::JOBS.into();
-                confirms.push(channel.basic_publish(jobs, provider.into(), options, &body, properties).await?);
-            }
-            for confirm in confirms {
-                let confirmed = confirm.await?;
-                anyhow::ensure!(confirmed.is_ack(), "the broker did not take a message");
-            }
-        }
-        Ok(())
     }
 
     fn job(&self, provider: &str, n: u64) -> serde_json::Value {
@@ -250,8 +217,8 @@ impl Bench {
         let began = Instant::now();
         self.receiver.wait_distinct(self.jobs, TOO_LONG).await?;
         let seconds = began.elapsed().as_secs_f64();
-        let cpu_us_per_job = cpu_us(id)? / self.jobs as f64;
-        let peak_mib = peak_mib(id)?;
+        let cpu_us_per_job = machine::cpu_us(id)? / self.jobs as f64;
+        let peak_mib = machine::peak_mib(id)?;
         process.start_kill()?;
         process.wait().await?;
         let calls = self.provider.stats().accepted - before;
@@ -282,27 +249,4 @@ fn serve(config: &Path) -> anyhow::Result<Child> {
 
 fn env() -> Vec<(String, String)> {
     vec![("PACELINE_BENCH_SECRET".to_owned(), SECRET.to_owned())]
-}
-
-/// User and system time of a process so far, from `/proc` (proc(5): fields 14 and 15, in ticks of
-/// 1/100 s).
-fn cpu_us(process: u32) -> anyhow::Result<f64> {
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
-    let after_name = stat.rsplit(')').next().unwrap_or_default();
-    let ticks = |n: usize| -> f64 { after_name.split_whitespace().nth(n).and_then(|t| t.parse().ok()).unwrap_or(0.0) };
-    Ok((ticks(11) + ticks(12)) * 10_000.0)
-}
-
-/// Largest resident size of a process so far.
-fn peak_mib(process: u32) -> anyhow::Result<f64> {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
-    let kib: f64 = line.trim().trim_end_matches("kB").trim().parse().unwrap_or(0.0);
-    Ok(kib / 1024.0)
-}
-
-fn cpu_model() -> String {
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = info.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
-    model.trim_start_matches([' ', '\t', ':']).to_owned()
 }

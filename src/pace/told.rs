@@ -1,0 +1,158 @@
+//! Limits that nobody declared but that answers tell: they are the limit.
+//!
+//! An answer says how many calls were left when the provider counted its call. Calls that it may not have counted by
+//! then are those not known to be over when that call left; the rest of what it says may still be sent. After the
+//! stated reset one call asks anew, since nobody knows whether all of it came back or one.
+
+use super::Time;
+use super::slot::Slot;
+
+/// So many different limits of one budget are remembered.
+const MOST: usize = 8;
+/// Where an answer does not say when more will be there, one call asks after so many nanoseconds.
+const ASK_AFTER: u64 = 1_000_000_000;
+/// What was not told any more for so long does not hold any more.
+const FORGET_AFTER: u64 = 600_000_000_000;
+/// Resets further apart than this (nanoseconds) are those of different windows.
+const SAME_RESET: u64 = 2_000_000_000;
+
+/// What one answer says about one limit.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Statement {
+    /// Amount and window (nanoseconds), as far as they were told: which limit it is about.
+    pub which: (Option<u64>, Option<u64>),
+    pub remaining: u64,
+    /// Nanoseconds after the answer.
+    pub resets_in: Option<u64>,
+}
+
+/// The call whose answer it is, and how many calls there were.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Call {
+    pub sent: Time,
+    pub answered: Time,
+    /// Calls that were over when it was booked.
+    pub over_before: u64,
+    /// Calls booked until now.
+    pub booked: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    which: (Option<u64>, Option<u64>),
+    /// The call whose answer said so, and what it said.
+    sent: Time,
+    /// What the first answer of this window said: what was left, and how many calls were over by then.
+    first: (u64, u64),
+    /// Calls of others in this window, as far as answers showed.
+    foreign: u64,
+    /// Calls that may still be sent before `until`.
+    left: u64,
+    until: Time,
+    /// A call that asks is on its way since then.
+    asked: Option<Time>,
+    told_at: Time,
+}
+
+/// See the module.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Told {
+    entries: Vec<Entry>,
+}
+
+impl Told {
+    /// Whether answers tell limits.
+    pub fn is_some(&self) -> bool {
+        !self.entries.is_empty()
+    }
+
+    pub fn slot(&self, now: Time) -> Slot {
+        let entries = self.entries.iter().filter(|entry| entry.left == 0 && now < entry.until);
+        entries.fold(Slot::OPEN, |slot, entry| slot.and(Slot::answered_by(entry.until)))
+    }
+
+    pub fn book(&mut self, now: Time) {
+        for entry in &mut self.entries {
+            if entry.left == 0 && now >= entry.until {
+                // This call asks: its answer tells what is left.
+                (entry.until, entry.asked) = (Time::MAX, Some(now));
+            }
+            entry.left = entry.left.saturating_sub(1);
+        }
+    }
+
+    /// A call that surely was not sent.
+    pub fn unbook(&mut self, now: Time) {
+        for entry in self.entries.iter_mut().filter(|entry| entry.asked.is_none()) {
+            entry.left = entry.left.saturating_add(1);
+        }
+        self.ask_again(now);
+    }
+
+    /// A call that asked ended without an answer: another one asks.
+    pub fn ask_again(&mut self, now: Time) {
+        for entry in self.entries.iter_mut().filter(|entry| entry.asked.is_some()) {
+            (entry.until, entry.asked) = (now, None);
+        }
+    }
+
+    /// An answer tells these limits; says how many calls somebody else must have made.
+    pub fn answered(&mut self, statements: &[Statement], call: Call) -> u64 {
+        let now = call.answered;
+        self.entries.retain_mut(|entry| {
+            if statements.iter().any(|statement| statement.which == entry.which) {
+                return true;
+            }
+            if !statements.is_empty() {
+                // This call was counted elsewhere.
+                entry.left = entry.left.saturating_add(1);
+            }
+            // It asked, and nothing was told.
+            let unanswered = entry.asked.is_some_and(|asked| call.sent >= asked);
+            !unanswered && now < entry.told_at.plus(FORGET_AFTER).max(entry.until)
+        });
+        statements.iter().map(|statement| self.learn(statement, call)).sum()
+    }
+
+    fn learn(&mut self, statement: &Statement, call: Call) -> u64 {
+        let own = |before: u64| call.booked.saturating_sub(before).saturating_sub(1);
+        let left = statement.remaining.saturating_sub(own(call.over_before));
+        let until = call.answered.plus(statement.resets_in.unwrap_or(ASK_AFTER));
+        let news = Entry {
+            which: statement.which,
+            sent: call.sent,
+            first: (statement.remaining, call.over_before),
+            foreign: 0,
+            left,
+            until,
+            asked: None,
+            told_at: call.answered,
+        };
+        let Some(entry) = self.entries.iter_mut().find(|entry| entry.which == statement.which) else {
+            if self.entries.len() < MOST {
+                self.entries.push(news);
+            }
+            return 0;
+        };
+        if call.sent < entry.sent {
+            // A late answer may only tighten.
+            entry.left = entry.left.min(left);
+            return 0;
+        }
+        let same_window = entry.asked.is_none()
+            && call.answered < entry.until
+            && statement.resets_in.is_some()
+            && until.as_nanos().abs_diff(entry.until.as_nanos()) <= SAME_RESET;
+        let asked = entry.asked.filter(|asked| call.sent < *asked);
+        let news = Entry { until: if asked.is_some() { Time::MAX } else { until }, asked, ..news };
+        if !same_window || statement.remaining > entry.first.0 {
+            *entry = news;
+            return 0;
+        }
+        let fell_by = entry.first.0 - statement.remaining;
+        let foreign = fell_by.saturating_sub(own(entry.first.1)).max(entry.foreign);
+        let more = foreign - entry.foreign;
+        *entry = Entry { first: entry.first, foreign, ..news };
+        more
+    }
+}
