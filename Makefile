@@ -27,6 +27,12 @@ test: ## every test, against real RabbitMQ and PostgreSQL
 	deploy/services run cargo test --locked --no-fail-fast $(TEST) 2>&1 | tee $(TARGET)/test.log || code=$$?; \
 	deploy/lint summary <$(TARGET)/test.log; exit $$code
 
+# ROUNDS=100 SEED=1 MODE=embedded|scaled|both JOBS=2000. A round that fails prints its seed; SEED=… runs it again.
+.PHONY: chaos
+chaos: ## kill, freeze, cut and restart everything at random, then ask whether every promise was kept
+	CHAOS_ROUNDS=$(ROUNDS) CHAOS_SEED=$(SEED) CHAOS_MODE=$(MODE) CHAOS_JOBS=$(JOBS) \
+	deploy/services run cargo test --locked --test chaos -- --ignored --nocapture rounds
+
 .PHONY: lint
 lint: ## format, clippy, documentation, dependencies, shell and Python scripts
 	cargo fmt --check

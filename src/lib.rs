@@ -28,6 +28,7 @@ pub mod dispatch;
 pub mod duration;
 pub mod inlet;
 pub mod job;
+pub mod kill_point;
 pub mod net_guard;
 pub mod outcome;
 pub mod pace;

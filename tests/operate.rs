@@ -115,6 +115,21 @@ async fn succeeded(world: &World, count: i64) {
     .await;
 }
 
+/// How often leases were taken, once a living process holds all of them and tells of them: after so many times.
+async fn taken(world: &World, before: i64) -> i64 {
+    until("a process dispatches and tells", SOON, async || {
+        let provider = shown(world).await;
+        let leases = provider["leases"].as_array()?;
+        let told = provider["reports"]
+            .as_array()?
+            .iter()
+            .any(|told| leases.first().is_some_and(|lease| told["owner"] == lease["owner"]));
+        let epochs = leases.iter().filter_map(|lease| lease["epoch"].as_i64()).sum::<i64>();
+        (told && leases.iter().all(|lease| lease["held"] == true) && epochs > before).then_some(epochs)
+    })
+    .await
+}
+
 /// Calls that a key made.
 fn calls(sim: &ProviderHandle, label: &str) -> usize {
     sim.ledger().iter().filter(|call| &*call.key == label).count()
@@ -225,8 +240,11 @@ async fn what_was_refused_has_three_ways_out(world: &World) {
     order(world, "keys/a1/enable").await;
     common::until("it is tried", EFFECT, async || holds(sim.stats().refused_credential == refused + 1)).await;
     key_is(world, "a1", "refused").await;
+    world.api().job_in("first", &["waiting"]).await;
     // The same order is not news to the next process.
+    let epochs = taken(world, 0).await;
     let running = running.restart(world, true).await;
+    taken(world, epochs).await;
     key_is(world, "a1", "refused").await;
     stays("nobody tries it", Duration::from_secs(3), async || sim.stats().refused_credential).await;
     // Two: the provider accepts it again, and an operator says so.

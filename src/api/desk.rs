@@ -18,6 +18,7 @@ use super::view::{
 };
 use crate::clock::{Clock, WallMs};
 use crate::job::{Catalog, Given, Invalid, Job, JobState, Request, is_job_id};
+use crate::kill_point::{KillPoint, reached};
 use crate::replays::{Changes, check};
 use crate::store::{
     Cancelled, DeadView, Inserted, JobView, NewJob, Origin, Replay, Replayed, Store, StoredResponse, WaitReason,
@@ -133,7 +134,9 @@ impl Desk {
                 accepted
             }));
         }
+        reached(KillPoint::BeforeAccept);
         let mut inserted = if new.is_empty() { Vec::new() } else { self.store.insert(new, now).await? }.into_iter();
+        reached(KillPoint::AfterAccept);
         let mut settle = |accepted: Accepted| match inserted.next() {
             Some(Inserted::Created(_)) => Ok(accepted),
             Some(Inserted::Exists(state)) => Ok(Accepted { state, created: false, ..accepted }),

@@ -10,10 +10,14 @@ use super::shell::{Input, send};
 use crate::clock::Clock;
 use crate::cost::CostFrom;
 use crate::job::Job;
+use crate::kill_point::{KillPoint, reached};
 use crate::pace::Signal;
 use crate::provider::{Answer, CallError, Client, header_pairs};
 use crate::secrets::Secret;
 use crate::store::{JobPk, StoredResponse};
+
+/// Paths with this in them are taken to speak GraphQL, which tells of limits in its bodies.
+const GRAPHQL: &str = "graphql";
 
 /// A call under way. Whatever happens to it, its end is told.
 pub(super) struct Call {
@@ -37,19 +41,24 @@ impl Call {
         cost_from: Option<&CostFrom>,
     ) {
         let mut signal = Signal::default();
+        reached(KillPoint::BeforeSend);
         let result = client
             .call(job, secret, |status, headers| {
                 let wall = u64::try_from(self.clock.wall_ms()).map(Duration::from_millis).ok();
                 signal = Signal::parse(header_pairs(headers), status, wall);
+                reached(KillPoint::AfterFirstByte);
                 self.tell(Event::Head { pk: self.pk, signal: Box::new(signal.clone()) });
             })
             .await;
+        reached(KillPoint::AfterAnswer);
         self.end(match result {
             Ok(answer) => {
                 // Half a document is none.
-                let whole = cost_from.filter(|_| !answer.truncated);
-                let cost = whole.and_then(|from| from.read(&answer.body));
-                CallEnd::Answered(Box::new(Answered { response: kept(answer), signal, cost }))
+                let whole = !answer.truncated;
+                let cost = cost_from.filter(|_| whole).and_then(|from| from.read(&answer.body));
+                let graphql = whole && answer.status == 200 && job.request.path.contains(GRAPHQL);
+                let told = if graphql { Signal::of_graphql(&answer.body) } else { Signal::default() };
+                CallEnd::Answered(Box::new(Answered { response: kept(answer), signal, told, cost }))
             }
             Err(CallError::NotSent(text)) => CallEnd::NotSent(text),
             Err(CallError::Lost(text)) => CallEnd::Lost(text),

@@ -12,6 +12,7 @@ use super::shell::{Dispatcher, DispatcherParts, Input, send};
 use super::spread::{Holder, Turn, spread};
 use super::tenures::Tenures;
 use crate::config::Provider;
+use crate::kill_point::{KillPoint, reached};
 use crate::pace::{GroupId, Measure, Time};
 use crate::store::{LeaseSurvey, LeaseTake, LeaseWrite, OwnerId, StoreError};
 
@@ -181,7 +182,9 @@ impl Dispatcher {
             let write = |(_, name, epoch, spent, ahead)| LeaseWrite { name, epoch, state: lease::book(spent, ahead) };
             let writes: Vec<LeaseWrite> = saved.into_iter().map(write).collect();
             let (store, provider) = (&parts.store, &parts.provider.name);
+            reached(KillPoint::BeforeRenewal);
             let result = store.leases_renew(provider, &parts.owner, lease::TTL, &writes).await;
+            reached(KillPoint::AfterRenewal);
             send(&sender, Input::Lease(LeaseInput::Renewed(groups, result)));
         });
     }
@@ -233,10 +236,16 @@ impl Dispatcher {
         let (parts, sender) = (self.parts.clone(), self.sender.clone());
         self.tasks.spawn(async move {
             let (store, provider) = (&parts.store, &parts.provider.name);
+            if ending {
+                reached(KillPoint::BeforeHandOver);
+            }
             if ending && let Err(error) = store.withdraw_dispatcher(provider, &parts.owner).await {
                 tracing::debug!(provider, %error, "the others count on this process until its heartbeat is missing");
             }
             let result = store.leases_release(provider, &parts.owner, &writes).await;
+            if ending {
+                reached(KillPoint::AfterHandOver);
+            }
             send(&sender, Input::Lease(LeaseInput::Released(groups, result)));
         });
     }
@@ -302,6 +311,9 @@ impl Dispatcher {
         let names = Arc::clone(&self.keeping.names);
         self.tasks.spawn(async move {
             let asked = ask(&parts, &names, &groups).await;
+            if asked.as_ref().is_ok_and(|takeover| !takeover.taken.is_empty()) {
+                reached(KillPoint::AfterLeaseTaken);
+            }
             send(&sender, Input::Lease(LeaseInput::Asked(groups, asked)));
         });
     }

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::shell::DispatcherParts;
+use crate::kill_point::{KillPoint, reached};
 use crate::store::{Attempt, Next, Record, Recorded, StoreError};
 use crate::supervise::Reconnect;
 
@@ -17,9 +18,18 @@ const NOT_STORED: &str = "the database refused to store the answer, or the error
 pub(super) async fn write(parts: &DispatcherParts, mut record: Record, waiting: &AtomicUsize) -> Recorded {
     let mut reconnect = Reconnect::new();
     let (mut refusals, mut waits) = (0, None);
+    if matches!(record.next, Next::Running) {
+        reached(KillPoint::BeforeStarted);
+    }
     loop {
         let error = match parts.store.record(record.clone()).await {
-            Ok(recorded) => return recorded,
+            Ok(recorded) => {
+                reached(match record.next {
+                    Next::Running => KillPoint::AfterStarted,
+                    _ => KillPoint::AfterRecord,
+                });
+                return recorded;
+            }
             Err(error) => error,
         };
         let away = matches!(error, StoreError::Unavailable(_));

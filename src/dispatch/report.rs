@@ -120,6 +120,8 @@ fn of_budget(budget: &BudgetSnapshot, rate: f64, not_before: Time, now: Now) -> 
         calls: budget.calls,
         pacing_errors: budget.pacing_errors,
         signals: budget.signals.map(|family| family.as_str().to_owned()),
+        probing: budget.probing.map(|probing| probing.state.as_str().to_owned()),
+        found_per_second: budget.probing.and_then(|probing| probing.found_per_second).map(rounded),
         limits: budget.limits.iter().map(of_limit).collect(),
         keys: budget.keys.iter().map(|key| of_key(key, now)).collect(),
     }

@@ -19,6 +19,7 @@ use super::tell::Teller;
 use crate::clock::Clock;
 use crate::config::Provider;
 use crate::job::{Job, JobState};
+use crate::kill_point::{KillPoint, reached};
 use crate::outcome::Outcome;
 use crate::pace::{BadSpec, GroupId, KeyId, Time};
 use crate::provider::{Client, ClientError};
@@ -302,6 +303,9 @@ impl Dispatcher {
             let provider = &parts.provider.name;
             let (store, now_ms) = (&parts.store, parts.clock.wall_ms());
             let claimed = store.claim_due_but(&parts.owner, provider, &name, &away, limit, now_ms).await;
+            if claimed.as_ref().is_ok_and(|jobs| !jobs.is_empty()) {
+                reached(KillPoint::AfterClaim);
+            }
             let result = match claimed {
                 Ok(jobs) if jobs.len() < asked => match store.next_due_but(provider, &name, &away).await {
                     Ok(next_due_ms) => Ok((jobs, next_due_ms)),

@@ -15,6 +15,7 @@ use super::rabbit::{InletError, InletParts, answered};
 use super::topology;
 use crate::dispatch::Intake;
 use crate::job::DeadReason;
+use crate::kill_point::{KillPoint, reached};
 use crate::store::{Buried, Claimed, Inserted, NewJob};
 use crate::supervise::Reconnect;
 
@@ -107,6 +108,7 @@ impl Lane<'_> {
                     let delivered = self.intake.deliver(jobs, reserved);
                     self.bury_all(result?, shutdown).await?;
                     acknowledge(&chunk).await?;
+                    reached(KillPoint::AfterAck);
                     if delivered.is_err() {
                         return Ok(Some(Step::Stop));
                     }
@@ -171,7 +173,11 @@ impl Lane<'_> {
                 Message::Buried(buried) => self.parts.bury(*buried, shutdown).await?,
             }
         }
+        if !jobs.is_empty() {
+            reached(KillPoint::BeforeLetIn);
+        }
         let inserted = self.insert(jobs, shutdown).await?;
+        reached(KillPoint::AfterLetIn);
         let (mut claimed, mut conflicts) = (Vec::new(), Vec::new());
         for (outcome, delivery) in inserted.into_iter().zip(sources) {
             match outcome {

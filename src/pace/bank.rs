@@ -197,6 +197,11 @@ impl Bank {
         self.limits.iter().chain(routes).chain(budgets).chain(keys)
     }
 
+    /// The most that the least of the limits in cost units allows at once.
+    pub fn least_cost_limit(&self) -> Option<u64> {
+        self.all_limits().filter(|limit| limit.counts == Counts::Cost).map(|limit| limit.largest).min()
+    }
+
     /// The routes among these that have limits of each key.
     pub fn narrow_of(&self, routes: Routes) -> Routes {
         if routes.is_empty() || self.narrow.is_empty() {

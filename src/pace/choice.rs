@@ -13,8 +13,10 @@ use super::shelf::Shelf;
 const FEW: usize = 8;
 /// So many kinds of asks are indexed; the one unused for longest makes room.
 const KINDS: usize = 32;
-/// Costs up to this have indices of their own.
+/// Costs up to this have indices of their own, unless they are small beside every cost limit: costs up to this part of
+/// the least of them share one.
 const EXACT_COSTS: u64 = 4;
+const SMALL_COSTS: u64 = 128;
 /// An index that was not used for so many choices is forgotten.
 const FORGET_AFTER: u64 = 1 << 14;
 /// One call moves the turn of a key of weight 1 on by so much.
@@ -39,6 +41,8 @@ struct Kind {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Choice {
     kinds: Vec<Kind>,
+    /// Costs below it count as it.
+    grain: u64,
     /// Keys whose entries have to be computed anew, and which ones these are.
     touched: Vec<KeyId>,
     is_touched: Vec<bool>,
@@ -57,6 +61,7 @@ impl Choice {
             |b: &super::bank::Budget| b.keys.iter().map(|&k| u64::from(bank.keys[k].weight)).sum::<u64>().max(1);
         Choice {
             kinds: Vec::new(),
+            grain: bank.least_cost_limit().map_or(1, |least| (least / SMALL_COSTS).max(1)),
             touched: Vec::new(),
             is_touched: vec![false; bank.keys.len()],
             uses: 0,
@@ -169,7 +174,7 @@ impl Choice {
             self.kinds.retain(|kind| kind.last_use + FORGET_AFTER > uses);
         }
         let least = if bank.counts_cost { cost } else { 1 };
-        let cost = rounded(least);
+        let cost = rounded(least.max(self.grain));
         if let Some(found) = self.kinds.iter().position(|kind| kind.cost == cost && kind.routes == routes) {
             self.kinds[found].last_use = self.uses;
             return found;

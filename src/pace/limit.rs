@@ -11,6 +11,8 @@ use super::smooth::{self, Smooth};
 use super::spec::{Algorithm, LimitSpec, Measure, Safety};
 use super::time::nanos;
 use super::window::{CLOCK_DRIFT, Window};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::time::Duration;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +62,38 @@ pub(super) struct Limit {
     /// Who knows at which edge the provider forgets everything.
     edges: Edges,
     meter: Meter,
+    /// Where costs are counted: those that may still turn out smaller.
+    unfinished: Option<Box<Unfinished>>,
+}
+
+/// Estimates of calls that are not over: were they saved where they count now, and then corrected, what was sent in
+/// their place would not be known to whoever takes over.
+#[derive(Clone, Debug, Default)]
+struct Unfinished {
+    /// Of calls that departed and were not answered.
+    silent: u64,
+    /// Of answered ones, by the times of answer and departure.
+    answered: BTreeMap<(Time, Time), u64>,
+}
+
+impl Unfinished {
+    fn answered(&mut self, amount: u64, sent: Time, at: Time) {
+        self.silent = self.silent.saturating_sub(amount);
+        *self.answered.entry((at, sent)).or_default() += amount;
+    }
+
+    fn finished(&mut self, call: Trace) {
+        let Some(at) = call.answered else {
+            self.silent = self.silent.saturating_sub(call.cost);
+            return;
+        };
+        if let Entry::Occupied(mut entry) = self.answered.entry((at, call.sent)) {
+            *entry.get_mut() = entry.get().saturating_sub(call.cost);
+            if *entry.get() == 0 {
+                entry.remove();
+            }
+        }
+    }
 }
 
 impl Limit {
@@ -76,6 +110,7 @@ impl Limit {
             largest: declared,
             edges: Edges::None,
             meter: Meter::Gate(Gate::new(declared)),
+            unfinished: (counts == Counts::Cost).then(Box::default),
         };
         if counts != Counts::Open {
             limit.meter = limit.timed(spec, safety);
@@ -170,6 +205,9 @@ impl Limit {
 
     pub fn depart(&mut self, cost: u64, at: Time) {
         let amount = self.amount(cost);
+        if let Some(unfinished) = &mut self.unfinished {
+            unfinished.silent += amount;
+        }
         match &mut self.meter {
             Meter::Window(window) => window.depart(amount, at),
             Meter::Bucket(bucket) => bucket.depart(amount, at),
@@ -191,6 +229,9 @@ impl Limit {
 
     pub fn answered(&mut self, cost: u64, sent: Time, at: Time, within: u64) {
         let amount = self.amount(cost);
+        if let Some(unfinished) = &mut self.unfinished {
+            unfinished.answered(amount, sent, at);
+        }
         match &mut self.meter {
             Meter::Window(window) => window.answered(amount, sent, at, within),
             Meter::Bucket(bucket) => bucket.answered(amount, sent, at, within),
@@ -202,6 +243,9 @@ impl Limit {
     /// The call surely never reached the provider. What `smooth` has spaced stays spaced.
     pub fn unsent(&mut self, cost: u64, sent: Time) {
         let amount = self.amount(cost);
+        if let Some(unfinished) = &mut self.unfinished {
+            unfinished.silent = unfinished.silent.saturating_sub(amount);
+        }
         match &mut self.meter {
             Meter::Window(window) => window.unsent(amount, sent),
             Meter::Bucket(bucket) => bucket.unsent(amount, sent),
@@ -217,6 +261,9 @@ impl Limit {
                 None if open_until > at => gate.release_at(open_until),
                 _ => gate.release(),
             };
+        }
+        if let Some(unfinished) = &mut self.unfinished {
+            unfinished.finished(call);
         }
         let Some(actual) = actual else {
             return;
@@ -335,6 +382,15 @@ impl Limit {
         }
     }
 
+    /// Upper bound on the calls that a predecessor may have let go within `horizon`. It may have known of edges at
+    /// which the provider forgets everything, and that this process never heard of.
+    pub fn allowed_unseen(&mut self, horizon: u64, now: Time, within: u64) -> u64 {
+        match self.edges {
+            Edges::None => self.allowance(horizon, now, within),
+            Edges::Told | Edges::Given { .. } => (horizon / self.per).saturating_add(2).saturating_mul(self.declared),
+        }
+    }
+
     /// Calls (or units) a second that it allows in the long run; `None` where time does not limit it.
     pub fn per_second(&self) -> Option<f64> {
         match self.counts {
@@ -348,17 +404,22 @@ impl Limit {
     /// What it counts at `now`.
     pub fn saved(&mut self, now: Time, within: u64, lots: u64) -> SavedLimit {
         let mut saved = SavedLimit { limit: self.name(), ..SavedLimit::default() };
+        let open = |unfinished: &Unfinished| {
+            let anchored = |(&(at, sent), &amount): (&(Time, Time), &u64)| (at.min(sent.plus(within)), amount);
+            (unfinished.answered.iter().map(anchored).collect(), unfinished.silent)
+        };
+        let (answered, silent): (Vec<_>, u64) = self.unfinished.as_deref().map(open).unwrap_or_default();
         let debt = |full_at: Time| full_at.as_nanos().saturating_sub(now.as_nanos()).div_ceil(1_000);
         match &mut self.meter {
             Meter::Window(window) => {
-                saved.spent = window.saved(now, within, lots);
-                (saved.others, saved.flying) = (window.saved_foreign(now), window.flying());
+                (saved.spent, saved.flying) = window.saved((now, within), lots, &answered, silent);
+                saved.others = window.saved_foreign(now);
             }
             Meter::Smooth(smooth) => {
                 saved.debt = debt(smooth.full_at());
                 let window = smooth.window_mut();
-                saved.spent = window.saved(now, within, lots);
-                (saved.others, saved.flying) = (window.saved_foreign(now), window.flying());
+                (saved.spent, saved.flying) = window.saved((now, within), lots, &answered, silent);
+                saved.others = window.saved_foreign(now);
             }
             Meter::Bucket(bucket) => (saved.debt, saved.flying) = (debt(bucket.full_at()), bucket.flying()),
             Meter::Gate(gate) => saved.flying = gate.used(),
@@ -409,7 +470,7 @@ impl Limit {
     /// it allowed within `horizon`. They are counted as late as they may have arrived.
     pub fn unseen(&mut self, unseen: Unseen, (now, late): (Time, Time), within: u64) {
         let Unseen { calls, open, horizon } = unseen;
-        let allowed = self.allowance(horizon, now, within).min(self.declared.max(self.largest));
+        let allowed = self.allowed_unseen(horizon, now, within).min(self.declared.max(self.largest));
         // Costs of unseen calls are not known: all that was allowed.
         let amount = if self.counts == Counts::Cost { allowed } else { allowed.min(calls) };
         if amount == 0 {
@@ -419,7 +480,7 @@ impl Limit {
             Meter::Window(window) => window.restored(amount, late),
             Meter::Smooth(smooth) => {
                 smooth.restored(now);
-                smooth.shift_by_one(late);
+                smooth.spaced_from(late);
                 smooth.window_mut().restored(amount, late);
             }
             Meter::Bucket(bucket) => bucket.foreign(amount.min(bucket.depth()), late),

@@ -26,6 +26,8 @@ pub(super) struct Smooth {
     pace: Gcra,
     /// Debt that may be left behind by several calls at once; one call alone may always leave its own.
     burst: u64,
+    /// The most that one call alone may take.
+    largest: u64,
     pending: u64,
     window: Window,
     /// Whether a sliding counter must have room, too.
@@ -52,7 +54,8 @@ impl Smooth {
         let stretched = (span as f64 * (cap as f64 / rate.max(1e-9))).ceil();
         let pace = Gcra::new(cap, stretched as u64, correctable).catching_up(CAUGHT_UP_NANOS);
         let window = Window::new(cap, span);
-        Smooth { pace, burst: burst.unwrap_or(0), pending: 0, window, counted: false, heaviest: 0.0, searched: None }
+        let (burst, largest) = (burst.unwrap_or(0), if correctable { cap } else { 1 });
+        Smooth { pace, burst, largest, pending: 0, window, counted: false, heaviest: 0.0, searched: None }
     }
 
     /// The same, safe for a sliding counter.
@@ -179,9 +182,9 @@ impl Smooth {
         self.heaviest = f64::INFINITY;
     }
 
-    /// The next call keeps its distance from one that may have left at `now`.
-    pub fn shift_by_one(&mut self, now: Time) {
-        self.pace.not_before(1, now);
+    /// The next call keeps its distance from those that may have left at `now` at once.
+    pub fn spaced_from(&mut self, now: Time) {
+        self.pace.not_before(self.burst.max(1), now);
     }
 
     pub fn window(&self) -> &Window {
@@ -193,7 +196,8 @@ impl Smooth {
     }
 
     pub fn allowance(&mut self, horizon: u64, now: Time, within: u64) -> u64 {
-        let even = self.pace.flows_in(horizon.saturating_add(CAUGHT_UP_NANOS)).saturating_add(self.burst.max(1));
+        let even = self.pace.flows_in(horizon.saturating_add(CAUGHT_UP_NANOS));
+        let even = even.saturating_add(self.burst.max(self.largest));
         even.min(self.window.allowance(horizon, now, within))
     }
 }

@@ -356,11 +356,31 @@ impl Window {
         }
     }
 
-    /// Ages of the calls it counts (and of the window before, where it remembers them), oldest first.
-    pub fn saved(&mut self, now: Time, within: u64, lots: u64) -> Vec<(u64, u64)> {
+    /// Ages of the calls it counts (and of the window before, where it remembers them), oldest first; and what may
+    /// yet be counted later than `now`: calls in flight, those of a predecessor that may be on their way, and whatever
+    /// may be sent instead of `answered` and `silent` calls that turn out to cost less.
+    pub fn saved(
+        &mut self,
+        (now, within): (Time, u64),
+        lots: u64,
+        answered: &[(Time, u64)],
+        silent: u64,
+    ) -> (Vec<(u64, u64)>, u64) {
         self.advance(now, within);
-        let before = self.past.iter().flat_map(|past| &past.before);
-        super::saved::lots(before.chain(&self.log).copied(), self.span, lots, now)
+        let mut log: Vec<(Time, u64)> = self.log.iter().copied().collect();
+        let mut later = self.calls.total() + silent.saturating_sub(self.calls.departed().map(|entry| entry.1).sum());
+        for &(anchor, amount) in answered {
+            let anchor = self.filed(anchor);
+            let place = log.partition_point(|entry| entry.0 <= anchor);
+            if let Some(entry) = place.checked_sub(1).and_then(|place| log.get_mut(place)) {
+                let moved = entry.1.min(amount);
+                (entry.1, later) = (entry.1 - moved, later + moved);
+            }
+        }
+        later += log.iter().filter(|entry| entry.0 > now).map(|entry| entry.1).sum::<u64>();
+        let before = self.past.iter().flat_map(|past| &past.before).copied();
+        let counted = before.chain(log).filter(|entry| entry.0 <= now && entry.1 > 0);
+        (super::saved::lots(counted, self.span, lots, now), later)
     }
 
     /// What others used, by the time until it is free.

@@ -132,6 +132,11 @@ impl Allows {
         }
     }
 
+    /// The same without steps.
+    pub fn by_evenly(&self, seconds: f64) -> f64 {
+        self.at_once + self.expected * seconds
+    }
+
     /// The share of what is declared that can be reached, 0 to 1.
     pub fn utilisation(&self) -> f64 {
         if self.declared.is_finite() { (self.expected / self.declared).min(1.0) } else { 1.0 }

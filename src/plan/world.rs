@@ -167,7 +167,7 @@ impl Planned {
         let mut claimed = Vec::new();
         let mut by_lane = vec![0; self.supplies.len()];
         let mut starved = false;
-        for lane in 0..self.supplies.len() {
+        for (lane, count) in by_lane.iter_mut().enumerate() {
             let number = self.supplies[lane].lane;
             let room = self.target.saturating_sub(core.in_line(number) + self.coming[lane]);
             let before = claimed.len();
@@ -177,8 +177,8 @@ impl Planned {
             {
                 claimed.push(job);
             }
-            by_lane[lane] = claimed.len() - before;
-            self.coming[lane] += by_lane[lane];
+            *count = claimed.len() - before;
+            self.coming[lane] += *count;
             let more = self.supplies[lane].next_at().is_some_and(|at| at <= now.mono);
             starved |= more || !self.ready[lane].is_empty();
         }
@@ -291,7 +291,8 @@ impl World for Planned {
             truncated: false,
         };
         agenda.tell(answer, Event::Head { pk, signal: Box::default() });
-        let end = CallEnd::Answered(Box::new(Answered { response, signal: Signal::default(), cost: None }));
+        let (signal, told) = (Signal::default(), Signal::default());
+        let end = CallEnd::Answered(Box::new(Answered { response, signal, told, cost: None }));
         agenda.tell(answer, Event::Ended { pk, end });
     }
 

@@ -678,6 +678,11 @@ pub struct BudgetReport {
     pub pacing_errors: u64,
     /// The dialect of the last response that said something about limits.
     pub signals: Option<String>,
+    /// How far it is with limits that nobody declared: `slow_start`, `told`, `refused`, `found`, `settled` or
+    /// `probing_again`; `None`: they are declared.
+    pub probing: Option<String>,
+    /// Calls a second that the provider is believed to allow then.
+    pub found_per_second: Option<f64>,
     /// Limits of its keys together.
     pub limits: Vec<LimitReport>,
     /// Its keys.

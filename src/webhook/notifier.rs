@@ -22,6 +22,7 @@ use super::poll::{Poll, after_failure};
 use super::send::{ClientError, Prepared, SendError, Sender};
 use super::stats::NotifierStats;
 use crate::clock::{Clock, WallMs};
+use crate::kill_point::{KillPoint, reached};
 use crate::net_guard::Refused;
 use crate::pace::Time;
 use crate::store::{DeliveryJob, DeliveryNext, DeliveryRecord, OwnerId, Store, StoreError, Wake};
@@ -240,6 +241,9 @@ impl Shift {
             parts.announce(&owner).await?;
             let limit = u32::try_from(asked).unwrap_or(u32::MAX);
             let deliveries = parts.store.claim_deliveries(&owner, limit, parts.clock.wall_ms(), lease).await?;
+            if !deliveries.is_empty() {
+                reached(KillPoint::AfterDeliveryClaim);
+            }
             let due_ms = if deliveries.is_empty() { parts.store.next_delivery_due().await? } else { None };
             Ok(Looked { since: now, asked, deliveries, due_ms })
         }));
@@ -415,8 +419,10 @@ impl Parts {
     async fn deliver(self: Arc<Self>, delivery: Prepared, slot: Slot) {
         let at_ms = self.clock.wall_ms();
         let began = self.clock.mono();
+        reached(KillPoint::BeforeWebhook);
         let result = self.sender.send(&delivery, at_ms).await;
         let took = self.clock.mono().since(began);
+        reached(KillPoint::AfterWebhook);
         slot.free(manner(&result));
         let record = self.completed(&delivery, at_ms, took, &result);
         self.stats.attempted(record.next, record.latency_ms);
@@ -430,6 +436,7 @@ impl Parts {
             );
         }
         self.record(record).await;
+        reached(KillPoint::AfterWebhookRecord);
     }
 
     fn completed(

@@ -5,8 +5,10 @@
 //! is removed at its end, however it ends.
 #![allow(dead_code, reason = "every test binary uses another part of it")]
 
+pub mod audit;
 pub mod broker;
 pub mod cut;
+pub mod proxy;
 pub mod services;
 pub mod store;
 pub mod world;

@@ -1,10 +1,16 @@
-//! Stops, kills and starts the real broker and database. Only tests/outages.rs does, one test after
-//! the other: everybody else needs them.
+//! Stops, kills and starts the real broker and database. Only tests/outages.rs and the long rounds of
+//! tests/chaos do, one test after the other: everybody else needs them.
+
+use std::time::Duration;
 
 use tokio::process::Command;
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::world::checkout;
+
+/// A start that fails is tried so often again, after so long.
+const STARTS_MAX: u32 = 3;
+const START_AGAIN_AFTER: Duration = Duration::from_secs(2);
 
 static ALONE: Mutex<()> = Mutex::const_new(());
 
@@ -18,8 +24,16 @@ impl Services {
         services
     }
 
-    /// Starts what does not run, and waits until both answer.
+    /// Starts what does not run, and waits until both answer. A server that was killed may not be quite
+    /// gone when the next one looks.
     pub async fn up(&self) {
+        for _ in 0..STARTS_MAX {
+            match try_control(&["up"]).await {
+                Ok(()) => return,
+                Err(said) => eprintln!("deploy/services up: {said}"),
+            }
+            tokio::time::sleep(START_AGAIN_AFTER).await;
+        }
         control(&["up"]).await;
     }
 
@@ -43,8 +57,15 @@ impl Services {
 }
 
 async fn control(arguments: &[&str]) {
+    try_control(arguments).await.unwrap_or_else(|said| panic!("deploy/services {arguments:?}: {said}"));
+}
+
+/// What it said, where it failed.
+async fn try_control(arguments: &[&str]) -> Result<(), String> {
     let script = checkout().join("deploy/services");
     let output = Command::new(script).args(arguments).output().await.expect("deploy/services");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "deploy/services {arguments:?}: {said}");
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+    }
 }

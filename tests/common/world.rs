@@ -1,6 +1,7 @@
 //! The built binary in a place of its own: directory, database, port, provider name.
 
 use std::cell::RefCell;
+use std::ffi::OsString;
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::panic::AssertUnwindSafe;
@@ -11,6 +12,8 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use serde_json::Value;
+use sqlx::postgres::PgRow;
+use sqlx::sqlite::SqliteRow;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, SqliteConnection};
 use tokio::process::{Child, Command};
 
@@ -116,6 +119,16 @@ impl World {
         std::fs::write(self.path("paceline.toml"), text).expect("written");
     }
 
+    /// Writes the configuration as it is given.
+    pub fn configure_all(&self, text: &str) {
+        std::fs::write(self.path("paceline.toml"), text).expect("written");
+    }
+
+    /// The directory of its processes.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     /// One provider, named after this world: its keys are in the environment as `KEY_<label>`.
     pub fn provider(&self, base_url: &str, keys: &[(&str, &str)], more: &str) {
         let mut list = Vec::new();
@@ -144,7 +157,7 @@ impl World {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_paceline"));
+        let mut command = Command::new(program());
         command.args(arguments).current_dir(self.folder.path()).env_clear().stdin(Stdio::null());
         command.env("NO_COLOR", "1").env("WEBHOOK_SECRET", SECRET).env("RUST_BACKTRACE", "1");
         if let Some((_, url)) = &self.database {
@@ -191,12 +204,13 @@ impl World {
     }
 
     pub fn api(&self) -> Api {
-        let http = reqwest::Client::builder()
-            .no_proxy()
-            .timeout(Duration::from_secs(35))
-            .pool_max_idle_per_host(0)
-            .build()
-            .expect("a client");
+        self.api_within(Duration::from_secs(35))
+    }
+
+    /// The API for a client of that patience.
+    pub fn api_within(&self, timeout: Duration) -> Api {
+        let http =
+            reqwest::Client::builder().no_proxy().timeout(timeout).pool_max_idle_per_host(0).build().expect("a client");
         Api { http, base: format!("http://127.0.0.1:{}", self.port) }
     }
 
@@ -219,6 +233,37 @@ impl World {
             }
         };
         row.0
+    }
+
+    /// The rows that a query gives.
+    pub async fn rows<T>(&self, sql: &str) -> Vec<T>
+    where
+        T: for<'r> sqlx::FromRow<'r, PgRow> + for<'r> sqlx::FromRow<'r, SqliteRow> + Send + Unpin,
+    {
+        self.try_rows(sql).await.expect("an answer")
+    }
+
+    /// The same, where the database may be away.
+    pub async fn try_rows<T>(&self, sql: &str) -> Result<Vec<T>, sqlx::Error>
+    where
+        T: for<'r> sqlx::FromRow<'r, PgRow> + for<'r> sqlx::FromRow<'r, SqliteRow> + Send + Unpin,
+    {
+        let sql = AssertSqlSafe(sql.to_owned());
+        match &self.database {
+            Some((_, url)) => {
+                let mut connection = PgConnection::connect(url).await?;
+                let rows = sqlx::query_as(sql).fetch_all(&mut connection).await?;
+                connection.close().await?;
+                Ok(rows)
+            }
+            None => {
+                let url = format!("sqlite://{}?mode=ro", self.path("paceline.db").display());
+                let mut connection = SqliteConnection::connect(&url).await?;
+                let rows = sqlx::query_as(sql).fetch_all(&mut connection).await?;
+                connection.close().await?;
+                Ok(rows)
+            }
+        }
     }
 
     /// A statement behind the back of the processes (PostgreSQL).
@@ -293,9 +338,14 @@ impl Serve {
     }
 
     pub fn terminate(&self) {
+        self.signal("-TERM");
+    }
+
+    /// Sends a signal, by its name as of `kill`.
+    pub fn signal(&self, name: &str) {
         let pid = self.child.id().expect("it runs").to_string();
-        let sent = std::process::Command::new("kill").args(["-TERM", &pid]).status().expect("kill");
-        assert!(sent.success(), "SIGTERM");
+        let sent = std::process::Command::new("kill").args([name, &pid]).status().expect("kill");
+        assert!(sent.success(), "kill {name}");
     }
 
     pub async fn ended(&mut self, within: Duration) -> ExitStatus {
@@ -348,8 +398,12 @@ impl Api {
         self.try_post(path, body).await.expect("an answer")
     }
 
+    pub async fn try_delete(&self, path: &str) -> Option<(u16, Value)> {
+        self.send(self.http.delete(format!("{}{path}", self.base))).await
+    }
+
     pub async fn delete(&self, path: &str) -> (u16, Value) {
-        self.send(self.http.delete(format!("{}{path}", self.base))).await.expect("an answer")
+        self.try_delete(path).await.expect("an answer")
     }
 
     /// Enqueues one, which must be accepted.
@@ -448,6 +502,11 @@ pub fn free_port() -> u16 {
             return port;
         }
     }
+}
+
+/// The program under test: the one that was built along, or another build of it (`PACELINE_PROGRAM`).
+fn program() -> OsString {
+    std::env::var_os("PACELINE_PROGRAM").unwrap_or_else(|| env!("CARGO_BIN_EXE_paceline").into())
 }
 
 /// The checkout.

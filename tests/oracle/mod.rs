@@ -4,6 +4,7 @@
 
 #![allow(dead_code, reason = "each test file uses a part of this")]
 
+pub mod owners;
 pub mod world;
 
 use std::collections::VecDeque;
@@ -148,6 +149,12 @@ impl Server for FixedWindow {
         fits
     }
 
+    fn correct(&mut self, arrived: u64, asked: u64, actual: u64) {
+        if self.began.is_some_and(|began| began <= arrived) {
+            self.used -= asked - actual;
+        }
+    }
+
     fn says(&mut self, at: u64) -> Option<(u64, u64, u64)> {
         let began = self.began?;
         Some((self.limit, self.limit - self.used, (began + self.window).saturating_sub(at)))
@@ -182,6 +189,10 @@ impl Server for TokenBucket {
     fn says(&mut self, _at: u64) -> Option<(u64, u64, u64)> {
         let missing = (1.0 - self.level).max(0.0);
         Some((self.depth as u64, self.level as u64, (missing / self.per_nano) as u64))
+    }
+
+    fn correct(&mut self, _arrived: u64, asked: u64, actual: u64) {
+        self.level = (self.level + (asked - actual) as f64).min(self.depth);
     }
 }
 

@@ -252,7 +252,7 @@ pub fn run(
             Some(Event::Answered(_)) => {
                 let flight = call.flight.as_mut().unwrap();
                 rtt = (rtt.0 + now - flight.sent().as_nanos(), rtt.1 + 1);
-                let signal = signal(call.accepted, call.said, world);
+                let signal = signal(call.accepted, call.said, world.tells);
                 pool.first_byte(flight, Time::from_nanos(now), signal.as_ref());
                 order += 1;
                 events.push(Reverse((now, order, number, 2)));
@@ -274,12 +274,12 @@ pub fn run(
 }
 
 /// The answer's headers, written and parsed as they would be.
-fn signal(accepted: bool, said: Option<(u64, u64, u64)>, world: &World<'_>) -> Option<Signal> {
+pub fn signal(accepted: bool, said: Option<(u64, u64, u64)>, tells: bool) -> Option<Signal> {
     let status = if accepted { 200 } else { 429 };
     let Some((limit, remaining, reset)) = said else {
         return (!accepted).then(|| Signal::parse([], status, None));
     };
-    if !world.tells {
+    if !tells {
         let after = reset.div_ceil(SECOND).to_string();
         return (!accepted).then(|| Signal::parse([("retry-after", after.as_str())], status, None));
     }

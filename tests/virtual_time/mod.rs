@@ -100,6 +100,8 @@ pub struct World {
     pub claim_every: u64,
     /// The core is not woken more often, unless something happens: for days of traffic.
     pub doze: u64,
+    /// What the answers say that the calls cost.
+    pub true_costs: HashMap<JobPk, u64>,
 }
 
 impl World {
@@ -133,6 +135,7 @@ impl World {
             jumps: Vec::new(),
             claim_every: 20 * MILLI,
             doze: 1,
+            true_costs: HashMap::new(),
         }
     }
 
@@ -304,7 +307,12 @@ impl World {
             body: Bytes::new(),
             truncated: false,
         };
-        let end = CallEnd::Answered(Box::new(Answered { response, signal, cost: None }));
+        let end = CallEnd::Answered(Box::new(Answered {
+            response,
+            signal,
+            told: Signal::default(),
+            cost: self.true_costs.get(&pk).copied(),
+        }));
         self.later(head + body + 1, Happening::Inform(Event::Ended { pk, end }));
     }
 

@@ -28,13 +28,14 @@ impl Core {
                 status: answer.response.status,
                 body: &answer.response.body,
                 nothing_left: answer.signal.readings.iter().any(|reading| reading.remaining == Some(0)),
+                throttled: answer.told.limited,
             },
             CallEnd::Lost(_) => Reply::Lost,
             CallEnd::NotSent(_) | CallEnd::Impossible(_) => Reply::NotSent,
         };
         let outcome = outcome::classify(reply);
         let retry_after = match &end {
-            CallEnd::Answered(answer) => answer.signal.retry_after,
+            CallEnd::Answered(answer) => answer.retry_after(),
             _ => None,
         };
         let call = Ended {
@@ -64,7 +65,10 @@ impl Core {
         };
         match &end {
             CallEnd::NotSent(_) | CallEnd::Impossible(_) => self.pool.unsent(flight, now.mono),
-            CallEnd::Answered(answer) => self.pool.finish(flight, now.mono, answer.cost),
+            CallEnd::Answered(answer) => {
+                self.pool.body_told(&flight, now.mono, &answer.told);
+                self.pool.finish(flight, now.mono, answer.cost);
+            }
             CallEnd::Lost(_) => self.pool.finish(flight, now.mono, None),
         }
         self.judge_key(key, (probe, sent.mono), outcome, &end, now);
@@ -76,7 +80,7 @@ impl Core {
     fn judge_key(&mut self, key: KeyId, (probe, sent): (bool, Time), outcome: Outcome, end: &CallEnd, now: Now) {
         let label = self.pool.key_label(key).to_owned();
         let CallEnd::Answered(answer) = end else { return };
-        let told = answer.signal.retry_after;
+        let told = answer.retry_after();
         match outcome {
             Outcome::Credential => {
                 self.pool.disable_key(key, Some(now.mono + PROBE_AFTER));

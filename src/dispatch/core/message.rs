@@ -27,8 +27,17 @@ pub struct Answered {
     pub response: StoredResponse,
     /// What its header fields said of limits.
     pub signal: Signal,
+    /// What its body said of limits.
+    pub told: Signal,
     /// What the call cost, where the body says so.
     pub cost: Option<u64>,
+}
+
+impl Answered {
+    /// The longest that it asks to wait.
+    pub(super) fn retry_after(&self) -> Option<std::time::Duration> {
+        self.signal.retry_after.max(self.told.retry_after)
+    }
 }
 
 /// How a call ended.

@@ -1,0 +1,294 @@
+//! One round, from its seed to its report.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use paceline::sim::{
+    Lognormal, ProviderHandle, ProviderOptions, ProviderSim, ReceiverHandle, ReceiverOptions, ReceiverSim, SimKey,
+};
+
+use crate::common::audit::{self, Case, Expected, Finding, now_ms};
+use crate::common::services::Services;
+use crate::common::world::{Mode, SECRET, World, in_world};
+use crate::fleet::{Fleet, Links};
+use crate::plan::{Act, KEYS, Plan, Size, Way};
+use crate::producers::{self, Ready};
+
+/// From the last fault until all is done.
+const DRAINS_WITHIN: Duration = Duration::from_secs(60);
+/// What takes longer has failed, and is waited for all the same: slow is not lost.
+const GIVES_UP_AFTER: Duration = Duration::from_secs(180);
+/// Between two looks at the database.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Calls of one key in any second, its open calls, and those of the whole provider in half of the rounds.
+const PER_SECOND: u64 = 60;
+const OPEN: u64 = 24;
+const OPEN_IN_ALL: u64 = 54;
+
+/// What came of a round.
+pub struct Report {
+    pub mode: Mode,
+    pub seed: u64,
+    pub jobs: usize,
+    pub faults: usize,
+    pub processes: usize,
+    pub calls: u64,
+    pub repeats: usize,
+    pub webhooks: u64,
+    pub drained: Duration,
+    pub took: Duration,
+    /// Everything about it, where a promise was broken.
+    pub failure: Option<String>,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} MODE={} SEED={}: {} jobs, {} faults, {} processes, {} calls ({} keys executed again), {} webhooks, \
+             drained in {:.1} s, {:.0} s in all",
+            if self.failure.is_some() { "FAILED" } else { "held  " },
+            name(self.mode),
+            self.seed,
+            self.jobs,
+            self.faults,
+            self.processes,
+            self.calls,
+            self.repeats,
+            self.webhooks,
+            self.drained.as_secs_f64(),
+            self.took.as_secs_f64(),
+        )
+    }
+}
+
+/// As `make chaos` takes it.
+pub fn name(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Embedded => "embedded",
+        Mode::Scaled => "scaled",
+    }
+}
+
+async fn provider(plan: &Plan, seed: u64) -> ProviderHandle {
+    let mut rules = vec![format!("key requests {PER_SECOND}/1s sliding_log"), format!("key concurrency {OPEN}")];
+    if plan.shared_limit {
+        rules.push(format!("server concurrency {OPEN_IN_ALL}"));
+    }
+    let options = ProviderOptions {
+        keys: KEYS.iter().map(|(label, secret)| SimKey::new(*label, *secret)).collect(),
+        rules: rules.iter().map(|rule| rule.parse().expect("a rule")).collect(),
+        delay_before: Some(Lognormal::ms(5, 60)),
+        latency: Some(Lognormal::ms(20, 150)),
+        delay_after: Some(Lognormal::ms(5, 60)),
+        seed,
+        ..ProviderOptions::default()
+    };
+    ProviderSim::start(options).await.expect("a provider")
+}
+
+async fn receiver() -> ReceiverHandle {
+    let options = ReceiverOptions { secrets: vec![SECRET.to_owned()], ..ReceiverOptions::default() };
+    ReceiverSim::start(options).await.expect("a receiver")
+}
+
+fn configure(world: &World, plan: &Plan, links: &Links) {
+    let keys: Vec<String> = KEYS
+        .iter()
+        .map(|(label, secret)| {
+            world.set(&format!("KEY_{label}"), secret);
+            format!("{{ label = \"{label}\", secret = \"env:KEY_{label}\" }}")
+        })
+        .collect();
+    let limits = match plan.shared_limit {
+        true => format!("limits = [ {{ concurrency = {OPEN_IN_ALL} }} ]"),
+        false => String::new(),
+    };
+    let schedule = vec!["\"1s\""; 60].join(", ");
+    world.configure_all(&format!(
+        r#"
+[api]
+listen = "127.0.0.1:{port}"
+
+[webhooks]
+secret = "env:WEBHOOK_SECRET"
+allow_http = true
+allow_networks = ["127.0.0.0/8"]
+timeout = "2s"
+schedule = [{schedule}]
+
+[[provider]]
+name = "{name}"
+base_url = "{url}"
+keys = [{keys}]
+key_limits = [
+    {{ requests = {PER_SECOND}, per = "1s", algorithm = "sliding_window" }},
+    {{ concurrency = {OPEN} }},
+]
+{limits}
+lanes = {{ high = 8, default = 4, low = 1 }}
+timeout = "3s"
+counted_within = "4s"
+retry = {{ max_attempts = 3, base = "100ms", cap = "1s", max_elapsed = "10m" }}
+"#,
+        port = world.port,
+        name = world.provider,
+        url = links.provider(),
+        keys = keys.join(", "),
+    ));
+}
+
+/// Runs a round.
+pub async fn run(mode: Mode, seed: u64, size: Size, services: Option<&Services>) -> Report {
+    let plan = Plan::new(mode, seed, size);
+    let began = Instant::now();
+    let mut report = None;
+    in_world(mode, async |world| {
+        report = Some(in_place(world, &plan, seed, services).await);
+    })
+    .await;
+    let mut report = report.expect("a round has a report");
+    report.took = began.elapsed();
+    report
+}
+
+async fn in_place(world: &World, plan: &Plan, seed: u64, services: Option<&Services>) -> Report {
+    let provider_began_ms = now_ms();
+    let (provider, receiver) = (provider(plan, seed).await, receiver().await);
+    let links = Links::start(world, &provider.base_url(), &receiver.base_url()).await;
+    configure(world, plan, &links);
+    if world.mode == Mode::Scaled {
+        for prepare in [&["migrate"][..], &["topology", "apply"]] {
+            let output = world.run(prepare).await;
+            assert!(output.status.success(), "{prepare:?}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+    }
+    let mut fleet = Fleet::new(world, &links, services, &plan.members);
+    let jobs = producers::ready(world, &links, plan);
+    let (cancelled, ()) = tokio::join!(producers::hand_in(world, &jobs), break_things(&mut fleet, &plan.acts));
+    fleet.heal().await;
+    let healed = Instant::now();
+    let expected = expected(&jobs, &cancelled);
+    let malformed = jobs.len() - expected.len();
+    let mut open = drained(world, expected.len(), malformed, owners(plan), healed).await;
+    let drained = healed.elapsed();
+    if open.is_none() && drained > DRAINS_WITHIN {
+        open = Some(format!("all had ended only {drained:?} after the last fault"));
+    }
+    let faults = fleet.faults.clone();
+    let case = Case {
+        world,
+        provider: &provider,
+        provider_began_ms,
+        receiver: &receiver,
+        expected: &expected,
+        faults: &faults,
+    };
+    let mut findings = open.map(whole).into_iter().collect::<Vec<_>>();
+    findings.extend(fleet.deserters().into_iter().map(|name| whole(format!("{name} has ended by itself"))));
+    findings.extend(audit::audit(&case).await);
+    let processes = fleet.count();
+    if findings.is_empty() {
+        fleet.stop().await;
+        findings.extend(audit::at_the_end(world).await);
+    } else {
+        drop(fleet);
+    }
+    let failure = match findings.is_empty() {
+        true => None,
+        false => Some(failure(&case, &findings, seed, plan).await),
+    };
+    Report {
+        mode: world.mode,
+        seed,
+        jobs: jobs.len(),
+        faults: faults.iter().filter(|fault| !fault.what.ends_with("Through") && !fault.what.contains("whole")).count(),
+        processes,
+        calls: provider.stats().arrivals,
+        repeats: provider.executions(2).len(),
+        webhooks: receiver.stats().verified,
+        drained,
+        took: Duration::ZERO,
+        failure,
+    }
+}
+
+fn whole(what: String) -> Finding {
+    Finding { job: String::new(), what }
+}
+
+async fn break_things(fleet: &mut Fleet<'_>, acts: &[(Duration, Act)]) {
+    let began = tokio::time::Instant::now();
+    for (at, act) in acts {
+        tokio::time::sleep_until(began + *at).await;
+        fleet.act(act.clone()).await;
+    }
+}
+
+fn expected(jobs: &[Ready], cancelled: &[String]) -> Vec<Expected> {
+    let real = jobs.iter().filter(|job| job.plan.way != Way::Malformed);
+    real.map(|job| Expected { cancelled: cancelled.contains(&job.plan.id), ..job.expected.clone() }).collect()
+}
+
+/// What must be nothing when all has drained.
+const OPEN_JOBS: &str = "SELECT COUNT(*) FROM jobs WHERE state IN ('queued', 'waiting', 'running')";
+const OPEN_DELIVERIES: &str = "SELECT COUNT(*) FROM deliveries WHERE state = 'pending'";
+const ENDED: &str = "SELECT COUNT(*) FROM jobs";
+const BURIED: &str = "SELECT COUNT(*) FROM dead_letters WHERE job_pk IS NULL AND reason = 'malformed'";
+/// Those that died are forgotten after their jobs were rescued.
+const OWNERS: &str = "SELECT COUNT(*) FROM owners";
+
+/// As whom the living are listed: a notifier has a name of its own beside its process's.
+fn owners(plan: &Plan) -> i64 {
+    let names = plan.members.iter().map(|member| if member.roles.contains("notifier") { 2 } else { 1 });
+    names.sum()
+}
+
+/// Waits until all is done; else what is not.
+async fn drained(world: &World, jobs: usize, malformed: usize, owners: i64, healed: Instant) -> Option<String> {
+    loop {
+        let mut left = Vec::new();
+        for (what, sql, least, most) in [
+            ("jobs are open", OPEN_JOBS, 0, 0),
+            ("deliveries are open", OPEN_DELIVERIES, 0, 0),
+            ("jobs are there", ENDED, i64::try_from(jobs).unwrap_or(i64::MAX), i64::MAX),
+            ("malformed messages are kept", BURIED, i64::try_from(malformed).unwrap_or(i64::MAX), i64::MAX),
+            ("owners are listed", OWNERS, 0, owners),
+        ] {
+            let count = world.try_rows::<(i64,)>(sql).await.ok().and_then(|rows| Some(rows.first()?.0));
+            match count {
+                Some(count) if (least..=most).contains(&count) => {}
+                count => left.push(format!("{count:?} {what}")),
+            }
+        }
+        if left.is_empty() {
+            return None;
+        }
+        if healed.elapsed() > GIVES_UP_AFTER {
+            return Some(format!("not within {GIVES_UP_AFTER:?} after the last fault: {}", left.join(", ")));
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// The failure with its history; the logs are kept beside.
+async fn failure(case: &Case<'_>, findings: &[Finding], seed: u64, plan: &Plan) -> String {
+    let mode = name(case.world.mode);
+    let kept = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("chaos-{mode}-{seed}"));
+    std::fs::create_dir_all(&kept).expect("a folder");
+    for entry in std::fs::read_dir(case.world.folder()).expect("a folder").filter_map(Result::ok) {
+        if entry.path().is_file() {
+            std::fs::copy(entry.path(), kept.join(entry.file_name())).expect("a copy");
+        }
+    }
+    let told = audit::tell(case, findings).await;
+    let text = format!(
+        "SEED={seed} MODE={mode} JOBS={}: {} findings, {:?}; logs are kept in {}\n{told}",
+        plan.jobs.len(),
+        findings.len(),
+        plan.members.iter().map(|member| &member.name).collect::<Vec<_>>(),
+        kept.display(),
+    );
+    std::fs::write(kept.join("findings.txt"), &text).expect("written");
+    text
+}

@@ -1,0 +1,253 @@
+//! Whoever takes budgets over, whenever and however often its predecessors ended, exceeds no limit: every algorithm on
+//! every server that it promises not to be refused by, for calls and for costs, wherever the limit is declared, with
+//! long-tailed delays, lost answers, late departures, calls that were never sent and costs that turn out smaller.
+//!
+//! A run that fails names its seed: `PACING_SEED=17 cargo test --test pacing_crashes NAME` runs it again.
+//! `PACING_SEEDS=1000..2000` tries others; `make soak-pacing` tries as many as there is time for.
+
+mod oracle;
+
+use oracle::owners::{At, End, Reign, Rule, reign};
+use oracle::world::{Delay, Dice};
+use oracle::*;
+use paceline::pace::*;
+use std::time::{Duration, Instant};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Counter {
+    Log,
+    SlidingCounter,
+    OnTheClock,
+    FromTheFirstCall,
+    Bucket,
+    LeakyBucket,
+    Open,
+    Calendar,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pace {
+    SlidingWindow,
+    FixedWindow,
+    TokenBucket,
+    Smooth,
+    Concurrency,
+    Quota,
+}
+
+/// Every algorithm with every server that it promises not to be refused by (docs/pacing.md).
+const PROMISES: [(Pace, Counter); 14] = [
+    (Pace::SlidingWindow, Counter::Log),
+    (Pace::SlidingWindow, Counter::OnTheClock),
+    (Pace::SlidingWindow, Counter::FromTheFirstCall),
+    (Pace::FixedWindow, Counter::OnTheClock),
+    (Pace::FixedWindow, Counter::FromTheFirstCall),
+    (Pace::TokenBucket, Counter::Bucket),
+    (Pace::TokenBucket, Counter::LeakyBucket),
+    (Pace::Smooth, Counter::SlidingCounter),
+    (Pace::Smooth, Counter::Log),
+    (Pace::Smooth, Counter::OnTheClock),
+    (Pace::Smooth, Counter::FromTheFirstCall),
+    (Pace::Smooth, Counter::Bucket),
+    (Pace::Concurrency, Counter::Open),
+    (Pace::Quota, Counter::Calendar),
+];
+
+impl Counter {
+    /// Whether it takes back what a call did not cost in the end.
+    fn corrects(self) -> bool {
+        !matches!(self, Counter::SlidingCounter | Counter::LeakyBucket | Counter::Open)
+    }
+}
+
+/// One limit of that kind; the costs of calls are at most `largest`.
+fn rule((pace, counter): (Pace, Counter), at: At, cost: bool, largest: u64, dice: &mut Dice) -> Rule {
+    let cost = cost && !matches!((pace, counter), (Pace::Concurrency, _) | (_, Counter::LeakyBucket));
+    let window = (300 + dice.below(11_000)) * MILLI;
+    let n = if cost { largest + dice.below(900) } else { 1 + dice.below(60) };
+    let burst = if cost { largest + dice.below(100) } else { 1 + dice.below(10) };
+    let phase = dice.below(window);
+    let per = Duration::from_nanos(window);
+    let algorithm = match pace {
+        Pace::SlidingWindow => Algorithm::SlidingWindow,
+        Pace::FixedWindow => Algorithm::FixedWindow,
+        Pace::TokenBucket => Algorithm::TokenBucket,
+        Pace::Smooth => Algorithm::Smooth,
+        Pace::Concurrency => {
+            let places = 1 + dice.below(8) as u32;
+            let server = Box::new(move || Box::new(Concurrent::new(u64::from(places))) as Box<dyn Server>);
+            return Rule { at, limit: LimitSpec::concurrency(places), server, tells: false, calendar: None };
+        }
+        Pace::Quota => Algorithm::Quota(Reset { longest: per, calendar: 1 }),
+    };
+    let mut limit = if cost { LimitSpec::cost(n, per, algorithm) } else { LimitSpec::requests(n, per, algorithm) };
+    if pace == Pace::TokenBucket || (pace == Pace::Smooth && dice.below(3) == 0 && counter != Counter::Bucket) {
+        limit = limit.with_burst(burst);
+    }
+    // A bucket that meets smooth calls needs room for those that delays push together.
+    let room =
+        if pace == Pace::Smooth { largest as f64 + n as f64 * SECOND as f64 / window as f64 } else { burst as f64 };
+    let server: Box<dyn Fn() -> Box<dyn Server>> = match counter {
+        Counter::Log => Box::new(move || Box::new(SlidingLog::new(n, window))),
+        Counter::SlidingCounter => Box::new(move || Box::new(SlidingCounter::new(n, window, phase))),
+        Counter::OnTheClock | Counter::Calendar => {
+            Box::new(move || Box::new(FixedWindow::on_the_clock(n, window, phase)))
+        }
+        Counter::FromTheFirstCall => Box::new(move || Box::new(FixedWindow::from_the_first_call(n, window))),
+        Counter::Bucket => Box::new(move || Box::new(TokenBucket::new(room, n, window))),
+        Counter::LeakyBucket => Box::new(move || Box::new(LeakyBucket::new(room - 1.0, n, window))),
+        Counter::Open => unreachable!("made above"),
+    };
+    let tells = pace == Pace::FixedWindow && dice.below(2) == 0;
+    Rule { at, limit, server, tells, calendar: (pace == Pace::Quota).then_some(phase) }
+}
+
+fn any_delay(dice: &mut Dice) -> Delay {
+    match dice.below(4) {
+        0 => Delay::NONE,
+        1 | 2 => Delay::LONG_TAIL,
+        _ => {
+            let median = 1.0 + 300.0 * dice.unit();
+            Delay::new(median, median * (1.0 + 15.0 * dice.unit()))
+        }
+    }
+}
+
+/// Everything is decided by the seed: owners that live for up to `longest` seconds, `promise` and sometimes others.
+fn any_reign(promise: (Pace, Counter), owners: u64, longest: u64, dice: &mut Dice) -> Reign {
+    let cost = dice.below(3) == 0;
+    let largest = if cost { 1 + dice.below(100) } else { 1 };
+    let mut promises = vec![promise];
+    while dice.below(3) == 0 {
+        promises.push(PROMISES[dice.below(PROMISES.len() as u64) as usize]);
+    }
+    let corrects = promises.iter().all(|(_, counter)| counter.corrects());
+    let rules = promises.into_iter().map(|promise| {
+        let at = At::ALL[dice.below(5) as usize];
+        rule(promise, at, cost, largest, dice)
+    });
+    let rules = rules.collect();
+    Reign {
+        rules,
+        there: any_delay(dice),
+        work: any_delay(dice),
+        back: any_delay(dice),
+        counted_within: (1_000 + dice.below(3) * dice.below(20_000)) * MILLI,
+        lost: if dice.below(3) == 0 { 0.2 * dice.unit() } else { 0.0 },
+        largest,
+        cheaper: if corrects { dice.unit() } else { 0.0 },
+        owners: (0..owners).map(|_| (any_life(longest, dice), End::roll(dice))).collect(),
+    }
+}
+
+/// Now and then an owner ends before it has sent anything, or before its first renewal.
+fn any_life(longest: u64, dice: &mut Dice) -> u64 {
+    match dice.below(6) {
+        0 => 0,
+        1 => dice.below(200) * MILLI,
+        _ => dice.below(longest * 1_000) * MILLI,
+    }
+}
+
+/// Runs one seed: calls that arrived, and virtual nanoseconds.
+fn attempt(promise: (Pace, Counter), seed: u64) -> Result<(u64, u64), String> {
+    let place = PROMISES.iter().position(|other| *other == promise).unwrap();
+    let mut dice = Dice(seed << 8 | place as u64);
+    // Mostly many short lives, now and then a few long ones.
+    let (owners, longest) = match seed % 1_000 {
+        999 => (4, 3_600),
+        other => [(6, 15), (12, 30)][other as usize % 2],
+    };
+    let all = any_reign(promise, owners, longest, &mut dice);
+    let told = reign(&all, dice.next());
+    match told.refused {
+        None => Ok((told.arrived, told.nanos)),
+        Some(refused) => Err(format!("PACING_SEED={seed}: {promise:?} {refused}; owners: {:?}", all.owners)),
+    }
+}
+
+fn seeds(count: u64) -> std::ops::Range<u64> {
+    let number = |text: &str| text.parse::<u64>().expect("seeds are numbers");
+    if let Ok(seed) = std::env::var("PACING_SEED") {
+        return number(&seed)..number(&seed) + 1;
+    }
+    match std::env::var("PACING_SEEDS") {
+        Ok(range) => {
+            let (from, to) = range.split_once("..").expect("PACING_SEEDS is written FROM..TO");
+            number(from)..number(to)
+        }
+        Err(_) => 0..count,
+    }
+}
+
+fn no_refusal(pace: Pace) {
+    for promise in PROMISES.into_iter().filter(|promise| promise.0 == pace) {
+        let seeds = seeds(40);
+        let runs = seeds.end - seeds.start;
+        let (mut arrived, mut seconds) = (0, 0);
+        for seed in seeds {
+            let (calls, nanos) = attempt(promise, seed).unwrap_or_else(|refused| panic!("{refused}"));
+            arrived += calls;
+            seconds += nanos / SECOND;
+        }
+        println!("{promise:?}: {arrived} calls in {seconds} s of {runs} runs");
+        assert!(runs < 40 || arrived > 40 * runs, "{promise:?}: only {arrived} calls");
+    }
+}
+
+#[test]
+fn sliding_window_holds_across_owners() {
+    no_refusal(Pace::SlidingWindow);
+}
+
+#[test]
+fn fixed_window_holds_across_owners() {
+    no_refusal(Pace::FixedWindow);
+}
+
+#[test]
+fn token_bucket_holds_across_owners() {
+    no_refusal(Pace::TokenBucket);
+}
+
+#[test]
+fn smooth_holds_across_owners() {
+    no_refusal(Pace::Smooth);
+}
+
+#[test]
+fn concurrency_holds_across_owners() {
+    no_refusal(Pace::Concurrency);
+}
+
+#[test]
+fn quota_holds_across_owners() {
+    no_refusal(Pace::Quota);
+}
+
+/// As long as `PACING_SOAK_SECONDS` says: runs of many owners, some of which live for hours.
+#[test]
+#[ignore = "as long as one wants; see make soak-pacing"]
+fn soak() {
+    let number = |name: &str, default| std::env::var(name).map_or(default, |text| text.parse().expect(name));
+    let (length, from) = (number("PACING_SOAK_SECONDS", 60), number("PACING_SOAK_FROM", 1_000_000));
+    let began = Instant::now();
+    let (mut arrived, mut nanos, mut runs) = (0_u64, 0_u64, 0_u64);
+    let mut refused = Vec::new();
+    for seed in from.. {
+        if began.elapsed().as_secs() >= length {
+            break;
+        }
+        let promise = PROMISES[(seed % PROMISES.len() as u64) as usize];
+        match attempt(promise, seed) {
+            Ok((calls, took)) => (arrived, nanos) = (arrived + calls, nanos + took),
+            Err(words) => {
+                println!("{words}");
+                refused.push(seed);
+            }
+        }
+        runs += 1;
+    }
+    println!("{runs} runs from seed {from} on: {arrived} calls in {:.1} virtual hours", nanos as f64 / 3_600e9);
+    assert!(refused.is_empty(), "refused with the seeds {refused:?}");
+}
