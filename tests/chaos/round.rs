@@ -157,12 +157,7 @@ async fn in_place(world: &World, plan: &Plan, seed: u64, services: Option<&Servi
     let (provider, receiver) = (provider(plan, seed).await, receiver().await);
     let links = Links::start(world, &provider.base_url(), &receiver.base_url()).await;
     configure(world, plan, &links);
-    if world.mode == Mode::Scaled {
-        for prepare in [&["migrate"][..], &["topology", "apply"]] {
-            let output = world.run(prepare).await;
-            assert!(output.status.success(), "{prepare:?}: {}", String::from_utf8_lossy(&output.stderr));
-        }
-    }
+    world.prepare().await;
     let mut fleet = Fleet::new(world, &links, services, &plan.members);
     let jobs = producers::ready(world, &links, plan);
     let (cancelled, ()) = tokio::join!(producers::hand_in(world, &jobs), break_things(&mut fleet, &plan.acts));
