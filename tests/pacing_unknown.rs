@@ -259,7 +259,8 @@ fn quiet_times_do_not_count() {
 
 #[test]
 fn limits_that_answers_tell_are_the_limit() {
-    let servers: [(&str, u64, fn() -> Box<dyn Server>, f64); 3] = [
+    type Told = (&'static str, u64, fn() -> Box<dyn Server>, f64);
+    let servers: [Told; 3] = [
         ("sliding log", 60, || Box::new(SlidingLog::new(60, 10 * SECOND)), 6.0),
         ("clock", 100, || Box::new(FixedWindow::on_the_clock(100, MINUTE, 7 * SECOND)), 100.0 / 60.0),
         ("first call", 100, || Box::new(FixedWindow::from_the_first_call(100, MINUTE)), 100.0 / 60.0),

@@ -49,7 +49,7 @@ impl Reporter {
         let shared = pool.limits.iter().map(|limit| limit.next_slot).max();
         let paused = if pool.held { Some(Time::MAX) } else { pool.paused_until };
         let not_before = shared.max(paused).unwrap_or(Time::ZERO);
-        let budgets = pool.budgets.iter().zip(&rates);
+        let budgets = pool.budgets.iter().zip(&rates).filter(|(budget, _)| budget.here);
         Report {
             allowed_per_second: pool.allowed_per_second.map(rounded),
             achieved_per_second: rounded(rates.iter().sum()),

@@ -6,6 +6,7 @@
 use super::Time;
 use super::ask::{KeyId, Routes};
 use super::bank::Bank;
+use super::group::Hold;
 use super::shelf::Shelf;
 
 /// So many keys are looked at one by one.
@@ -116,6 +117,9 @@ impl Choice {
     ) -> Option<KeyId> {
         let mut best = None;
         for budget in budgets {
+            if bank.groups.hold_of(budget) != Hold::Open {
+                continue;
+            }
             let shared = bank.budget_slot(budget, cost, now);
             for place in 0..bank.budgets[budget].keys.len() {
                 let key = bank.budgets[budget].keys[place];
@@ -222,6 +226,9 @@ impl Kind {
         if let Some(shelf) = &mut self.keys[budget] {
             shelf.set(place, free, turns.1[budget][place], now);
             free = shelf.best(now, &turns.1[budget], None).map_or(Time::MAX, |best| best.1);
+        }
+        if !bank.groups.is_one() && bank.groups.hold_of(budget) != Hold::Open {
+            return self.budgets.remove(budget);
         }
         let mut shared = bank.budget_slot(budget, self.cost, now).at_most;
         if shared == Time::MAX && self.least < self.cost {
