@@ -180,8 +180,10 @@ impl Tenure {
         }
         let ahead = self.ahead();
         self.state = State::Renewing { epoch, began: now, ahead, valid_until };
-        // From here on calls count against what is being written, too.
-        self.granted.calls = self.granted.calls.saturating_sub(self.made.calls);
+        // From here on calls count against what is being written, too. It may be less than what was left, and be there
+        // although the store's answer never comes: so neither is exceeded until it is known.
+        self.granted.calls = self.granted.calls.saturating_sub(self.made.calls).min(ahead.calls);
+        self.granted.open = self.granted.open.min(ahead.open);
         self.made.calls = 0;
         Some(Renewal { epoch, ahead })
     }
@@ -337,6 +339,21 @@ mod tests {
         assert_eq!(tenure.allowed().calls, 500);
         tenure.renewed();
         assert_eq!(tenure.allowed().calls, 1_500, "and those are part of the new one");
+    }
+
+    #[test]
+    fn a_renewal_that_writes_less_bounds_what_is_done_while_it_is_under_way() {
+        let mut tenure = held();
+        tenure.sent(2_000, 100);
+        assert!(tenure.renew(at(2.1), at(2.1)).is_some());
+        tenure.renewed();
+        assert_eq!((tenure.allowed().calls, tenure.allowed().open), (8_000, 200));
+        // Little was needed since, so less is written; whoever finds it there must not find more done.
+        tenure.sent(10, 3);
+        assert_eq!(tenure.renew(at(4.1), at(4.1)), ahead(AHEAD_MIN, 190));
+        assert_eq!((tenure.allowed().calls, tenure.allowed().open), (AHEAD_MIN, 190));
+        tenure.not_renewed(at(4.5));
+        assert_eq!((tenure.allowed().calls, tenure.allowed().open), (AHEAD_MIN, 190), "it may have been committed");
     }
 
     #[test]
