@@ -254,6 +254,10 @@ impl Core {
         if pin == Some(None) {
             return self.wait_for_key(pk, WaitReason::NoKey, None, now);
         }
+        let is_retry = self.jobs.get(&pk).is_some_and(|held| held.claimed.failures > 0);
+        if let Some(wait) = is_retry.then(|| self.retries.take(now.mono).err()).flatten() {
+            return self.wait_for_key(pk, WaitReason::Backoff, Some(now.mono + wait), now);
+        }
         if let Some(deadline) = job.deadline_ms {
             self.deadlines.insert((deadline, pk));
         }
@@ -459,12 +463,12 @@ impl Core {
         }
     }
 
-    /// Waits until its key, its budget or its provider may be of use again, within what its policy allows.
+    /// Waits until its key, its budget, its provider or the budget of retries may be of use again, within what its policy allows.
     fn wait_for_key(&mut self, pk: JobPk, reason: WaitReason, until: Option<Time>, now: Now) {
         let Some(held) = self.jobs.get(&pk) else { return };
         let policy = self.provider.retry.with(&held.job.retry);
         let age = Duration::from_millis(u64::try_from(now.wall.saturating_sub(held.claimed.created_ms)).unwrap_or(0));
-        let others = reason != WaitReason::Breaker && !self.groups.hold_all();
+        let others = matches!(reason, WaitReason::NoKey | WaitReason::Paused) && !self.groups.hold_all();
         let elsewhere = held.ask.pin.is_none() && others;
         let (shortest, longest) = if elsewhere { ELSEWHERE_AFTER } else { BLOCKED_FOR };
         let span = until.map_or(age / 2, |until| until.since(now.mono)).min(longest);

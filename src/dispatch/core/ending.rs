@@ -49,6 +49,9 @@ impl Core {
             now_ms: now.wall,
         };
         let policy = self.provider.retry.with(&held.job.retry);
+        if outcome == Outcome::Success && held.claimed.failures > 0 {
+            self.retries.give_back();
+        }
         let verdict = match &end {
             CallEnd::Impossible(_) => Verdict::Dead(DeadReason::Permanent),
             _ => policy.verdict(&call, random()),
@@ -113,8 +116,7 @@ impl Core {
             Verdict::NextSlot => self.record(pk, Next::Keep, Some(attempt), true, now),
             Verdict::Backoff(backoff) => {
                 self.count_failure(pk);
-                let wait = self.retries.book(backoff, now.mono);
-                let due_ms = now.wall.saturating_add(millis(wait));
+                let due_ms = now.wall.saturating_add(millis(backoff));
                 self.wait(pk, WaitReason::Backoff, due_ms, backoff, Some(attempt), now);
             }
             Verdict::Succeeded => self.end(pk, JobState::Succeeded, None, None, Some(attempt), end.response(), now),
