@@ -353,7 +353,9 @@ async fn orders_are_kept_and_shown_at_once() {
 async fn orders_about_what_is_not_there_or_that_say_too_much_change_nothing() {
     let api = Api::start().await;
     let long = "x".repeat(5_000);
-    for name in ["nobody", "%2e%2e%2e", "geo%00", "GEO", "geo%2Fkeys", "%F0%9F%92%A9", "'; DROP TABLE orders; --", &long] {
+    for name in
+        ["nobody", "%2e%2e%2e", "geo%00", "GEO", "geo%2Fkeys", "%F0%9F%92%A9", "'; DROP TABLE orders; --", &long]
+    {
         let name = name.replace(' ', "%20");
         for what in ["pause", "resume", "keys/a1/disable", "budgets/a1/resume"] {
             let problem = api.post(&format!("/v1/providers/{name}/{what}"), "").await.problem(404, "not-found");

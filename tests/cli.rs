@@ -336,7 +336,7 @@ fn lines_of_a_silent_pipe_are_sent_and_a_reader_that_leaves_ends_it_quietly() {
 fn help_teaches_and_its_reader_may_leave() {
     let place = Place::new();
     let help = place.run(&["--help"]).code(0).out;
-    for word in ["Exit codes", "Examples", "enqueue", "jobs", "dead", "check", "migrate"] {
+    for word in ["Exit codes", "Examples", "enqueue", "jobs", "dead", "check", "plan", "migrate"] {
         assert!(help.contains(word), "{word}");
     }
     for command in [
@@ -525,6 +525,71 @@ fn the_configuration_is_checked_and_shown_without_secrets() {
     assert!(said.err.contains("missing.toml"), "{}", said.err);
     std::fs::remove_file(place.path("paceline.toml")).expect("removed");
     assert!(place.run(&["check"]).code(0).out.contains("no provider is configured"));
+}
+
+/// A provider of which `more` says what is risky.
+fn checked(place: &Place, more: &str, arguments: &[&str]) -> Said {
+    let head = "[[provider]]\nname = \"p\"\nbase_url = \"https://api.example.com\"\n";
+    write(&place.path("risky.toml"), &format!("{head}{more}"));
+    place.run(&[&["--config", "risky.toml", "check"], arguments].concat())
+}
+
+#[test]
+fn what_can_be_reached_and_what_is_promised_is_told() {
+    let place = Place::new();
+    let limits = "keys = [ { label = \"a\", secret = \"env:GEO_A1\" } ]\ncounted_within = \"4s\"\nkey_limits = [\n\
+        { requests = 10, per = \"1s\", algorithm = \"sliding_window\" }, { requests = 600, per = \"1m\" }, { concurrency = 50 } ]\n";
+    let json = checked(&place, limits, &["--json", "--latency", "2s"]).code(0).json();
+    let expected = json["providers"][0]["expected"].as_array().expect("limits");
+    let told: Vec<_> = expected.iter().map(|e| (e["promise"].as_str(), e["utilisation"].as_f64())).collect();
+    assert_eq!(told[0], (Some("promised"), Some(0.3332)), "one second, answers after two");
+    assert_eq!((told[1].0, told[2]), (Some("conditional"), (Some("promised"), Some(1.0))));
+    assert!(expected[1]["condition"].as_str().is_some_and(|text| text.contains("no burst")), "{expected:?}");
+    let quick = checked(&place, limits, &["--latency", "20ms"]).code(0).out;
+    for word in ["97.9 %", "promised", "conditional [1]", "[1] smooth: a server that allows no burst"] {
+        assert!(quick.contains(word), "{word}: {quick}");
+    }
+    assert!(!quick.contains("warnings"), "{quick}");
+    let likely = checked(&place, &format!("safety = \"balanced\"\n{limits}"), &["--json"]).code(0).json();
+    assert_eq!(likely["providers"][0]["expected"][0]["promise"], "likely");
+}
+
+#[test]
+fn what_is_valid_and_risky_is_a_warning() {
+    let place = Place::new();
+    let key = "keys = [ { label = \"a\", secret = \"env:GEO_A1\" } ]\n";
+    let window = "{ requests = 100, per = \"10s\", algorithm = \"sliding_window\" }";
+    let cases = [
+        (format!("key_limits = [ {window} ]\n"), "no_key", "provider \"p\""),
+        (key.to_owned(), "no_limit", "provider \"p\""),
+        (
+            format!(
+                "{key}key_limits = [ {{ requests = 10, per = \"1s\", algorithm = \"token_bucket\" }} ]\ncounted_within = \"2s\""
+            ),
+            "small_burst",
+            "key_limits[0]",
+        ),
+        (format!("{key}key_limits = [ {{ requests = 1, per = \"10s\" }} ]"), "smooth_of_few", "key_limits[0]"),
+        (format!("{key}counted_within = \"60s\"\nkey_limits = [ {window} ]"), "counted_late", "key_limits[0]"),
+        (format!("{key}key_limits = [ {window} ]\nlanes = {{ high = 1000, low = 1 }}"), "starved_lane", "lanes.low"),
+        (format!("{key}key_limits = [ {window} ]\nlimits = [ {{ concurrency = 1 }} ]"), "few_open_calls", "limits[0]"),
+        (format!("{key}key_limits = [ {window} ]\nsafety = {{ headroom = \"0%\" }}"), "no_headroom", "safety"),
+    ];
+    for (more, code, at) in cases {
+        let json = checked(&place, &more, &["--json"]).code(0).json();
+        let warnings = json["warnings"].as_array().expect("warnings");
+        let found = warnings.iter().find(|w| w["code"] == code).unwrap_or_else(|| panic!("{code}: {warnings:?}"));
+        assert!(found["place"].as_str().is_some_and(|place| place.contains(at)), "{found}");
+        let shown = checked(&place, &more, &["--strict"]).code(1);
+        assert!(shown.out.contains("--strict") && shown.out.contains(code), "{}", shown.out);
+    }
+    let slow =
+        checked(&place, &format!("{key}key_limits = [ {window} ]"), &["--json", "--latency", "5s"]).code(0).json();
+    assert_eq!(slow["warnings"][0]["code"], "slow_answers", "{slow}");
+    let fine = checked(&place, &format!("{key}key_limits = [ {window} ]"), &["--strict", "--json"]).code(0).json();
+    assert_eq!(fine["warnings"], json!([]));
+    let said = checked(&place, key, &["--latency", "soon"]).code(2);
+    assert!(said.err.contains("expected a duration"), "{}", said.err);
 }
 
 #[test]

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use paceline::dispatch::core::Event;
 use paceline::job::JobState;
+use paceline::pace::{GroupId, Since};
 use paceline::sim::{Limit, Lognormal};
 use virtual_time::*;
 
@@ -212,13 +213,14 @@ fn without_the_lease_nothing_stays_in_hand_and_with_it_all_goes_on() {
         }
         // Claims, calls and commits are under way when it is lost.
         world.run(SECOND + 3 * MILLI);
-        world.inform(Event::Suspend);
+        world.suspend();
         world.obey();
         world.run(20 * SECOND);
         assert!(world.core.is_idle(), "seed {seed}: {:?} in hand", world.core.counts());
         assert!(world.held.is_empty(), "seed {seed}");
         assert!(world.states(JobState::Succeeded) < 200, "seed {seed}");
-        world.core.resume();
+        let saved = world.core.save(GroupId(0), world.clock().mono);
+        world.inherit(Some((&saved, Duration::ZERO, Since::Nothing)));
         world.run(3_000 * SECOND);
         world.assert_one_end_each(seed);
         assert_eq!(world.states(JobState::Succeeded), 200, "seed {seed}");

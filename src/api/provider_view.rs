@@ -111,6 +111,9 @@ pub struct BudgetJson {
     next_slot_at: Option<String>,
     pacing_errors: u64,
     signals: Option<String>,
+    /// How far it is with limits that nobody declared; `null`: they are declared.
+    probing: Option<String>,
+    found_per_second: Option<f64>,
     limits: Vec<LimitJson>,
     keys: Vec<KeyJson>,
 }
@@ -287,6 +290,8 @@ impl BudgetJson {
             next_slot_at: at(budget.next_slot_ms),
             pacing_errors: budget.pacing_errors,
             signals: budget.signals,
+            probing: budget.probing,
+            found_per_second: budget.found_per_second,
             limits: budget.limits.into_iter().map(LimitJson::from).collect(),
             keys: keys.into_iter().map(|key| KeyJson::of(key, disabled)).collect(),
         }

@@ -8,6 +8,7 @@
 //! ```
 
 mod ending;
+mod groups;
 mod message;
 mod orders;
 mod quotas;
@@ -20,13 +21,14 @@ use crate::clock::WallMs;
 use crate::config::Provider;
 use crate::job::{DeadReason, Delivery, Job, JobState};
 use crate::pace::{
-    Ask, BadSpec, Flight, KeyId, Line, Next as Slot, Permit, Pool, PoolSnapshot, Saved, Signal, Since, Ticket, Time,
-    Why,
+    Ask, BadSpec, Flight, KeyId, Line, Next as Slot, Permit, Pool, PoolSnapshot, Signal, Ticket, Time, Why,
 };
 use crate::store::{Attempt, Claimed, JobPk, Next, Order, Record, Recorded, StoredResponse, WaitReason};
 
 use quotas::Quotas;
 
+use groups::Step;
+pub use groups::{Heir, Sent};
 pub use message::{Allowance, Answered, CallEnd, Command, Event, Note, Now};
 pub use orders::Freed;
 
@@ -43,6 +45,8 @@ const MARK_AFTER: Duration = Duration::from_millis(50);
 /// A job whose key or budget is out of use looks again after so long: half of its age, within these bounds. So a
 /// large backlog that is blocked for long costs little, and what ends the block makes it due at once.
 const BLOCKED_FOR: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(600));
+/// The same where other dispatchers have keys that may serve it.
+const ELSEWHERE_AFTER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(1));
 
 /// A job in hand.
 #[derive(Debug)]
@@ -92,9 +96,7 @@ enum Mark {
 enum Doors {
     /// They may.
     Open,
-    /// Not before the lease is back: whatever comes goes to the store.
-    Suspended,
-    /// Never again.
+    /// Never again: whatever comes goes to the store.
     Closed,
 }
 
@@ -113,8 +115,7 @@ pub struct Core {
     /// Calls that are being committed as started.
     starting: usize,
     doors: Doors,
-    allowed: Option<Allowance>,
-    sent: u64,
+    groups: groups::Groups,
     next_slot: Option<Time>,
     commands: Vec<Command>,
     /// The last word of operators.
@@ -122,7 +123,7 @@ pub struct Core {
 }
 
 impl Core {
-    /// A dispatcher with nothing in hand.
+    /// A dispatcher with nothing in hand, which holds every pacing group without any bound.
     ///
     /// # Errors
     /// [`BadSpec`] where the limits cannot be paced.
@@ -130,6 +131,7 @@ impl Core {
         let pool = pool_of(&provider, now)?;
         let line = Line::new(&provider.pool.lanes);
         let in_line = vec![0; provider.pool.lanes.len()];
+        let groups = groups::of(&pool);
         let quotas = Quotas::new(&provider.quotas);
         Ok(Self {
             provider,
@@ -143,8 +145,7 @@ impl Core {
             open: 0,
             starting: 0,
             doors: Doors::Open,
-            allowed: None,
-            sent: 0,
+            groups,
             next_slot: None,
             commands: Vec::new(),
             orders: Vec::new(),
@@ -159,8 +160,8 @@ impl Core {
             Event::Ended { pk, end } => self.ended(pk, end, now, random),
             Event::Recorded { pk, recorded } => self.recorded(pk, recorded, now, random),
             Event::Cancel(pk) => self.cancel(pk, now),
-            Event::Drain => self.shut(Doors::Closed, now),
-            Event::Suspend => self.shut(Doors::Suspended, now),
+            Event::Drain => self.close(now),
+            Event::Suspend(groups) => self.suspend(&groups, now),
             Event::Tick => {}
         }
     }
@@ -188,64 +189,17 @@ impl Core {
         [self.next_slot, mark, deadline, patience].into_iter().flatten().min()
     }
 
-    /// Nothing is sent beyond that; without any allowance everything may be.
-    pub fn allow(&mut self, allowance: Allowance) {
-        self.allowed = Some(allowance);
-    }
-
-    /// Calls that left since the last time this was asked.
-    pub fn take_sent(&mut self) -> u64 {
-        std::mem::take(&mut self.sent)
-    }
-
-    /// Begins anew with budgets that another process, or an earlier tenure, has spent from; only
-    /// while nothing is in hand. `None`: nobody knows what was spent, so everything counts as used.
-    ///
-    /// # Errors
-    /// [`BadSpec`] where the limits cannot be paced.
-    pub fn inherit(&mut self, from: Option<(&Saved, Duration, Since)>, now: Now) -> Result<(), BadSpec> {
-        self.pool = pool_of(&self.provider, now.mono)?;
-        self.line = Line::new(&self.provider.pool.lanes);
-        let (walls, elapsed) = from.map_or((&[][..], Duration::ZERO), |(saved, elapsed, _)| (&saved.walls, elapsed));
-        self.quotas.inherit(walls, elapsed, &mut self.pool, now);
-        match from {
-            Some((saved, elapsed, since)) => self.pool.restore(saved, elapsed, since, now.mono),
-            None => self.pool.assume_spent(now.mono),
-        }
-        self.obey();
-        Ok(())
-    }
-
-    /// The lease is back: jobs may wait in line again.
-    pub fn resume(&mut self) {
-        if self.doors == Doors::Suspended {
-            self.doors = Doors::Open;
-        }
-    }
-
-    /// What was spent, for whoever comes next.
-    pub fn save(&mut self, now: Time) -> Saved {
-        Saved { walls: self.quotas.save(now), ..self.pool.save(now) }
-    }
-
     /// How every limit, key and budget stands. Costs a visit to each.
     pub fn snapshot(&mut self, now: Time) -> PoolSnapshot {
         self.pool.snapshot(now)
     }
 
-    /// Whether anything may be sent now.
-    fn may_send(&self, now: Time) -> bool {
-        let open = self.open as u64;
-        self.allowed.is_none_or(|allowed| now < allowed.until && allowed.calls > 0 && open < allowed.open)
-    }
-
     /// How many jobs of each lane should wait in line: what the budgets allow in the next seconds.
     pub fn target(&mut self, now: Now) -> usize {
-        let held = self.allowed.is_none_or(|allowed| now.mono < allowed.until);
-        if self.doors != Doors::Open || !held { 0 } else { self.allowance(now.mono) }
+        if self.doors != Doors::Open || !self.holds_something(now.mono) { 0 } else { self.allowance(now.mono) }
     }
 
-    /// What the budgets allow in the next seconds, whoever holds them.
+    /// What the budgets that are held here allow in the next seconds.
     pub fn allowance(&mut self, now: Time) -> usize {
         usize::try_from(self.pool.allowance(AHEAD, now).min(LANE_MAX)).unwrap_or(0)
     }
@@ -305,9 +259,11 @@ impl Core {
         if is_past_deadline(&held.job, now) {
             return self.expired(pk, now);
         }
-        if self.doors != Doors::Open {
+        let pin = held.ask.pin;
+        if !self.may_wait_here(pin) {
             return self.record(pk, Next::Release, None, false, now);
         }
+        let Some(held) = self.jobs.get_mut(&pk) else { return };
         held.renew();
         held.stage = Stage::InLine(self.line.push(pk, held.lane, held.ask));
         self.in_line[held.lane] += 1;
@@ -324,7 +280,8 @@ impl Core {
 
     fn launch(&mut self, now: Now) {
         self.next_slot = None;
-        while self.open + self.starting < OPEN_MAX && self.may_send(now.mono) {
+        self.shut_what_ended(now.mono);
+        while self.open + self.starting < OPEN_MAX {
             match self.line.next(&mut self.pool, now.mono) {
                 Slot::Ready(pk, permit, _) => self.permitted(pk, permit, now),
                 Slot::At(time) => {
@@ -342,8 +299,10 @@ impl Core {
         };
         self.in_line[held.lane] -= 1;
         if held.job.delivery == Delivery::AtMostOnce {
+            let key = permit.key();
             held.stage = Stage::Starting(permit);
             self.starting += 1;
+            self.count(key, Step::Starts, now.mono);
             return self.push_record(pk, Next::Running, None, now);
         }
         self.send(pk, permit, Mark::Unmarked, now);
@@ -351,21 +310,19 @@ impl Core {
 
     fn send(&mut self, pk: JobPk, permit: Permit, mark: Mark, now: Now) {
         let key = permit.key();
-        self.sent += 1;
-        if let Some(allowed) = &mut self.allowed {
-            allowed.calls = allowed.calls.saturating_sub(1);
-        }
         let flight = self.pool.depart(permit, now.mono);
         let Some(held) = self.jobs.get_mut(&pk) else { return self.pool.unsent(flight, now.mono) };
+        let job = Arc::clone(&held.job);
         held.renew();
         held.claimed.attempts += 1;
         held.claimed.first_attempt_ms.get_or_insert(now.wall);
         held.stage = Stage::Open(Box::new(Open { flight, sent: now, mark, ended: None }));
         self.open += 1;
+        self.count(key, Step::Leaves, now.mono);
         if mark == Mark::Unmarked {
             self.opened.push_back((now.mono, pk));
         }
-        self.commands.push(Command::Call { pk, job: Arc::clone(&held.job), key });
+        self.commands.push(Command::Call { pk, job, key });
     }
 
     fn head(&mut self, pk: JobPk, signal: &Signal, now: Now) {
@@ -387,12 +344,13 @@ impl Core {
     }
 
     fn recorded(&mut self, pk: JobPk, recorded: Recorded, now: Now, random: &mut dyn FnMut() -> f64) {
-        let may_send = self.may_send(now.mono);
         let Some(held) = self.jobs.get_mut(&pk) else { return };
         match std::mem::replace(&mut held.stage, Stage::Recording { again: false }) {
             Stage::Starting(permit) => {
+                let in_time = !is_past_deadline(&held.job, now);
                 self.starting -= 1;
-                let may_go = may_send && !is_past_deadline(&held.job, now);
+                self.count(permit.key(), Step::Started, now.mono);
+                let may_go = in_time && self.may_leave(permit.key(), now.mono);
                 self.started(pk, permit, recorded, may_go, now);
             }
             Stage::Open(mut open) => {
@@ -441,16 +399,9 @@ impl Core {
     }
 
     /// Hands back what is in line now; what would join it later follows.
-    fn shut(&mut self, doors: Doors, now: Now) {
-        if self.doors != Doors::Closed {
-            self.doors = doors;
-        }
-        let in_line: Vec<JobPk> =
-            self.jobs.iter().filter(|(_, held)| matches!(held.stage, Stage::InLine(_))).map(|(pk, _)| *pk).collect();
-        for pk in in_line {
-            self.step_out(pk);
-            self.record(pk, Next::Release, None, false, now);
-        }
+    fn close(&mut self, now: Now) {
+        self.doors = Doors::Closed;
+        self.suspend(&[], now);
     }
 
     fn expire(&mut self, now: Now) {
@@ -474,7 +425,12 @@ impl Core {
                 Why::NoKey | Why::KeyDisabled(_) => WaitReason::NoKey,
                 _ => WaitReason::Paused,
             };
-            if self.step_out(pk) {
+            if !self.step_out(pk) {
+                continue;
+            }
+            if why == Why::NotHeld {
+                self.record(pk, Next::Release, None, false, now);
+            } else {
                 self.wait_for_key(pk, reason, until, now);
             }
         }
@@ -485,7 +441,8 @@ impl Core {
         let Some(held) = self.jobs.get(&pk) else { return };
         let policy = self.provider.retry.with(&held.job.retry);
         let age = Duration::from_millis(u64::try_from(now.wall.saturating_sub(held.claimed.created_ms)).unwrap_or(0));
-        let (shortest, longest) = BLOCKED_FOR;
+        let elsewhere = held.ask.pin.is_none() && !self.groups.hold_all();
+        let (shortest, longest) = if elsewhere { ELSEWHERE_AFTER } else { BLOCKED_FOR };
         let span = until.map_or(age / 2, |until| until.since(now.mono)).min(longest);
         let due_ms = now.wall.saturating_add(millis(if until.is_some() { span } else { span.max(shortest) }));
         // The time to give up is not slept through.

@@ -71,23 +71,26 @@ impl Allows {
             Measure::Concurrency(open) => return Self::open(f64::from(open), calls),
         };
         if per_call == 0.0 {
-            return Self { at_once: f64::INFINITY, declared: f64::INFINITY, expected: f64::INFINITY, step: None, period: 0.0 };
+            return Self {
+                at_once: f64::INFINITY,
+                declared: f64::INFINITY,
+                expected: f64::INFINITY,
+                step: None,
+                period: 0.0,
+            };
         }
         let period = spec.per.as_secs_f64();
         let declared = amount / per_call / period;
         // Whole calls only: a limit of 100 units takes 33 calls of 3.
         let whole = (amount / per_call).floor().max(1.0);
-        let windows = |at_once: f64, cycle: f64| Self {
-            at_once,
-            declared,
-            expected: at_once / cycle,
-            step: Some(cycle),
-            period,
-        };
+        let windows =
+            |at_once: f64, cycle: f64| Self { at_once, declared, expected: at_once / cycle, step: Some(cycle), period };
         let log = period / calls.kept() * DRIFT + TICK + calls.held();
         match spec.algorithm {
             Algorithm::SlidingWindow => windows(whole, log),
-            Algorithm::FixedWindow => windows((amount * calls.kept() / per_call).floor().max(1.0), period * DRIFT + TICK + calls.held()),
+            Algorithm::FixedWindow => {
+                windows((amount * calls.kept() / per_call).floor().max(1.0), period * DRIFT + TICK + calls.held())
+            }
             Algorithm::Quota(_) => windows((amount * calls.kept() / per_call).floor().max(1.0), period * DRIFT + TICK),
             Algorithm::TokenBucket => {
                 let depth = spec.burst.map_or(if per_call_is_cost(spec) { amount } else { 1.0 }, |burst| burst as f64);
@@ -127,6 +130,11 @@ impl Allows {
             Some(step) => self.at_once * (1.0 + (seconds / step).floor()),
             None => self.at_once + self.expected * seconds,
         }
+    }
+
+    /// The same without steps.
+    pub fn by_evenly(&self, seconds: f64) -> f64 {
+        self.at_once + self.expected * seconds
     }
 
     /// The share of what is declared that can be reached, 0 to 1.
@@ -179,7 +187,10 @@ mod tests {
         let bucket = window(Algorithm::TokenBucket);
         assert_eq!(share(&bucket, &slow), 0.048, "without burst: 1 ÷ (1 + rate × answer)");
         assert_eq!(share(&bucket.with_burst(21), &slow), 1.0, "burst ≥ 1 + rate × answer");
-        assert_eq!(share(&LimitSpec::requests(60, 60 * second, Algorithm::Smooth), &calls(Safety::Strict, 0.001)), 0.983);
+        assert_eq!(
+            share(&LimitSpec::requests(60, 60 * second, Algorithm::Smooth), &calls(Safety::Strict, 0.001)),
+            0.983
+        );
         assert_eq!(share(&LimitSpec::requests(1, 60 * second, Algorithm::Smooth), &calls(Safety::Strict, 0.001)), 0.5);
         assert_eq!(share(&LimitSpec::concurrency(5), &slow), 1.0);
     }

@@ -13,6 +13,8 @@ use crate::config::{Provider, Route};
 use crate::dispatch::core::OPEN_MAX;
 use crate::pace::LimitSpec;
 
+/// Limits that are looked at one by one, at most.
+const RULES_MAX: usize = 500;
 /// The place of what this program does not exceed by itself.
 const OWN: &str = "paceline";
 /// Longer than any plan, in seconds: a thousand years.
@@ -102,7 +104,12 @@ impl Ceiling {
         }
         shared.push(own_rule(&calls));
         let budget = |(n, budget): (usize, &crate::pace::BudgetSpec)| Group {
-            rules: rules(Level::Budget(n), &budget.limits, &format!("budget {:?}: limits", budget.name), &format!("budget {}", budget.name)),
+            rules: rules(
+                Level::Budget(n),
+                &budget.limits,
+                &format!("budget {:?}: limits", budget.name),
+                &format!("budget {}", budget.name),
+            ),
             keys: pool.keys.iter().filter(|key| key.budget == Some(n)).count() as u64,
         };
         let mut groups: Vec<Group> = pool.budgets.iter().enumerate().map(budget).collect();
@@ -124,7 +131,7 @@ impl Ceiling {
     /// Every limit that the configuration declares for this work.
     pub fn rules(&self) -> impl Iterator<Item = &Rule> {
         let budgets = self.groups.iter().flat_map(|group| &group.rules);
-        self.shared[..self.shared.len() - 1].iter().chain(budgets).chain(&self.of_key)
+        self.shared.iter().filter(|rule| rule.place != OWN).chain(budgets).chain(&self.of_key)
     }
 
     /// Whether no limit at all is declared for this work: nobody knows how fast it may go.
@@ -149,16 +156,22 @@ impl Ceiling {
 
     /// Seconds until so many calls have left.
     pub fn seconds_for(&self, calls: f64) -> f64 {
-        if self.by(0.0) >= calls {
+        self.time_until(calls, Allows::by)
+    }
+
+    /// The least time by which so many calls may have left, by some measure of what a limit lets through by then.
+    fn time_until(&self, calls: f64, measure: fn(&Allows, f64) -> f64) -> f64 {
+        let by = |seconds: f64| self.cut(&|allows| measure(allows, seconds)).0;
+        if by(0.0) >= calls {
             return 0.0;
         }
         let (mut early, mut late) = (0.0, 1.0);
-        while self.by(late) < calls && late < FOREVER {
+        while by(late) < calls && late < FOREVER {
             (early, late) = (late, late * 2.0);
         }
         for _ in 0..100 {
             let middle = early + (late - early) / 2.0;
-            if self.by(middle) < calls { early = middle } else { late = middle }
+            if by(middle) < calls { early = middle } else { late = middle }
         }
         late
     }
@@ -178,9 +191,22 @@ impl Ceiling {
         self.cut(&|allows| allows.expected).1
     }
 
-    /// Whether the time for so many calls stays the same without this limit.
-    pub fn is_idle(&self, place: &str, calls: f64) -> bool {
-        self.without(place).seconds_for(calls) >= self.seconds_for(calls) * 0.999
+    /// Whether the time for so many calls stays the same without this limit. Steps are smoothed out: what comes at once
+    /// at the end of a window hides whatever holds back the calls within it.
+    fn is_idle(&self, place: &str, calls: f64) -> bool {
+        let time = |ceiling: &Self| ceiling.time_until(calls, Allows::by_evenly);
+        time(&self.without(place)) >= time(self) * 0.999
+    }
+
+    /// Only the limits that matter for so many calls: one that is as good as never reached says nothing of their rate.
+    #[must_use]
+    pub fn relevant(&self, calls: f64) -> Self {
+        let places: Vec<String> = self.rules().map(|rule| rule.place.clone()).collect();
+        let one_by_one = |ceiling: Self, place: &String| {
+            if ceiling.is_idle(place, calls) { ceiling.without(place) } else { ceiling }
+        };
+        // The last ones are the narrowest: of two that say the same, the one of each key stays.
+        if places.len() > RULES_MAX { self.clone() } else { places.iter().fold(self.clone(), one_by_one) }
     }
 
     /// All but this limit.
@@ -227,7 +253,12 @@ impl Ceiling {
 impl Rule {
     fn binding(&self, keys: u64) -> Binding {
         Binding {
-            is_shared: self.level == Level::Shared, place: self.place.clone(), limit: self.limit.clone(), of: self.of.clone(), keys }
+            is_shared: self.level == Level::Shared,
+            place: self.place.clone(),
+            limit: self.limit.clone(),
+            of: self.of.clone(),
+            keys,
+        }
     }
 }
 

@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
-
 use super::PlanError;
+use super::answer::{Assumed, Backlog, Basis, Intervals, LanePlan, LimitPlan, MoreKeys, Plan, Waits};
 use super::ceiling::{Binding, Ceiling, Level, Rule, span};
 use super::run::{Run, calls_wanted, check_cost, cycle, rate, run, with_keys};
 use super::work::{Amount, Work};
@@ -16,205 +15,34 @@ use crate::pace::Time;
 
 /// Calls that are simulated before a steady rate is taken for the rest.
 const CALLS: usize = 200_000;
-/// The same for a question beside the plan, such as what one more key would do.
-const CALLS_BESIDE: usize = 20_000;
+/// The part of it for a question beside the plan, such as what one more key would do.
+const BESIDE: usize = 10;
 /// Keys more than this are not thought of.
 const KEYS_MAX: u64 = 1_000;
 /// Intervals of a chart at most.
 const INTERVALS: usize = 60;
 /// Widths of an interval, in seconds.
 const WIDTHS: [f64; 24] = [
-    0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 900.0, 1_800.0, 3_600.0, 7_200.0, 10_800.0,
-    21_600.0, 43_200.0, 86_400.0, 172_800.0, 432_000.0, 864_000.0,
+    0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 900.0, 1_800.0, 3_600.0, 7_200.0,
+    10_800.0, 21_600.0, 43_200.0, 86_400.0, 172_800.0, 432_000.0, 864_000.0,
 ];
-
-/// How a figure was found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Basis {
-    /// Every job was simulated.
-    Simulated,
-    /// The rate was steady, and the rest follows from it.
-    Extrapolated,
-    /// By arithmetic alone: a steady rate was not proven.
-    Arithmetic,
-}
-
-/// What was assumed.
-#[derive(Debug, Clone, Serialize)]
-pub struct Assumed {
-    /// Median time to an answer.
-    pub latency_ms: u64,
-    /// 99th percentile of it.
-    pub latency_p99_ms: u64,
-    /// Cost units of each job.
-    pub cost: u64,
-    /// Share of calls that fail.
-    pub failures: f64,
-    /// Method of the calls.
-    pub method: String,
-    /// Path of the calls.
-    pub path: String,
-    /// Random numbers begin with it.
-    pub seed: u64,
-    /// When it begins.
-    pub start: String,
-}
-
-/// A limit, and how much of it is used.
-#[derive(Debug, Clone, Serialize)]
-pub struct LimitPlan {
-    /// Its place in the configuration.
-    pub place: String,
-    /// In words.
-    pub limit: String,
-    /// Of what.
-    pub of: String,
-    /// Calls a second that it allows in the long run, as declared; nothing where time does not limit them.
-    pub allowed_per_second: Option<f64>,
-    /// The share of that which this work uses in the long run; of each key, the one that is used most.
-    pub used: Option<f64>,
-    /// The share of it that can be used at best, under the provider's safety.
-    pub expected_utilisation: f64,
-    /// Whether it holds the work back.
-    pub binds: bool,
-}
-
-/// How long jobs wait from when they come to when they are first sent.
-#[derive(Debug, Clone, Serialize)]
-pub struct Waits {
-    /// Half of them wait shorter.
-    pub p50_ms: u64,
-    /// One in a hundred waits longer.
-    pub p99_ms: u64,
-    /// None of those simulated waited longer.
-    pub max_ms: u64,
-}
-
-/// One lane.
-#[derive(Debug, Clone, Serialize)]
-pub struct LanePlan {
-    /// Its name.
-    pub lane: String,
-    /// Its share of the jobs.
-    pub share: f64,
-    /// Waits of its jobs.
-    pub waits: Option<Waits>,
-    /// When its last job ends, after the beginning; only where all of it was simulated.
-    pub takes_ms: Option<u64>,
-}
-
-/// What piles up where jobs come.
-#[derive(Debug, Clone, Serialize)]
-pub struct Backlog {
-    /// It grows for as long as jobs come.
-    pub grows: bool,
-    /// By so many jobs a second.
-    pub grows_per_second: f64,
-    /// Jobs that wait when no more come.
-    pub jobs_at_end: u64,
-    /// How long these take then; nothing where they never end.
-    pub drains_ms: u64,
-    /// Jobs a second that can be kept up with.
-    pub sustained_per_second: f64,
-}
-
-/// The same work with more keys.
-#[derive(Debug, Clone, Serialize)]
-pub struct MoreKeys {
-    /// So many, each with a quota of its own.
-    pub keys: u64,
-    /// How long it takes then; nothing where jobs come.
-    pub takes_ms: Option<u64>,
-    /// Calls a second in the long run.
-    pub per_second: f64,
-    /// What binds then.
-    pub binds: Vec<Binding>,
-    /// How it was found.
-    pub basis: Basis,
-}
-
-/// Calls over time.
-#[derive(Debug, Clone, Serialize)]
-pub struct Intervals {
-    /// How long each is.
-    pub width_ms: u64,
-    /// Calls that the limits allow in each in the long run.
-    pub allowed: Option<f64>,
-    /// Calls in each.
-    pub calls: Vec<u64>,
-    /// From this interval on they follow from a steady rate.
-    pub simulated: usize,
-}
-
-/// What can be said of some work at one provider.
-#[derive(Debug, Clone, Serialize)]
-pub struct Plan {
-    /// Its name.
-    pub provider: String,
-    /// Jobs; of those that come at random, on average.
-    pub jobs: u64,
-    /// Jobs a second, where they come.
-    pub rate_per_second: Option<f64>,
-    /// For how long they come.
-    pub for_ms: Option<u64>,
-    /// Keys that are configured.
-    pub keys: u64,
-    /// Whether a limit is declared at all. If not, the provider is probed when calls are made, and `takes_ms` is the
-    /// least that it takes.
-    pub limits_known: bool,
-    /// From the beginning to the end of the last job.
-    pub takes_ms: u64,
-    /// The same as a time.
-    pub done_at: String,
-    /// How it was found.
-    pub basis: Basis,
-    /// Calls that were simulated.
-    pub simulated_calls: u64,
-    /// By arithmetic: no limit lets the last call leave earlier.
-    pub arithmetic_ms: u64,
-    /// Calls altogether.
-    pub calls: u64,
-    /// Jobs that fail for good.
-    pub dead: u64,
-    /// Calls a second over the whole time.
-    pub rate: f64,
-    /// Calls a second that the limits allow in the long run, as declared; nothing where time does not limit them.
-    pub allowed_per_second: Option<f64>,
-    /// Calls a second in the long run; nothing where it is over sooner.
-    pub sustained_per_second: Option<f64>,
-    /// The share of the allowed rate that is reached in the long run.
-    pub utilisation: Option<f64>,
-    /// What holds the work back.
-    pub binds: Vec<Binding>,
-    /// Every limit that holds for it.
-    pub limits: Vec<LimitPlan>,
-    /// What more keys would do.
-    pub more_keys: Vec<MoreKeys>,
-    /// Keys that keep up with what comes, where those there are do not.
-    pub keys_to_keep_up: Option<u64>,
-    /// Waits, where jobs come.
-    pub waits: Option<Waits>,
-    /// What piles up, where jobs come.
-    pub backlog: Option<Backlog>,
-    /// Lanes, where there are several.
-    pub lanes: Vec<LanePlan>,
-    /// Calls over time.
-    pub intervals: Intervals,
-    /// What was assumed.
-    pub assumed: Assumed,
-    /// What else is to be known.
-    pub notes: Vec<String>,
-}
 
 /// Plans the work.
 ///
 /// # Errors
 /// [`PlanError`] where there is no such lane, or the jobs can never be sent.
 pub fn plan(provider: &Provider, work: &Work) -> Result<Plan, PlanError> {
+    plan_within(provider, work, CALLS)
+}
+
+/// The same, with so many calls simulated before a steady rate is taken for the rest (a tenth of them for questions
+/// beside the plan), and four times as many at most.
+///
+/// # Errors
+/// As of [`plan`].
+pub fn plan_within(provider: &Provider, work: &Work, calls: usize) -> Result<Plan, PlanError> {
     check_cost(provider, work)?;
-    let ceiling = Ceiling::new(provider, work);
-    Forecast { provider, work, wanted: calls_wanted(work, provider), ceiling }.plan()
+    Forecast::new(provider, work, Ceiling::new(provider, work), calls.max(10 * BESIDE)).plan()
 }
 
 struct Forecast<'a> {
@@ -222,7 +50,12 @@ struct Forecast<'a> {
     work: &'a Work,
     /// Calls that are wanted altogether, about.
     wanted: f64,
+    /// Every limit.
+    all: Ceiling,
+    /// Those that matter for so much work.
     ceiling: Ceiling,
+    /// Calls that are simulated before a steady rate is taken for the rest.
+    calls: usize,
 }
 
 /// How long something takes, and how that was found.
@@ -231,9 +64,19 @@ struct Takes {
     basis: Basis,
 }
 
-impl Forecast<'_> {
+impl<'a> Forecast<'a> {
+    fn new(provider: &'a Provider, work: &'a Work, all: Ceiling, calls: usize) -> Self {
+        let wanted = calls_wanted(work, provider);
+        let ceiling = match work.amount {
+            Amount::Jobs(_) => all.relevant(wanted),
+            // Whether it can be kept up with is asked of the long run.
+            Amount::Arrivals { .. } => all.clone(),
+        };
+        Self { provider, work, wanted, all, ceiling, calls }
+    }
+
     fn plan(&self) -> Result<Plan, PlanError> {
-        let run = run(self.provider, self.work, &self.ceiling, CALLS)?;
+        let run = run(self.provider, self.work, &self.ceiling, self.calls)?;
         let lasting = self.lasting(&run)?;
         let takes = self.takes(&run, lasting);
         let backlog = self.backlog(&run, lasting);
@@ -254,9 +97,11 @@ impl Forecast<'_> {
             rate_per_second,
             for_ms,
             keys: self.keys(),
-            limits_known: !self.ceiling.is_unknown(),
+            limits_known: !self.all.is_unknown(),
             takes_ms: millis(takes.span),
-            done_at: rfc3339(self.work.start_ms.saturating_add(i64::try_from(takes.span.as_millis()).unwrap_or(i64::MAX))),
+            done_at: rfc3339(
+                self.work.start_ms.saturating_add(i64::try_from(takes.span.as_millis()).unwrap_or(i64::MAX)),
+            ),
             basis: takes.basis,
             simulated_calls: run.tally.departures.len() as u64,
             arithmetic_ms: millis(span(self.ceiling.seconds_for(self.wanted))),
@@ -270,7 +115,7 @@ impl Forecast<'_> {
             more_keys: self.more_keys(&binds)?,
             keys_to_keep_up: if grows { self.keys_to_keep_up() } else { None },
             binds,
-            lanes: self.lanes(&run, waits.is_some() && !(grows && !run.complete)),
+            lanes: self.lanes(&run, run.complete || !grows),
             intervals: self.intervals(&run, &takes, lasting),
             notes: self.notes(&takes),
             waits,
@@ -289,7 +134,7 @@ impl Forecast<'_> {
         }
         // As many as there can be: then every limit matters, however long its period.
         let endless = Work { amount: Amount::Jobs(super::JOBS_MAX), ..self.work.clone() };
-        let run = self::run(self.provider, &endless, &self.ceiling, CALLS_BESIDE)?;
+        let run = self::run(self.provider, &endless, &self.ceiling, self.calls / BESIDE)?;
         Ok(run.steady.unwrap_or_else(|| self.ceiling.expected()))
     }
 
@@ -342,7 +187,8 @@ impl Forecast<'_> {
         }
         let answer = self.work.mean_latency();
         if let Amount::Arrivals { span: coming, .. } = self.work.amount {
-            let basis = if run.steady.is_some() || lasting > self.arriving() { Basis::Extrapolated } else { Basis::Arithmetic };
+            let basis =
+                if run.steady.is_some() || lasting > self.arriving() { Basis::Extrapolated } else { Basis::Arithmetic };
             return Takes { span: coming + self.drain(lasting) + answer, basis };
         }
         let Some(rate) = run.steady else {
@@ -403,36 +249,43 @@ impl Forecast<'_> {
     }
 
     fn limits(&self, run: &Run, sustained: Option<f64>, binds: &[Binding]) -> Vec<LimitPlan> {
-        let keys = &self.provider.pool.keys;
-        // What may leave at once at the beginning says nothing; nor does a part of a cycle at the end.
-        let around = cycle(&self.ceiling);
-        let later = run.tally.keys.get(around..).unwrap_or_default();
-        let later = &later[..later.len() / around * around];
-        let mut by_key = vec![0_u64; keys.len()];
-        for key in later {
-            if let Some(calls) = by_key.get_mut(key.0 as usize) {
-                *calls += 1;
-            }
-        }
-        let share = |level: Level| {
-            let calls = match level {
-                Level::Shared => later.len() as u64,
-                Level::Key => by_key.iter().max().copied().unwrap_or(0),
-                Level::Budget(n) => keys.iter().zip(&by_key).filter(|(key, _)| key.budget == Some(n)).map(|(_, n)| n).sum(),
-            };
-            calls as f64 / later.len() as f64
-        };
-        let sustained = sustained.filter(|_| !later.is_empty());
+        let is_binding = |rule: &Rule| binds.iter().any(|binding| binding.place == rule.place);
         let limit = |rule: &Rule| LimitPlan {
             place: rule.place.clone(),
             limit: rule.limit.clone(),
             of: rule.of.clone(),
             allowed_per_second: Some(rule.allows.declared).filter(|rate| rate.is_finite()).map(rounded),
-            used: sustained.map(|rate| rounded(rate * share(rule.level) / rule.allows.declared)),
+            used: sustained.and_then(|_| self.used(rule, is_binding(rule), run)).map(rounded),
             expected_utilisation: rounded(rule.allows.utilisation()),
-            binds: binds.iter().any(|binding| binding.place == rule.place),
+            binds: is_binding(rule),
         };
-        self.ceiling.rules().map(limit).collect()
+        self.all.rules().map(limit).collect()
+    }
+
+    /// The share of a limit that is used in the long run; of each key, the one that is used most.
+    fn used(&self, rule: &Rule, binds: bool, run: &Run) -> Option<f64> {
+        let keys = &self.provider.pool.keys;
+        let mut by_key = vec![0_u64; keys.len()];
+        for key in &run.tally.keys {
+            *by_key.get_mut(key.0 as usize)? += 1;
+        }
+        let busiest = (0..keys.len()).max_by_key(|key| by_key[*key]);
+        let counts = |key: usize| match rule.level {
+            Level::Shared => true,
+            Level::Budget(budget) => keys[key].budget == Some(budget),
+            Level::Key => Some(key) == busiest,
+        };
+        let seen = run.tally.departures.iter().zip(&run.tally.keys);
+        let departures: Vec<u64> = seen.filter(|(_, key)| counts(key.0 as usize)).map(|(at, _)| *at).collect();
+        let share = departures.len() as f64 / run.tally.departures.len() as f64;
+        let around = if binds && rule.allows.period > 0.0 {
+            rule.allows.declared * rule.allows.period
+        } else {
+            share * cycle(&self.ceiling) as f64
+        };
+        let around = (around.round() as usize).max(1);
+        // What may leave at once at the beginning says nothing.
+        Some(rate(departures.get(around..)?, around)? / rule.allows.declared)
     }
 
     /// With how many more keys another limit binds, and what there is on the way.
@@ -442,7 +295,7 @@ impl Forecast<'_> {
             return Ok(Vec::new());
         }
         let binding = |keys: u64| {
-            let more = self.ceiling.with_keys(keys);
+            let more = self.all.with_keys(keys);
             match self.work.amount {
                 Amount::Jobs(_) => more.binding_for(self.wanted),
                 Amount::Arrivals { .. } => more.binding(),
@@ -472,9 +325,8 @@ impl Forecast<'_> {
             Amount::Arrivals { .. } => Amount::Jobs(super::JOBS_MAX),
         };
         let work = Work { amount, ..self.work.clone() };
-        let ceiling = self.ceiling.with_keys(keys);
-        let run = run(&provider, &work, &ceiling, CALLS_BESIDE)?;
-        let more = Forecast { provider: &provider, work: &work, wanted: calls_wanted(&work, &provider), ceiling };
+        let more = Forecast::new(&provider, &work, self.all.with_keys(keys), self.calls);
+        let run = run(&provider, &work, &more.ceiling, self.calls / BESIDE)?;
         let lasting = run.steady.unwrap_or_else(|| more.ceiling.expected());
         let takes = more.takes(&run, lasting);
         let jobs = matches!(self.work.amount, Amount::Jobs(_));
@@ -483,7 +335,7 @@ impl Forecast<'_> {
     }
 
     fn keys_to_keep_up(&self) -> Option<u64> {
-        let keeps_up = |keys: u64| self.ceiling.with_keys(keys).expected() >= self.arriving();
+        let keeps_up = |keys: u64| self.all.with_keys(keys).expected() >= self.arriving();
         (1..=KEYS_MAX).find(|keys| keeps_up(*keys)).filter(|_| self.keys() > 0)
     }
 
@@ -536,7 +388,7 @@ impl Forecast<'_> {
 
     fn notes(&self, takes: &Takes) -> Vec<String> {
         let mut notes = Vec::new();
-        if self.ceiling.is_unknown() {
+        if self.all.is_unknown() {
             notes.push(
                 "no limit is declared for these calls: the provider will be probed, and how fast that gets cannot be \
                  planned; what is shown is bounded by answers and open calls alone"

@@ -8,10 +8,12 @@
 //! | `world`, `supply` | jobs that come, a store that commits, a provider that answers |
 //! | `run` | one simulation, as long as it is worth it |
 //! | `forecast` | what follows from it: [`plan`] |
+//! | `answer` | what a plan says |
 //! | `review` | what a configuration promises and risks: [`review()`] |
 //! | `dice` | random numbers that can be repeated |
 
 mod allows;
+mod answer;
 mod ceiling;
 mod dice;
 mod drive;
@@ -24,10 +26,11 @@ mod work;
 mod world;
 
 pub use allows::{Allows, Calls, in_words};
+pub use answer::{Assumed, Backlog, Basis, Intervals, LanePlan, LimitPlan, MoreKeys, Plan, Waits};
 pub use ceiling::Binding;
 pub use dice::Dice;
 pub use drive::{Agenda, Drive, World};
-pub use forecast::{Assumed, Backlog, Basis, Intervals, LanePlan, LimitPlan, MoreKeys, Plan, Waits, plan};
+pub use forecast::{plan, plan_within};
 
 pub use review::{Expected, Kept, Review, Warning, review};
 pub use work::{Amount, JOBS_MAX, RATE_MAX, SPAN_MAX, Work};

@@ -148,13 +148,18 @@ impl Placed<'_> {
             return (Kept::Promised, None);
         }
         match (safety, self.spec.algorithm) {
-            (Safety::Balanced, _) => (Kept::Likely, Some("safety is balanced: a slot is freed after the spread of delays seen so far")),
-            (Safety::Headroom(_), _) => {
-                (Kept::Likely, Some("safety is headroom: a slot is freed after the spread of delays seen so far, at a lower rate"))
+            (Safety::Balanced, _) => {
+                (Kept::Likely, Some("safety is balanced: a slot is freed after the spread of delays seen so far"))
             }
+            (Safety::Headroom(_), _) => (
+                Kept::Likely,
+                Some("safety is headroom: a slot is freed after the spread of delays seen so far, at a lower rate"),
+            ),
             (Safety::Strict, Algorithm::Smooth) => (
                 Kept::Conditional,
-                Some("smooth: a server that allows no burst at all may refuse two calls that the network brings together"),
+                Some(
+                    "smooth: a server that allows no burst at all may refuse two calls that the network brings together",
+                ),
             ),
             (Safety::Strict, Algorithm::FixedWindow) => {
                 (Kept::Promised, Some("fixed_window: paced as a sliding window until answers tell where it ends"))
@@ -212,14 +217,21 @@ impl Placed<'_> {
 fn of_provider(provider: &Provider) -> Vec<Warning> {
     let pool = &provider.pool;
     let mut warnings = Vec::new();
-    let mut warn = |code, place: &str, message: String| warnings.push(Warning { code, place: place.to_owned(), message });
+    let mut warn =
+        |code, place: &str, message: String| warnings.push(Warning { code, place: place.to_owned(), message });
     if provider.secrets.iter().all(Option::is_none) {
         warn("no_key", "", "it has no key: calls are made without a credential".to_owned());
     }
-    let everywhere = pool.limits.len() + pool.key_limits.len() + pool.budgets.iter().map(|b| b.limits.len()).sum::<usize>();
+    let everywhere =
+        pool.limits.len() + pool.key_limits.len() + pool.budgets.iter().map(|b| b.limits.len()).sum::<usize>();
     if everywhere == 0 {
-        let which = if pool.routes.is_empty() { "no limit is declared" } else { "calls that match no route have no limit" };
-        warn("no_limit", "", format!("{which}: it is probed, and finds limits by exceeding them; declare what the provider documents"));
+        let which =
+            if pool.routes.is_empty() { "no limit is declared" } else { "calls that match no route have no limit" };
+        warn(
+            "no_limit",
+            "",
+            format!("{which}: it is probed, and finds limits by exceeding them; declare what the provider documents"),
+        );
     }
     for (n, budget) in pool.budgets.iter().enumerate().filter(|(_, budget)| budget.limits.is_empty()) {
         let keys = pool.keys.iter().filter(|key| key.budget == Some(n)).count();
@@ -233,7 +245,10 @@ fn of_provider(provider: &Provider) -> Vec<Warning> {
     {
         warn("no_headroom", "safety", "a headroom of 0% is the same as balanced".to_owned());
     }
-    let local = provider.base_url.host_str().is_some_and(|host| host == "localhost" || host.starts_with("127.") || host == "[::1]");
+    let local = provider
+        .base_url
+        .host_str()
+        .is_some_and(|host| host == "localhost" || host.starts_with("127.") || host == "[::1]");
     if provider.base_url.scheme() == "http" && !local && provider.secrets.iter().any(Option::is_some) {
         warn("plain_http", "base_url", "its keys can be read on the way: use https".to_owned());
     }
@@ -249,7 +264,10 @@ fn of_lanes(provider: &Provider) -> Vec<Warning> {
         .map(|lane| Warning {
             code: "starved_lane",
             place: format!("lanes.{}", lane.name),
-            message: format!("gets {} of {sum} turns while all lanes wait: choose weights that are closer", lane.weight),
+            message: format!(
+                "gets {} of {sum} turns while all lanes wait: choose weights that are closer",
+                lane.weight
+            ),
         })
         .collect()
 }

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
+use super::PlanError;
 use super::ceiling::Ceiling;
 use super::dice::Dice;
 use super::drive::Drive;
 use super::supply::Supply;
 use super::work::{Amount, Work};
 use super::world::{Planned, Tally};
-use super::PlanError;
 use crate::config::Provider;
 use crate::dispatch::core::Core;
 use crate::job::{Catalog, Given, Job};
@@ -46,7 +46,8 @@ pub fn with_keys(provider: &Provider, more: u64) -> Provider {
     provider
 }
 
-/// Runs until everything has ended, or until `calls` were made and the rate is steady, or four times as many.
+/// Runs until everything has ended, or until `calls` were made and the rate is steady, or four times as many. `ceiling`
+/// has the limits that matter.
 pub fn run(provider: &Provider, work: &Work, ceiling: &Ceiling, calls: usize) -> Result<Run, PlanError> {
     let provider = Arc::new(provider.clone());
     let (templates, supplies) = jobs(&provider, work)?;
@@ -63,7 +64,7 @@ pub fn run(provider: &Provider, work: &Work, ceiling: &Ceiling, calls: usize) ->
         if made < enough {
             continue;
         }
-        steady = steady_rate(&drive.world.tally.departures, ceiling, work, &provider);
+        steady = steady_rate(&drive.world.tally.departures, ceiling);
         if steady.is_some() || made >= 4 * calls {
             break;
         }
@@ -122,11 +123,9 @@ pub fn check_cost(provider: &Provider, work: &Work) -> Result<(), PlanError> {
 
 /// The rate in the second half of these departures, where it is proven that it stays: several periods of every limit
 /// that can matter were seen, and both quarters of that half go at the same rate.
-fn steady_rate(departures: &[u64], ceiling: &Ceiling, work: &Work, provider: &Provider) -> Option<f64> {
+fn steady_rate(departures: &[u64], ceiling: &Ceiling) -> Option<f64> {
     let seconds = *departures.last()? as f64 / 1e9;
-    let wanted = calls_wanted(work, provider);
-    let mut unseen = ceiling.rules().filter(|rule| rule.allows.period * PERIODS > seconds);
-    if unseen.any(|rule| !ceiling.is_idle(&rule.place, wanted)) {
+    if ceiling.rules().any(|rule| rule.allows.period * PERIODS > seconds) {
         return None;
     }
     let around = cycle(ceiling);

@@ -109,10 +109,7 @@ impl Planned {
         start_ms: WallMs,
     ) -> Self {
         let lanes = supplies.len();
-        let tally = Tally {
-            lanes: (0..lanes).map(|_| LaneTally::default()).collect(),
-            ..Tally::default()
-        };
+        let tally = Tally { lanes: (0..lanes).map(|_| LaneTally::default()).collect(), ..Tally::default() };
         Self {
             timeout: provider.timeout,
             latency: work.latency,
@@ -170,7 +167,7 @@ impl Planned {
         let mut claimed = Vec::new();
         let mut by_lane = vec![0; self.supplies.len()];
         let mut starved = false;
-        for lane in 0..self.supplies.len() {
+        for (lane, count) in by_lane.iter_mut().enumerate() {
             let number = self.supplies[lane].lane;
             let room = self.target.saturating_sub(core.in_line(number) + self.coming[lane]);
             let before = claimed.len();
@@ -180,8 +177,8 @@ impl Planned {
             {
                 claimed.push(job);
             }
-            by_lane[lane] = claimed.len() - before;
-            self.coming[lane] += by_lane[lane];
+            *count = claimed.len() - before;
+            self.coming[lane] += *count;
             let more = self.supplies[lane].next_at().is_some_and(|at| at <= now.mono);
             starved |= more || !self.ready[lane].is_empty();
         }
@@ -237,8 +234,7 @@ impl Planned {
         let arrived = self.supplies[lane].take(now.mono)?;
         let pk = self.next_pk;
         self.next_pk += 1;
-        let fresh =
-            Held { lane, arrived, attempts: 0, failures: 0, first_attempt_ms: None, backoff: Duration::ZERO };
+        let fresh = Held { lane, arrived, attempts: 0, failures: 0, first_attempt_ms: None, backoff: Duration::ZERO };
         self.held.insert(pk, fresh);
         self.claimed(pk)
     }

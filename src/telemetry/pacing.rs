@@ -81,6 +81,7 @@ struct Shown {
     budget_states: BTreeMap<String, i64>,
     key_states: BTreeMap<String, i64>,
     signals: BTreeMap<String, i64>,
+    probing: BTreeMap<String, i64>,
     permits_waiting: Vec<(String, u64)>,
     paused: bool,
     leases: u64,
@@ -154,6 +155,7 @@ impl Shown {
         let (mut budget_states, mut key_states): (BTreeMap<String, i64>, BTreeMap<String, i64>) =
             (zeros(&BUDGET_STATES), zeros(&KEY_STATES));
         let (mut budgets, mut signals) = (BTreeMap::<String, Sums>::new(), BTreeMap::<String, i64>::new());
+        let mut probing = BTreeMap::<String, i64>::new();
         for budget in &told.report.budgets {
             match budgets.get_mut(&label(budget)) {
                 Some(sums) => sums.add(&Sums::of(budget, told.at_ms)),
@@ -165,6 +167,9 @@ impl Shown {
             for key in &budget.keys {
                 *key_states.entry(key.state.clone()).or_default() += 1;
             }
+            if let Some(state) = &budget.probing {
+                *probing.entry(state.clone()).or_default() += 1;
+            }
             if let Some(family) = &budget.signals {
                 *signals.entry(family.clone()).or_default() += 1;
             }
@@ -174,6 +179,7 @@ impl Shown {
             budget_states,
             key_states,
             signals,
+            probing,
             permits_waiting: told.report.permits_waiting.clone(),
             paused: told.paused,
             leases: told.leases,
@@ -239,6 +245,11 @@ impl Collector for PacingMetrics {
         )?;
         write("paceline_keys", "Keys by state", &states(&shown, |shown| &shown.key_states))?;
         write("paceline_budgets", "Budgets by state", &states(&shown, |shown| &shown.budget_states))?;
+        write(
+            "paceline_budgets_probing",
+            "Budgets whose limits nobody declared, by how far they are",
+            &states(&shown, |shown| &shown.probing),
+        )?;
         let (lanes, signals) = (Family::<LaneLabel, Gauge>::default(), Family::<SignalLabel, Gauge>::default());
         let (paused, leases) =
             (Family::<super::ProviderLabel, Gauge>::default(), Family::<super::ProviderLabel, Gauge>::default());
@@ -306,6 +317,7 @@ mod tests {
             calls: 10,
             pacing_errors: 3,
             signals: Some("ietf".to_owned()),
+            probing: Some("settled".to_owned()),
             keys: vec![key],
             ..BudgetReport::default()
         }
@@ -339,6 +351,7 @@ mod tests {
             "paceline_keys{provider=\"geo\",state=\"refused\"} 1",
             "paceline_keys{provider=\"geo\",state=\"disabled\"} 0",
             "paceline_budgets{provider=\"geo\",state=\"open\"} 2",
+            "paceline_budgets_probing{provider=\"geo\",state=\"settled\"} 2",
             "paceline_permits_waiting{provider=\"geo\",lane=\"high\"} 7",
             "paceline_signal_families{provider=\"geo\",family=\"ietf\"} 2",
             "paceline_provider_paused{provider=\"geo\"} 1",

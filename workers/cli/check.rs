@@ -3,6 +3,9 @@
 use clap::Args as ClapArgs;
 use paceline::config::{Auth, Config, Provider, QueueConfig};
 use paceline::duration::HumanDuration;
+use paceline::pace::Safety;
+use paceline::plan::{Review, Warning, review};
+use paceline::sim::Lognormal;
 use serde_json::{Value, json};
 
 use super::Globals;
@@ -13,18 +16,34 @@ use super::output::Out;
 /// Validate the configuration and show what is in effect
 ///
 /// Reads the file, the environment and every secret it names, and tells all that is wrong at once.
-/// Nothing is called and no secret is shown.
+/// Nothing is called and no secret is shown. Of each limit it says what share of it can be reached and
+/// whether it is surely never exceeded; what is valid and risky is told as a warning.
 #[derive(Debug, ClapArgs)]
-pub struct Args {}
+pub struct Args {
+    /// What answers are assumed to take: a duration, or their median and 99th percentile (120ms,900ms)
+    #[arg(long, value_name = "DURATION", default_value = "200ms", value_parser = super::plan::latency)]
+    latency: Lognormal,
+    /// Fail where there is a warning
+    #[arg(long)]
+    strict: bool,
+}
 
 /// Checks.
-pub async fn run(_: Args, globals: &Globals, out: &Out) -> Result<Exit, Failure> {
+pub async fn run(args: Args, globals: &Globals, out: &Out) -> Result<Exit, Failure> {
     let config = globals.load()?;
-    let shown = effective(&config);
+    let reviews: Vec<Review> = config.providers.iter().map(|provider| review(provider, args.latency)).collect();
+    let risky = reviews.iter().any(|review| !review.warnings.is_empty());
+    let exit = if args.strict && risky { Exit::Failed } else { Exit::Done };
+    let shown = effective(&config, &reviews);
     if out.is_json() {
         out.json(&shown)?;
-        return Ok(Exit::Done);
+    } else {
+        print(&config, &reviews, &shown, &args, out)?;
     }
+    Ok(exit)
+}
+
+fn print(config: &Config, reviews: &[Review], shown: &Value, args: &Args, out: &Out) -> Result<(), Failure> {
     let file =
         config.path.as_ref().map_or("no file, the built-in defaults".to_owned(), |path| path.display().to_string());
     out.line(format!("valid: {file}\n"))?;
@@ -43,8 +62,52 @@ pub async fn run(_: Args, globals: &Globals, out: &Out) -> Result<Exit, Failure>
     if config.providers.is_empty() {
         out.line("\nno provider is configured: every job will be refused")?;
     }
-    config.providers.iter().try_for_each(|provider| print_provider(provider, out))?;
-    Ok(Exit::Done)
+    for (provider, review) in config.providers.iter().zip(reviews) {
+        print_provider(provider, out)?;
+        print_limits(review, args.latency, out)?;
+    }
+    let warnings: Vec<&Warning> = reviews.iter().flat_map(|review| &review.warnings).collect();
+    if !warnings.is_empty() {
+        out.line(if args.strict { "\nwarnings, which --strict does not let pass:" } else { "\nwarnings:" })?;
+    }
+    warnings
+        .iter()
+        .try_for_each(|warning| out.line(format!("  {}\n    {} ({})", warning.place, warning.message, warning.code)))
+}
+
+/// What can be reached of each limit, and whether it is surely never exceeded.
+fn print_limits(review: &Review, latency: Lognormal, out: &Out) -> Result<(), Failure> {
+    if review.expected.is_empty() {
+        return out.line("  limits   none: it is probed");
+    }
+    let answers = HumanDuration(latency.median);
+    out.line(format!(
+        "  limits   (reached when answers take {answers}; never exceeded: promised, conditional, likely)"
+    ))?;
+    let mut conditions: Vec<&str> = Vec::new();
+    let mut rows: Vec<[String; 4]> = Vec::new();
+    for limit in &review.expected {
+        let note = limit.condition.as_deref().map(|condition| {
+            let known = conditions.iter().position(|known| *known == condition);
+            let place = known.unwrap_or_else(|| {
+                conditions.push(condition);
+                conditions.len() - 1
+            });
+            format!(" [{}]", place + 1)
+        });
+        rows.push([
+            format!("{}: {}", limit.place, limit.limit),
+            limit.of.clone(),
+            format!("{:.1} %", limit.utilisation * 100.0),
+            format!("{}{}", limit.promise.as_str(), note.unwrap_or_default()),
+        ]);
+    }
+    let widths: Vec<usize> = (0..4).map(|n| rows.iter().map(|row| row[n].chars().count()).max().unwrap_or(0)).collect();
+    for [limit, of, reached, promise] in &rows {
+        let (first, second, third) = (widths[0], widths[1], widths[2]);
+        out.line(format!("    {limit:<first$}  {of:<second$}  {reached:>third$}  {promise}"))?;
+    }
+    conditions.iter().enumerate().try_for_each(|(n, condition)| out.line(format!("    [{}] {condition}", n + 1)))
 }
 
 fn print_provider(provider: &Provider, out: &Out) -> Result<(), Failure> {
@@ -55,27 +118,7 @@ fn print_provider(provider: &Provider, out: &Out) -> Result<(), Failure> {
     out.line(format!("  keys     {}", keys.join(", ")))?;
     let lanes: Vec<String> = pool.lanes.iter().map(|lane| format!("{} {}", lane.name, lane.weight)).collect();
     out.line(format!("  lanes    {}", lanes.join(", ")))?;
-    out.line(format!("  safety   {:?}, counted within {}", pool.safety, HumanDuration(pool.counted_within)))?;
-    for limit in &pool.limits {
-        out.line(format!("  limit    {limit}, of the provider"))?;
-    }
-    for limit in &pool.key_limits {
-        out.line(format!("  limit    {limit}, of each key"))?;
-    }
-    for budget in &pool.budgets {
-        for limit in &budget.limits {
-            out.line(format!("  limit    {limit}, of the budget {}", budget.name))?;
-        }
-    }
-    for (route, spec) in provider.routes.iter().zip(&pool.routes) {
-        let matched = format!("{} {}", route.method.as_deref().unwrap_or("any method"), route.path);
-        for limit in &spec.limits {
-            out.line(format!("  limit    {limit}, of {matched}"))?;
-        }
-        for limit in &spec.key_limits {
-            out.line(format!("  limit    {limit}, of {matched}, of each key"))?;
-        }
-    }
+    out.line(format!("  safety   {}, counted within {}", safety(pool.safety), HumanDuration(pool.counted_within)))?;
     let retry = provider.retry;
     out.line(format!(
         "  retry    {} attempts, backoff {} to {}, for {} at most",
@@ -84,6 +127,14 @@ fn print_provider(provider: &Provider, out: &Out) -> Result<(), Failure> {
         HumanDuration(retry.cap),
         HumanDuration(retry.max_elapsed)
     ))
+}
+
+fn safety(safety: Safety) -> String {
+    match safety {
+        Safety::Strict => "strict".to_owned(),
+        Safety::Balanced => "balanced".to_owned(),
+        Safety::Headroom(share) => format!("headroom {:.1} %", share * 100.0),
+    }
 }
 
 fn auth(auth: &Auth) -> String {
@@ -96,7 +147,7 @@ fn auth(auth: &Auth) -> String {
 }
 
 /// What is in effect, without secrets.
-fn effective(config: &Config) -> Value {
+fn effective(config: &Config, reviews: &[Review]) -> Value {
     let queue = match &config.queue {
         QueueConfig::Embedded => "embedded:".to_owned(),
         QueueConfig::Amqp(url) => without_password(url.expose()),
@@ -114,11 +165,12 @@ fn effective(config: &Config) -> Value {
         "queue": queue,
         "api": { "listen": config.api.listen.to_string(), "envelope_bytes_max": config.api.envelope_bytes_max, "tokens": tokens },
         "webhooks": { "signed": config.webhooks.secret.is_some(), "allow_http": config.webhooks.allow_http },
-        "providers": config.providers.iter().map(provider).collect::<Vec<_>>(),
+        "providers": config.providers.iter().zip(reviews).map(|(p, review)| provider(p, review)).collect::<Vec<_>>(),
+        "warnings": reviews.iter().flat_map(|review| &review.warnings).collect::<Vec<_>>(),
     })
 }
 
-fn provider(provider: &Provider) -> Value {
+fn provider(provider: &Provider, review: &Review) -> Value {
     let pool = &provider.pool;
     let limits = |list: &[paceline::pace::LimitSpec]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
     let budgets = pool.budgets.iter().map(|b| json!({ "name": b.name, "limits": limits(&b.limits) }));
@@ -137,5 +189,6 @@ fn provider(provider: &Provider) -> Value {
         "budgets": budgets.collect::<Vec<_>>(),
         "routes": routes.collect::<Vec<_>>(),
         "max_attempts": provider.retry.max_attempts,
+        "expected": review.expected,
     })
 }

@@ -150,7 +150,8 @@ fn span(text: &str) -> Result<Duration, String> {
     fits.then_some(span).ok_or_else(|| format!("expected more than 0s and at most {}", HumanDuration(SPAN_MAX)))
 }
 
-fn latency(text: &str) -> Result<Lognormal, String> {
+/// A duration, or median and 99th percentile.
+pub(super) fn latency(text: &str) -> Result<Lognormal, String> {
     let wrong =
         || "expected a duration such as 200ms, or median and 99th percentile such as 120ms,900ms; above 0".to_owned();
     let parts: Vec<Duration> = text

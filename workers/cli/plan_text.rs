@@ -23,14 +23,13 @@ pub fn text(plan: &Plan) -> String {
 fn title(plan: &Plan) -> String {
     let keys = match plan.keys {
         0 => "without a key".to_owned(),
-        1 => "with 1 key".to_owned(),
-        n => format!("with {} keys", grouped(n)),
+        n => format!("with {}", counted(n, "key")),
     };
     match (plan.rate_per_second, plan.for_ms) {
         (Some(rate), Some(ms)) => {
             format!("{}: {} jobs/s for {}, {keys}", plan.provider, figure(rate), span(ms))
         }
-        _ => format!("{}: {} jobs, {keys}", plan.provider, grouped(plan.jobs)),
+        _ => format!("{}: {}, {keys}", plan.provider, counted(plan.jobs, "job")),
     }
 }
 
@@ -40,7 +39,10 @@ fn facts(plan: &Plan) -> String {
         && let Some(allowed) = plan.allowed_per_second
     {
         let share = percent(utilisation);
-        lines.push(("utilisation", format!("{share} of the {}/s that the limits allow in the long run", figure(allowed))));
+        lines.push((
+            "utilisation",
+            format!("{share} of the {}/s that the limits allow in the long run", figure(allowed)),
+        ));
     }
     if let Some(backlog) = &plan.backlog {
         lines.push(("keeps up", keeps_up(plan)));
@@ -63,10 +65,12 @@ fn facts(plan: &Plan) -> String {
         lines.push(("binds", "no limit: calls leave as soon as their jobs are there".to_owned()));
     }
     lines.extend(held.into_iter().enumerate().map(|(n, text)| (if n == 0 { "binds" } else { "" }, text)));
-    lines.extend(more_keys(plan).into_iter().enumerate().map(|(n, text)| (if n == 0 { "more keys" } else { "" }, text)));
+    lines
+        .extend(more_keys(plan).into_iter().enumerate().map(|(n, text)| (if n == 0 { "more keys" } else { "" }, text)));
     lines.push(("assumed", assumed(plan)));
     lines.extend(plan.notes.iter().map(|note| ("note", note.clone())));
-    let line = |(name, text): (&str, String)| format!("  {name:<width$}{text}", width = INDENT - 2).trim_end().to_owned();
+    let line =
+        |(name, text): (&str, String)| format!("  {name:<width$}{text}", width = INDENT - 2).trim_end().to_owned();
     lines.into_iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
@@ -114,10 +118,7 @@ fn waits(waits: &Waits) -> String {
 }
 
 fn binding(binding: &Binding) -> String {
-    let keys = match binding.keys {
-        1 => "1 key".to_owned(),
-        n => format!("{} keys", grouped(n)),
-    };
+    let keys = counted(binding.keys, "key");
     format!("{}: {}, of {} ({keys})", binding.place, binding.limit, binding.of)
 }
 
@@ -148,7 +149,8 @@ fn assumed(plan: &Plan) -> String {
     } else {
         format!("answers after {} (p99 {})", span(assumed.latency_ms), span(assumed.latency_p99_ms))
     };
-    let failures = if assumed.failures == 0.0 { "no failures".to_owned() } else { format!("{} fail", percent(assumed.failures)) };
+    let failures =
+        if assumed.failures == 0.0 { "no failures".to_owned() } else { format!("{} fail", percent(assumed.failures)) };
     format!("{answers}, {failures}, cost {}, {} {}, seed {}", assumed.cost, assumed.method, assumed.path, assumed.seed)
 }
 
@@ -177,7 +179,11 @@ fn limits(plan: &Plan) -> String {
             .iter()
             .zip(widths)
             .enumerate()
-            .map(|(n, (cell, width))| if matches!(n, 2 | 3) { format!("{cell:>width$}") } else { format!("{cell:<width$}") })
+            .map(
+                |(n, (cell, width))| {
+                    if matches!(n, 2 | 3) { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
+                },
+            )
             .collect();
         format!("  {}", cells.join("  ")).trim_end().to_owned()
     };
@@ -192,9 +198,10 @@ fn chart(intervals: &Intervals) -> String {
         return String::new();
     }
     let eighths = |calls: u64| (calls as f64 / top * (ROWS * 8) as f64).round() as usize;
-    let line_row = intervals.allowed.filter(|allowed| *allowed <= top).map(|allowed| {
-        ((allowed / top * ROWS as f64).ceil() as usize).clamp(1, ROWS) - 1
-    });
+    let line_row = intervals
+        .allowed
+        .filter(|allowed| *allowed <= top)
+        .map(|allowed| ((allowed / top * ROWS as f64).ceil() as usize).clamp(1, ROWS) - 1);
     let margin = grouped(top.round() as u64).chars().count().max(4);
     let mut lines = vec![format!("  calls per {}", span(intervals.width_ms))];
     for row in (0..ROWS).rev() {
@@ -232,6 +239,9 @@ fn chart(intervals: &Intervals) -> String {
 
 /// A duration in its two largest units.
 fn span(ms: u64) -> String {
+    if ms == 0 {
+        return "0s".to_owned();
+    }
     if ms < 1_000 {
         return format!("{ms}ms");
     }
@@ -251,16 +261,22 @@ fn span(ms: u64) -> String {
 
 /// Three digits, or as many as a whole number has.
 fn figure(number: f64) -> String {
-    match number {
-        n if n >= 99.95 => grouped(n.round() as u64),
+    let text = match number {
+        n if n >= 99.95 => return grouped(n.round() as u64),
         n if n >= 9.995 => format!("{n:.1}"),
         n if n >= 0.0995 => format!("{n:.2}"),
         n => format!("{n:.5}"),
-    }
+    };
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
 fn percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)
+}
+
+/// `1 key`, `2 keys`.
+fn counted(number: u64, what: &str) -> String {
+    format!("{} {what}{}", grouped(number), if number == 1 { "" } else { "s" })
 }
 
 /// `1234567` as `1,234,567`.

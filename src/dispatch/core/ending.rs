@@ -1,5 +1,6 @@
 //! The end of a call: what it means for its key, its budget and its job.
 
+use super::groups::Step;
 use super::message::{CallEnd, Command, Note, Now};
 use super::{Core, Open, millis};
 use crate::job::{DeadReason, JobState};
@@ -18,9 +19,10 @@ impl Core {
     /// What the end of a call means for its key, its budget and its job.
     pub(super) fn conclude(&mut self, pk: JobPk, open: Open, end: CallEnd, now: Now, random: &mut dyn FnMut() -> f64) {
         self.open -= 1;
-        let Some(held) = self.jobs.get(&pk) else { return };
         let Open { flight, sent, .. } = open;
         let (key, probe) = (flight.key(), flight.is_probe());
+        self.count(key, Step::Ends, now.mono);
+        let Some(held) = self.jobs.get(&pk) else { return };
         let reply = match &end {
             CallEnd::Answered(answer) => Reply::Answered {
                 status: answer.response.status,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::clock::WallMs;
 use crate::job::{Job, JobState};
 use crate::outcome::Outcome;
-use crate::pace::{KeyId, Signal, Time};
+use crate::pace::{GroupId, KeyId, Signal, Time};
 use crate::store::{Claimed, JobPk, Record, Recorded, StoredResponse};
 
 /// Longest text of an error that is kept, in bytes.
@@ -83,8 +83,9 @@ pub enum Event {
     Cancel(JobPk),
     /// No more jobs: what is in line goes back to the store.
     Drain,
-    /// The lease is gone: what is in line goes back to the store.
-    Suspend,
+    /// These groups are not held any more: what is pinned to them goes back to the store, and everything where nothing
+    /// is held.
+    Suspend(Vec<GroupId>),
     /// Time has passed.
     Tick,
 }
@@ -122,7 +123,7 @@ pub enum Note {
     QuotaExhausted(String),
 }
 
-/// Sending is allowed until then, and for so many calls: what a lease grants.
+/// Sending of a group is allowed until then, and for so many calls: what a lease grants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Allowance {
     /// Nothing is sent from then on.
