@@ -127,6 +127,7 @@ def woven_program():
 
 def attempt(program, number):
     def bounded():
+        os.nice(19)
         resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 5))
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
 
