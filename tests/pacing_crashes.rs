@@ -356,3 +356,26 @@ fn one_large_cost_that_nobody_saw_counts_wholly() {
     let mut second = heir(&spec, &written, 1_000, 1, t(1_000));
     assert!(slot(&mut second, 50, t(1_000)) >= t(20_100));
 }
+
+/// Permits were in hand when it was written; they are given back, and calls of a route take their place unseen.
+#[test]
+fn what_was_on_its_way_and_given_back_hides_no_calls_of_another_limit() {
+    for algorithm in [Algorithm::SlidingWindow, Algorithm::FixedWindow, Algorithm::TokenBucket] {
+        let limit = LimitSpec::requests(10, Duration::from_secs(10), algorithm).with_burst(10);
+        let of_route = LimitSpec::requests(10, Duration::from_secs(60), Algorithm::SlidingWindow);
+        let routes = vec![RouteSpec { limits: vec![of_route], key_limits: Vec::new() }];
+        let spec = PoolSpec { routes, ..one_key(limit) };
+        let mut first = Pool::new(&spec, t(0)).unwrap();
+        let flights: Vec<Flight> = (0..10).map(|_| depart(&mut first, 1, t(0))).collect();
+        let written = first.save(t(10));
+        flights.into_iter().for_each(|flight| first.unsent(flight, t(20)));
+        let routed = Ask { routes: Routes::NONE.with(0), ..Ask::default() };
+        for _ in 0..10 {
+            let Acquire::Granted(permit) = first.acquire(&routed, t(30)) else { panic!("{algorithm:?}") };
+            let _sent_unseen = first.depart(permit, t(30));
+        }
+        let mut second = heir(&spec, &written, 90, 10, t(100));
+        let Acquire::At(at) = second.acquire(&routed, t(100)) else { panic!("{algorithm:?}: at once") };
+        assert!(at >= t(60_030), "{algorithm:?}: {at:?}");
+    }
+}
