@@ -246,8 +246,8 @@ async fn of_step(
     let (once, twice, more) =
         (provider.executions(1).len(), provider.executions(2).len(), provider.executions(3).len());
     let all = i64::try_from(JOBS).expect("few");
-    // On a slow machine another call may be under way, or its record: it may be made again, or be dead, too.
-    let others = if step.at_most_once { 0 } else { 1 };
+    // On a slow machine another call may be under way, and another record: they may be made again, or be dead, too.
+    let others = if step.at_most_once { 0 } else { 2 };
     let fits = match step.in_hand {
         InHand::Once | InHand::MaybeAgain => once == JOBS && twice <= others && dead <= 1,
         InHand::Again => once == JOBS && (1..=1 + others).contains(&twice) && dead == 0,

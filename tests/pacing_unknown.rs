@@ -320,7 +320,15 @@ fn what_was_found_outlives_the_process() {
                 let since = if crash { Since::AtMost { calls: 1_000, open: 50, within } } else { Since::Nothing };
                 pool.restore(&saved, seconds(2.0), since, Time::from_nanos(now));
                 let state = probing(&mut pool, now);
-                assert!(state.found_per_second.is_some_and(|found| found > 4.0), "seed {seed}, life {life}: {state:?}");
+                let (rate, found) = (state.per_second.unwrap(), state.found_per_second.unwrap());
+                assert!(found > 4.0 && rate < 6.1, "seed {seed}, life {life}: {state:?}");
+                if crash {
+                    assert_eq!(state.state, ProbeState::Found, "seed {seed}, life {life}");
+                    assert!(rate <= 0.71 * found, "what was sent unseen must not matter: {state:?}");
+                } else {
+                    assert_eq!(state.state, ProbeState::Settled, "seed {seed}, life {life}");
+                    assert!(rate >= 0.9 * found, "{state:?}");
+                }
             }
             let mut line = Line::new(&spec(1).lanes);
             let length = 5 * MINUTE + dice.below(5 * MINUTE);

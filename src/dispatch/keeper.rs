@@ -47,6 +47,8 @@ pub(super) struct Keeping {
     look_again: bool,
     /// The others know that this dispatcher wants its share.
     announced: bool,
+    /// Since when each group was seen to be nobody's.
+    free_since: Vec<Option<Time>>,
     /// Nothing is given away before.
     keep_until: Time,
     /// Everything is handed over, and nothing is taken any more.
@@ -91,6 +93,7 @@ impl Keeping {
     pub(super) fn new(provider: &Provider) -> Self {
         let names: Arc<[String]> = provider.pool.groups().into();
         Self {
+            free_since: vec![None; names.len()],
             tenures: Tenures::new(names.len(), counted(provider)),
             structure: structure_of(&names).into(),
             names,
@@ -277,7 +280,7 @@ impl Dispatcher {
         keeping.waits_told = false;
         let me = &self.parts.owner;
         keeping.announced = survey.dispatchers.iter().any(|dispatcher| dispatcher.owner == *me);
-        let view = View::of(keeping, &survey, me);
+        let view = View::of(keeping, &survey, me, now.mono);
         let mut turn = view.turn(me);
         keeping.look_at = now.mono + view.next_look(&turn);
         if keeping.keep_until > now.mono {
@@ -412,7 +415,7 @@ struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    fn of(keeping: &Keeping, survey: &'a LeaseSurvey, me: &'a OwnerId) -> Self {
+    fn of(keeping: &mut Keeping, survey: &'a LeaseSurvey, me: &'a OwnerId, now: Time) -> Self {
         let numbers: std::collections::HashMap<&str, usize> =
             keeping.names.iter().enumerate().map(|(number, name)| (name.as_str(), number)).collect();
         let same = survey.dispatchers.iter().filter(|dispatcher| *dispatcher.structure == *keeping.structure);
@@ -430,7 +433,7 @@ impl<'a> View<'a> {
                     expires_in = expires_in.min(seen.expires_in);
                     Holder::Other(owner)
                 }
-                _ => Holder::Nobody(seen.free_for),
+                _ => Holder::Nobody(Duration::ZERO),
             };
             if let Holder::Other(owner) = holders[number] {
                 alive.push(owner);
@@ -448,6 +451,11 @@ impl<'a> View<'a> {
                 Standing::Held => *holder = Holder::Me,
                 Standing::Leaving | Standing::Busy => *holder = Holder::Other(me),
                 Standing::Without => {}
+            }
+            let free_since = &mut keeping.free_since[number];
+            match holder {
+                Holder::Nobody(since) => *since = now.since(*free_since.get_or_insert(now)),
+                Holder::Me | Holder::Other(_) => *free_since = None,
             }
         }
         Self { holders, alive, strangers, expires_in }

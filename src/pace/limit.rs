@@ -383,11 +383,11 @@ impl Limit {
     }
 
     /// Upper bound on the calls that a predecessor may have let go within `horizon`. It may have known of edges at
-    /// which the provider forgets everything, and that this process never heard of.
+    /// which the provider forgets everything, and that this process never heard of. The calendar both know.
     pub fn allowed_unseen(&mut self, horizon: u64, now: Time, within: u64) -> u64 {
         match self.edges {
-            Edges::None => self.allowance(horizon, now, within),
-            Edges::Told | Edges::Given { .. } => (horizon / self.per).saturating_add(2).saturating_mul(self.declared),
+            Edges::None | Edges::Given { .. } => self.allowance(horizon, now, within),
+            Edges::Told => (horizon / self.per).saturating_add(2).saturating_mul(self.declared),
         }
     }
 

@@ -149,6 +149,15 @@ impl Search {
         (self.phase != Phase::SlowStart).then_some(self.rate)
     }
 
+    /// The rate at which it had settled, even if more is being tried.
+    pub fn lasting(&self) -> Option<f64> {
+        match self.phase {
+            Phase::Settled => Some(self.rate),
+            Phase::Again => Some(self.base),
+            Phase::SlowStart | Phase::Found => None,
+        }
+    }
+
     /// Calls a second that the server is believed to allow.
     pub fn found(&self) -> Option<f64> {
         (self.phase != Phase::SlowStart).then_some(self.found)

@@ -326,20 +326,26 @@ pub(super) async fn release(
 
 /// Says that the asker dispatches the provider with these groups, and wakes the others: they may give some away.
 pub(super) async fn announce(db: &Db, wakes: &Wakes, asker: Asker<'_>, structure: &str) -> Result<(), StoreError> {
+    // Where that is known already, nobody is woken: two that announce themselves again and again would keep each
+    // other awake.
     let insert = "INSERT INTO dispatchers (provider, owner, structure) VALUES ($1, $2, $3)
-        ON CONFLICT (provider, owner) DO UPDATE SET structure = excluded.structure";
+        ON CONFLICT (provider, owner) DO UPDATE SET structure = excluded.structure
+        WHERE dispatchers.structure <> excluded.structure";
     let Asker { provider, owner } = asker;
-    match db {
+    let news = match db {
         Db::Postgres(pool) => {
             let sql = format!("WITH r AS ({insert} RETURNING 1) SELECT pg_notify('paceline', $4) FROM r");
             let query = sqlx::query(AssertSqlSafe(sql)).bind(provider).bind(owner).bind(structure);
-            query.bind(wakes.lease_message(provider)).execute(pool).await?;
+            query.bind(wakes.lease_message(provider)).execute(pool).await?.rows_affected()
         }
         Db::Sqlite { write, .. } => {
-            sqlx::query(insert).bind(provider).bind(owner).bind(structure).execute(write).await?;
+            let query = sqlx::query(insert).bind(provider).bind(owner).bind(structure);
+            query.execute(write).await?.rows_affected()
         }
+    };
+    if news > 0 {
+        wakes.send(Wake::Lease(provider.to_owned()));
     }
-    wakes.send(Wake::Lease(provider.to_owned()));
     Ok(())
 }
 
@@ -371,12 +377,7 @@ pub(super) async fn survey(
     let lease = |seen: Seen| {
         let gone = seen.owner.as_deref().is_none_or(&is_dead);
         let expires_in = if gone { Duration::ZERO } else { duration(seen.expires_in_ms) };
-        LeaseSeen {
-            free_for: duration(seen.expires_in_ms.saturating_neg()),
-            name: seen.name,
-            owner: seen.owner,
-            expires_in,
-        }
+        LeaseSeen { name: seen.name, owner: seen.owner, expires_in }
     };
     let dispatcher = |(owner, structure)| DispatcherSeen { owner, structure };
     Ok(LeaseSurvey {

@@ -521,8 +521,6 @@ pub struct LeaseSeen {
     pub owner: Option<OwnerId>,
     /// Nothing: it can be taken.
     pub expires_in: Duration,
-    /// How long it could have been taken already.
-    pub free_for: Duration,
 }
 
 /// A dispatcher of a provider.
