@@ -798,6 +798,11 @@ impl Store {
         act!(self, |tx, _wakes| retention::remove(tx, succeeded_before_ms, dead_before_ms, limit).await)
     }
 
+    /// Whether no other process can have this store open: a SQLite file that this one has locked.
+    pub fn is_exclusive(&self) -> bool {
+        self.inner.lock.is_some()
+    }
+
     fn known_owners(&self) -> std::sync::MutexGuard<'_, BTreeSet<OwnerId>> {
         self.inner.owners.lock().unwrap_or_else(PoisonError::into_inner)
     }
