@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Counter {
     Log,
-    SlidingCounter,
+    Sliding,
     OnTheClock,
     FromTheFirstCall,
     Bucket,
@@ -44,7 +44,7 @@ const PROMISES: [(Pace, Counter); 14] = [
     (Pace::FixedWindow, Counter::FromTheFirstCall),
     (Pace::TokenBucket, Counter::Bucket),
     (Pace::TokenBucket, Counter::LeakyBucket),
-    (Pace::Smooth, Counter::SlidingCounter),
+    (Pace::Smooth, Counter::Sliding),
     (Pace::Smooth, Counter::Log),
     (Pace::Smooth, Counter::OnTheClock),
     (Pace::Smooth, Counter::FromTheFirstCall),
@@ -56,7 +56,7 @@ const PROMISES: [(Pace, Counter); 14] = [
 impl Counter {
     /// Whether it takes back what a call did not cost in the end.
     fn corrects(self) -> bool {
-        !matches!(self, Counter::SlidingCounter | Counter::LeakyBucket | Counter::Open)
+        !matches!(self, Counter::Sliding | Counter::LeakyBucket | Counter::Open)
     }
 }
 
@@ -89,7 +89,7 @@ fn rule((pace, counter): (Pace, Counter), at: At, cost: bool, largest: u64, dice
         if pace == Pace::Smooth { largest as f64 + n as f64 * SECOND as f64 / window as f64 } else { burst as f64 };
     let server: Box<dyn Fn() -> Box<dyn Server>> = match counter {
         Counter::Log => Box::new(move || Box::new(SlidingLog::new(n, window))),
-        Counter::SlidingCounter => Box::new(move || Box::new(SlidingCounter::new(n, window, phase))),
+        Counter::Sliding => Box::new(move || Box::new(SlidingCounter::new(n, window, phase))),
         Counter::OnTheClock | Counter::Calendar => {
             Box::new(move || Box::new(FixedWindow::on_the_clock(n, window, phase)))
         }
