@@ -49,6 +49,17 @@ bench: ## throughput, CPU per job and memory, of both modes, beside the floor
 bench-pacing: ## how much of an allowed rate is used, and that nothing is refused; fails where a target is missed
 	deploy/services run cargo run --quiet --release --locked -- bench pacing $(BENCH)
 
+# FILES narrows it down (window.rs signal/fields.rs), MISSED=1 tries only what was missed the last time.
+.PHONY: mutants
+mutants: ## change the pacing in every way, one at a time: does a test notice? MUTANTS_MINUTES=240 at most
+	tests/mutants/run.py $(if $(MISSED),--missed) $(FILES)
+
+# FROM is the first seed. A seed that fails is printed: PACING_SEED=… cargo test --test pacing_crashes runs it again.
+.PHONY: soak-pacing
+soak-pacing: ## owners that crash and take over, hours of virtual time, new seeds; SOAK_SECONDS=1200
+	PACING_SOAK_SECONDS=$(or $(SOAK_SECONDS),1200) PACING_SOAK_FROM=$(or $(FROM),$(shell date +%s)) \
+		nice -n 19 cargo test --locked --release --test pacing_crashes soak -- --ignored --nocapture
+
 .PHONY: services-up
 services-up: ## start RabbitMQ and PostgreSQL for tests; then: eval "$(deploy/services env)"
 	deploy/services up

@@ -2,8 +2,9 @@
 //!
 //! [`core`] is the story without I/O: events in (a claimed job, an answer, a commit), commands out
 //! (make this call, write this record). `shell` executes it for real; `intake` is the door
-//! through which the inlet hands jobs in. Who may dispatch at all is decided in `lease`; what operators
-//! want is learnt in `orders`; how things stand is told in `tell`.
+//! through which the inlet hands jobs in. Who may dispatch which pacing groups is decided in `lease`,
+//! `tenures` and `spread`, and done in `keeper`; what operators want is learnt in `orders`; how things
+//! stand is told in `tell`.
 
 mod call;
 mod claims;
@@ -15,7 +16,11 @@ mod orders;
 mod record;
 mod report;
 mod shell;
+mod spread;
+mod strays;
 mod tell;
+mod tenures;
+mod view;
 
 pub use intake::{Closed, Intake};
 pub use shell::{DispatchError, Dispatcher, DispatcherParts};

@@ -18,6 +18,8 @@ pub enum Reply<'a> {
         body: &'a [u8],
         /// The header fields said that no request is left (`x-ratelimit-remaining: 0` and alike).
         nothing_left: bool,
+        /// The body said that it was refused because of a rate limit, whatever the status says.
+        throttled: bool,
     },
     /// The call surely never reached the provider: no connection, no TLS session.
     NotSent,
@@ -82,8 +84,13 @@ struct Rule {
 }
 
 /// Reasons of a quota that will not come back within seconds.
-const QUOTA_REASONS: &[&str] =
-    &["insufficient_quota", "dailyLimitExceeded", "quotaExceeded", "billing_hard_limit_reached"];
+const QUOTA_REASONS: &[&str] = &[
+    "insufficient_quota",
+    "dailyLimitExceeded",
+    "quotaExceeded",
+    "billing_hard_limit_reached",
+    "REQUEST_LIMIT_EXCEEDED",
+];
 /// Reasons of a rate limit under a status that also means something else.
 const RATE_REASONS: &[&str] = &[
     "rateLimitExceeded",
@@ -127,9 +134,10 @@ const RULES: &[Rule] = &[
 /// What a reply means.
 pub fn classify(reply: Reply<'_>) -> Outcome {
     let (status, body, nothing_left) = match reply {
+        Reply::Answered { throttled: true, .. } => return Outcome::RateLimited,
         Reply::NotSent => return Outcome::Transient,
         Reply::Lost => return Outcome::Unknown,
-        Reply::Answered { status, body, nothing_left } => (status, body, nothing_left),
+        Reply::Answered { status, body, nothing_left, .. } => (status, body, nothing_left),
     };
     if status == 403 && nothing_left {
         return Outcome::RateLimited;
@@ -165,7 +173,7 @@ mod tests {
     use super::*;
 
     fn outcome(status: u16, body: &str) -> Outcome {
-        classify(Reply::Answered { status, body: body.as_bytes(), nothing_left: false })
+        classify(Reply::Answered { status, body: body.as_bytes(), nothing_left: false, throttled: false })
     }
 
     #[test]
@@ -184,6 +192,7 @@ mod tests {
             (403, "", Permanent),
             (403, r#"{"error":{"errors":[{"reason":"userRateLimitExceeded"}]}}"#, RateLimited),
             (403, r#"{"reason":"dailyLimitExceeded"}"#, QuotaExhausted),
+            (403, r#"[{"errorCode":"REQUEST_LIMIT_EXCEEDED"}]"#, QuotaExhausted),
             (403, r#"{"code":"invalid_api_key"}"#, Credential),
             (404, "", Permanent),
             (408, "", Transient),
@@ -203,14 +212,17 @@ mod tests {
         }
         assert_eq!(classify(Reply::NotSent), Transient);
         assert_eq!(classify(Reply::Lost), Unknown);
-        let empty = Reply::Answered { status: 403, body: b"", nothing_left: true };
+        let empty = Reply::Answered { status: 403, body: b"", nothing_left: true, throttled: false };
         assert_eq!(classify(empty), RateLimited);
+        let throttled = Reply::Answered { status: 200, body: b"", nothing_left: false, throttled: true };
+        assert_eq!(classify(throttled), RateLimited);
+        assert!(!may_have_been_executed(RateLimited, throttled));
     }
 
     #[test]
     fn what_surely_was_not_executed_may_be_sent_again() {
         let check = |status: u16| {
-            let reply = Reply::Answered { status, body: b"", nothing_left: false };
+            let reply = Reply::Answered { status, body: b"", nothing_left: false, throttled: false };
             may_have_been_executed(classify(reply), reply)
         };
         for status in [401, 402, 425, 429, 400, 301] {

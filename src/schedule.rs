@@ -14,7 +14,8 @@ use crate::store::{OwnerId, Store, StoreError};
 pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(2);
 /// An owner that was silent for so long is dead.
 pub const SILENT_FOR: Duration = Duration::from_secs(15);
-/// After the store was away, the living get so long to say that they live before anybody is rescued.
+/// After the store was away, the living get so long to say that they live before anybody is rescued. So they do when a
+/// process begins: it does not know whether the store was away before.
 const CALM: Duration = Duration::from_secs(8);
 /// Rescue and expiry run this often.
 const PASS_EVERY: Duration = Duration::from_secs(3);
@@ -60,7 +61,8 @@ impl Scheduler {
     pub async fn run(self, shutdown: CancellationToken) {
         let mut pass = 0_u32;
         let mut failing = false;
-        let mut calm_at = self.clock.mono();
+        // Where nobody else can live, what others held is free at once.
+        let mut calm_at = self.clock.mono() + if self.store.is_exclusive() { Duration::ZERO } else { CALM };
         loop {
             let rescue = calm_at <= self.clock.mono();
             match self.pass(rescue, pass.is_multiple_of(RETENTION_PASSES)).await {

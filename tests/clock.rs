@@ -3,12 +3,13 @@
 
 mod virtual_time;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use paceline::clock::parse_rfc3339;
-use paceline::dispatch::core::Event;
+use paceline::dispatch::core::Core;
 use paceline::job::JobState;
-use paceline::pace::Since;
+use paceline::pace::{GroupId, Since};
 use paceline::sim::{Limit, Lognormal};
 use virtual_time::*;
 
@@ -147,15 +148,15 @@ fn a_restart_in_the_middle_of_a_day_keeps_the_quota_whatever_the_clock_shows_the
             for since in [Since::Nothing, Since::AtMost { calls: 10, open: 10, within: Duration::from_secs(5) }] {
                 let mut world = daily(at ^ pause, 8 * QUOTA);
                 world.run(at);
-                world.inform(Event::Suspend);
+                world.suspend();
                 world.run(at + 2 * MINUTE);
                 assert!(world.core.is_idle());
-                let saved = world.core.save(world.clock().mono);
+                let saved = world.core.save(GroupId(0), world.clock().mono);
                 let saved = serde_json::from_str(&serde_json::to_string(&saved).unwrap()).unwrap();
                 world.now += pause;
                 world.jumps.push((world.now, by_ms));
-                world.core.inherit(Some((&saved, Duration::from_nanos(pause), since)), world.clock()).unwrap();
-                world.core.resume();
+                world.core = Core::new(Arc::clone(&world.provider), world.clock().mono).unwrap();
+                world.inherit(Some((&saved, Duration::from_nanos(pause), since)));
                 world.run(30 * DAY);
                 world.assert_one_end_each(0);
                 let counted = days(&world, 30);
@@ -172,10 +173,9 @@ fn a_restart_in_the_middle_of_a_day_keeps_the_quota_whatever_the_clock_shows_the
 fn what_was_saved_and_cannot_be_read_costs_the_rest_of_the_day() {
     let mut world = daily(1, 3 * QUOTA);
     world.run(HOUR);
-    world.inform(Event::Suspend);
+    world.suspend();
     world.run(HOUR + 2 * MINUTE);
-    world.core.inherit(None, world.clock()).unwrap();
-    world.core.resume();
+    world.inherit(None);
     world.run(10 * DAY);
     assert_eq!(days(&world, 3), [QUOTA; 3]);
 }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Counter {
     Log,
-    SlidingCounter,
+    Sliding,
     OnTheClock,
     FromTheFirstCall,
     Bucket,
@@ -44,7 +44,7 @@ const PROMISES: [(Pace, Counter); 14] = [
     (Pace::FixedWindow, Counter::FromTheFirstCall),
     (Pace::TokenBucket, Counter::Bucket),
     (Pace::TokenBucket, Counter::LeakyBucket),
-    (Pace::Smooth, Counter::SlidingCounter),
+    (Pace::Smooth, Counter::Sliding),
     (Pace::Smooth, Counter::Log),
     (Pace::Smooth, Counter::OnTheClock),
     (Pace::Smooth, Counter::FromTheFirstCall),
@@ -56,7 +56,7 @@ const PROMISES: [(Pace, Counter); 14] = [
 impl Counter {
     /// Whether it takes back what a call did not cost in the end.
     fn corrects(self) -> bool {
-        !matches!(self, Counter::SlidingCounter | Counter::LeakyBucket | Counter::Open)
+        !matches!(self, Counter::Sliding | Counter::LeakyBucket | Counter::Open)
     }
 }
 
@@ -89,7 +89,7 @@ fn rule((pace, counter): (Pace, Counter), at: At, cost: bool, largest: u64, dice
         if pace == Pace::Smooth { largest as f64 + n as f64 * SECOND as f64 / window as f64 } else { burst as f64 };
     let server: Box<dyn Fn() -> Box<dyn Server>> = match counter {
         Counter::Log => Box::new(move || Box::new(SlidingLog::new(n, window))),
-        Counter::SlidingCounter => Box::new(move || Box::new(SlidingCounter::new(n, window, phase))),
+        Counter::Sliding => Box::new(move || Box::new(SlidingCounter::new(n, window, phase))),
         Counter::OnTheClock | Counter::Calendar => {
             Box::new(move || Box::new(FixedWindow::on_the_clock(n, window, phase)))
         }
@@ -182,7 +182,7 @@ fn seeds(count: u64) -> std::ops::Range<u64> {
 
 fn no_refusal(pace: Pace) {
     for promise in PROMISES.into_iter().filter(|promise| promise.0 == pace) {
-        let seeds = seeds(40);
+        let seeds = seeds(120);
         let runs = seeds.end - seeds.start;
         let (mut arrived, mut seconds) = (0, 0);
         for seed in seeds {
@@ -191,7 +191,7 @@ fn no_refusal(pace: Pace) {
             seconds += nanos / SECOND;
         }
         println!("{promise:?}: {arrived} calls in {seconds} s of {runs} runs");
-        assert!(runs < 40 || arrived > 40 * runs, "{promise:?}: only {arrived} calls");
+        assert!(runs < 120 || arrived > 40 * runs, "{promise:?}: only {arrived} calls");
     }
 }
 
@@ -250,4 +250,132 @@ fn soak() {
     }
     println!("{runs} runs from seed {from} on: {arrived} calls in {:.1} virtual hours", nanos as f64 / 3_600e9);
     assert!(refused.is_empty(), "refused with the seeds {refused:?}");
+}
+
+fn t(millis: u64) -> Time {
+    Time::from_nanos(millis * MILLI)
+}
+
+fn one_key(limit: LimitSpec) -> PoolSpec {
+    let keys = vec![KeySpec { label: "k".into(), weight: 1, budget: None }];
+    PoolSpec { key_limits: vec![limit], keys, ..PoolSpec::default() }
+}
+
+fn depart(pool: &mut Pool, cost: u64, at: Time) -> Flight {
+    match pool.acquire(&Ask { cost, ..Ask::default() }, at) {
+        Acquire::Granted(permit) => pool.depart(permit, at),
+        other => panic!("{other:?} at {at:?}"),
+    }
+}
+
+/// What may have been sent after `saved`, `age` milliseconds before `now`.
+fn heir(spec: &PoolSpec, saved: &Saved, age: u64, calls: u64, now: Time) -> Pool {
+    let mut pool = Pool::new(spec, now).unwrap();
+    let since = Since::AtMost { calls, open: calls, within: Duration::from_millis(5_500) };
+    pool.restore(saved, Duration::from_millis(age), since, now);
+    pool
+}
+
+/// When a call of this cost can go at the earliest.
+fn slot(pool: &mut Pool, cost: u64, now: Time) -> Time {
+    match pool.acquire(&Ask { cost, ..Ask::default() }, now) {
+        Acquire::At(at) => at,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A call of the first owner may arrive a second after the second one took over. If that one is killed as well, the
+/// third one still has to wait for it.
+#[test]
+fn a_second_crash_does_not_forget_what_may_still_arrive() {
+    for algorithm in [Algorithm::SlidingWindow, Algorithm::FixedWindow, Algorithm::Smooth, Algorithm::TokenBucket] {
+        let spec = one_key(LimitSpec::requests(1, Duration::from_secs(10), algorithm));
+        let mut first = Pool::new(&spec, t(0)).unwrap();
+        let written = first.save(t(0));
+        let _sent_unseen = depart(&mut first, 1, t(100));
+        let mut second = heir(&spec, &written, 400, 1, t(400));
+        let written = second.save(t(400));
+        let mut third = heir(&spec, &written, 100, 0, t(500));
+        assert!(slot(&mut third, 1, t(500)) >= t(11_400), "{algorithm:?}");
+    }
+}
+
+/// The first owner was told when the provider forgets everything, and used the limit anew from then on. The second
+/// one never heard of that edge.
+#[test]
+fn an_edge_that_only_the_dead_owner_knew_hides_no_calls() {
+    let spec = one_key(LimitSpec::requests(10, Duration::from_secs(60), Algorithm::FixedWindow));
+    let mut first = Pool::new(&spec, t(0)).unwrap();
+    let told = Signal::parse(
+        [("x-ratelimit-limit", "10"), ("x-ratelimit-remaining", "0"), ("x-ratelimit-reset", "20.000")],
+        200,
+        None,
+    );
+    let flights: Vec<Flight> = (0..10).map(|_| depart(&mut first, 1, t(0))).collect();
+    for mut flight in flights {
+        first.first_byte(&mut flight, t(10), Some(&told));
+        first.finish(flight, t(10), None);
+    }
+    let written = first.save(t(19_000));
+    let _sent_unseen: Vec<Flight> = (0..10).map(|_| depart(&mut first, 1, t(20_100))).collect();
+    let mut second = heir(&spec, &written, 3_000, 10, t(22_000));
+    assert!(slot(&mut second, 1, t(22_000)) >= t(82_000));
+}
+
+/// An answered call that is not over yet may turn out to cost less, and what it gives back may be spent at once.
+#[test]
+fn costs_that_shrink_after_they_were_written_hide_no_calls() {
+    let spec = one_key(LimitSpec::cost(100, Duration::from_secs(10), Algorithm::SlidingWindow));
+    let mut first = Pool::new(&spec, t(0)).unwrap();
+    let mut flight = depart(&mut first, 90, t(0));
+    first.first_byte(&mut flight, t(100), None);
+    let written = first.save(t(1_000));
+    first.finish(flight, t(1_100), Some(0));
+    let _sent_unseen = depart(&mut first, 90, t(1_200));
+    let mut second = heir(&spec, &written, 1_000, 1, t(2_000));
+    assert!(slot(&mut second, 80, t(2_000)) >= t(11_200));
+    // One that is over stays where it was counted.
+    let mut first = Pool::new(&spec, t(0)).unwrap();
+    let mut flight = depart(&mut first, 90, t(0));
+    first.first_byte(&mut flight, t(100), None);
+    first.finish(flight, t(200), Some(80));
+    let written = first.save(t(1_000));
+    let mut second = Pool::new(&spec, t(2_000)).unwrap();
+    second.restore(&written, Duration::from_secs(1), Since::Nothing, t(2_000));
+    let next = slot(&mut second, 80, t(2_000));
+    assert!(next >= t(10_100) && next <= t(10_110), "{next:?}");
+}
+
+/// `smooth` lets a call go that costs as much as the whole limit, and rests afterwards.
+#[test]
+fn one_large_cost_that_nobody_saw_counts_wholly() {
+    let spec = one_key(LimitSpec::cost(100, Duration::from_secs(20), Algorithm::Smooth));
+    let mut first = Pool::new(&spec, t(0)).unwrap();
+    let written = first.save(t(0));
+    let _sent_unseen = depart(&mut first, 100, t(100));
+    let mut second = heir(&spec, &written, 1_000, 1, t(1_000));
+    assert!(slot(&mut second, 50, t(1_000)) >= t(20_100));
+}
+
+/// Permits were in hand when it was written; they are given back, and calls of a route take their place unseen.
+#[test]
+fn what_was_on_its_way_and_given_back_hides_no_calls_of_another_limit() {
+    for algorithm in [Algorithm::SlidingWindow, Algorithm::FixedWindow, Algorithm::TokenBucket] {
+        let limit = LimitSpec::requests(10, Duration::from_secs(10), algorithm).with_burst(10);
+        let of_route = LimitSpec::requests(10, Duration::from_secs(60), Algorithm::SlidingWindow);
+        let routes = vec![RouteSpec { limits: vec![of_route], key_limits: Vec::new() }];
+        let spec = PoolSpec { routes, ..one_key(limit) };
+        let mut first = Pool::new(&spec, t(0)).unwrap();
+        let flights: Vec<Flight> = (0..10).map(|_| depart(&mut first, 1, t(0))).collect();
+        let written = first.save(t(10));
+        flights.into_iter().for_each(|flight| first.unsent(flight, t(20)));
+        let routed = Ask { routes: Routes::NONE.with(0), ..Ask::default() };
+        for _ in 0..10 {
+            let Acquire::Granted(permit) = first.acquire(&routed, t(30)) else { panic!("{algorithm:?}") };
+            let _sent_unseen = first.depart(permit, t(30));
+        }
+        let mut second = heir(&spec, &written, 90, 10, t(100));
+        let Acquire::At(at) = second.acquire(&routed, t(100)) else { panic!("{algorithm:?}: at once") };
+        assert!(at >= t(60_030), "{algorithm:?}: {at:?}");
+    }
 }

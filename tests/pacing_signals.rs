@@ -155,10 +155,13 @@ fn retry_after_is_seconds_or_a_date() {
     assert_eq!(wait(503, "Mon, 02 Mar 2026 12:01:30 GMT"), Some(Duration::from_secs(90)));
     assert_eq!(wait(429, "Mon, 02 Mar 2026 11:00:00 GMT"), Some(Duration::ZERO));
     assert_eq!(wait(429, "1.5"), Some(Duration::from_millis(1_500)));
-    assert_eq!(
-        parse(429, &[("retry-after-ms", "250"), ("retry-after", "1")]).retry_after,
-        Some(Duration::from_millis(250))
-    );
+    let both = |millis, seconds| parse(429, &[("retry-after-ms", millis), ("retry-after", seconds)]).retry_after;
+    assert_eq!(both("250", "1"), Some(Duration::from_millis(250)), "finer");
+    assert_eq!(both("250.5", "1"), Some(Duration::from_millis(251)), "rounded up");
+    assert_eq!(both("0", "60"), Some(Duration::from_secs(60)), "they contradict each other");
+    assert_eq!(both("90000", "1"), Some(Duration::from_secs(90)));
+    assert_eq!(both("-1", "1"), Some(Duration::from_secs(1)));
+    assert_eq!(both("NaN", "x"), None);
     // Elsewhere it is about something else.
     assert_eq!(wait(202, "5"), None);
     assert_eq!(wait(301, "5"), None);
@@ -542,4 +545,72 @@ fn a_coarse_edge_frees_only_what_was_surely_counted_before() {
             other => panic!("{other:?}"),
         }
     }
+}
+
+/// Shopify answers 200 with `THROTTLED`; GitHub with `RATE_LIMITED`.
+#[test]
+fn refusals_in_graphql_bodies_are_read() {
+    let throttled = r#"{"errors":[{"message":"Throttled","extensions":{"code":"THROTTLED","documentation":"https://shopify.dev"}}],
+        "extensions":{"cost":{"requestedQueryCost":752,"actualQueryCost":null,
+        "throttleStatus":{"maximumAvailable":1000.0,"currentlyAvailable":602,"restoreRate":50.0}}}}"#;
+    let signal = Signal::of_graphql(throttled.as_bytes());
+    assert!(signal.limited);
+    assert_eq!(signal.reason.as_deref(), Some("THROTTLED"));
+    assert_eq!(signal.retry_after, Some(Duration::from_secs(3)), "150 points at 50 a second");
+    assert_eq!(rows(&signal), [(Unit::Cost, Some(1_000), Some(602), None, None, Family::Shopify)]);
+    let served = r#"{"data":{"shop":{"name":"THROTTLED"}},"extensions":{"cost":{"requestedQueryCost":3,"actualQueryCost":3,
+        "throttleStatus":{"maximumAvailable":2000,"currentlyAvailable":1997,"restoreRate":100}}}}"#;
+    let signal = Signal::of_graphql(served.as_bytes());
+    assert!(!signal.limited && signal.retry_after.is_none());
+    assert_eq!(rows(&signal), [(Unit::Cost, Some(2_000), Some(1_997), None, None, Family::Shopify)]);
+    let github = r#"{"errors":[{"type":"RATE_LIMITED","message":"API rate limit exceeded for user ID 1."}]}"#;
+    assert!(Signal::of_graphql(github.as_bytes()).limited);
+    let partial = r#"{"data":{"a":1},"errors":[{"extensions":{"code":"THROTTLED"}}]}"#;
+    assert!(!Signal::of_graphql(partial.as_bytes()).limited, "it was executed");
+    let null = r#"{"data":null,"errors":[{"extensions":null},{"extensions":{"code":"THROTTLED"}}]}"#;
+    assert!(Signal::of_graphql(null.as_bytes()).limited);
+}
+
+#[test]
+fn absurd_graphql_bodies_say_nothing() {
+    for body in
+        ["", "null", "[]", "THROTTLED", "{", r#"{"errors":"THROTTLED"}"#, r#"{"errors":[{"extensions":{"code":5}}]}"#]
+    {
+        assert_eq!(Signal::of_graphql(body.as_bytes()), Signal::default(), "{body}");
+    }
+    for (available, rate) in [
+        ("-5", "50"),
+        ("1e300", "50"),
+        ("null", "50"),
+        ("\"602\"", "50"),
+        ("602", "0"),
+        ("602", "-1"),
+        ("602", "1e-300"),
+    ] {
+        let body = format!(
+            r#"{{"errors":[{{"extensions":{{"code":"THROTTLED"}}}}],"extensions":{{"cost":{{"requestedQueryCost":752,
+            "throttleStatus":{{"maximumAvailable":1000,"currentlyAvailable":{available},"restoreRate":{rate}}}}}}}}}"#
+        );
+        let signal = Signal::of_graphql(body.as_bytes());
+        assert!(signal.limited && signal.retry_after.is_none(), "{body}");
+        assert!(signal.readings.iter().all(|reading| reading.remaining.is_none_or(|left| left == 602)), "{body}");
+    }
+}
+
+/// A refusal in the body pauses as one in the status does, and its call is no own use.
+#[test]
+fn a_refusal_in_a_body_pauses_the_budget() {
+    let mut pool =
+        Pool::new(&one_key(LimitSpec::cost(1_000, seconds(20.0), Algorithm::TokenBucket)), Time::ZERO).unwrap();
+    let now = Time::from_nanos(SECOND);
+    let Acquire::Granted(permit) = pool.acquire(&Ask { cost: 100, ..Ask::default() }, now) else { panic!() };
+    let mut flight = pool.depart(permit, now);
+    pool.first_byte(&mut flight, now + seconds(0.1), Some(&Signal::parse([], 200, None)));
+    let told = Signal { limited: true, retry_after: Some(seconds(3.0)), ..Signal::default() };
+    pool.body_told(&flight, now + seconds(0.2), &told);
+    pool.finish(flight, now + seconds(0.2), None);
+    let blocked = pool.acquire(&Ask::default(), now + seconds(0.3));
+    let Acquire::Blocked { why: Why::BudgetPaused(_), until: Some(until) } = blocked else { panic!("{blocked:?}") };
+    assert!(until >= now + seconds(3.2) && until < now + seconds(4.3), "{until:?}");
+    assert_eq!(pool.snapshot(now + seconds(0.3)).pacing_errors, 1);
 }

@@ -40,90 +40,210 @@ impl Dice {
 
 #[derive(Clone, Copy, Debug)]
 enum End {
-    /// State is saved with everything answered, and the next owner comes so much later.
+    /// It is shut; when its calls are answered its state is saved, and the next owner comes so much later.
     HandOver(u64),
     /// Nothing is saved after the last renewal.
     Crash(u64),
 }
 
-/// Owners one after the other, each saturating its budgets; returns the arrivals of every key.
+/// So many calls may be sent of a group until its next renewal: written ahead.
+const AHEAD: u64 = 40;
+
+/// What one owner left, and when.
+struct Legacy {
+    saved: Saved,
+    at: u64,
+    since: Since,
+}
+
+/// Where a group is in its life.
+enum Phase {
+    /// Held until then, and how that ends.
+    Held { until: u64, end: End },
+    /// Given away: its calls are waited for.
+    Leaving { pause: u64 },
+    /// Nobody's until then.
+    Away { until: u64, legacy: Legacy },
+}
+
+/// One group of a pool, whose other groups are in use all the time.
+struct Group {
+    id: GroupId,
+    phase: Phase,
+    /// Since its last renewal.
+    saved: (Saved, u64),
+    sent: u64,
+    flying: usize,
+    ends: Vec<(u64, End)>,
+}
+
+/// One pool, whose groups change their owners each at its own times, while all are saturated; the arrivals of every
+/// key.
+struct Town {
+    pool: Pool,
+    now: u64,
+    groups: Vec<Group>,
+    arrivals: BTreeMap<u32, Vec<u64>>,
+    answers: BinaryHeap<Reverse<(u64, u64)>>,
+    flights: BTreeMap<u64, Flight>,
+    dice: Dice,
+}
+
+/// `ends` are those of the first group; the others have the same ones later.
 fn owners(spec: &PoolSpec, ends: &[(u64, End)], seed: u64) -> BTreeMap<u32, Vec<u64>> {
+    let pool = Pool::new(spec, Time::from_nanos(START)).unwrap();
     let mut dice = Dice(seed);
-    let mut arrivals: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
-    let mut now = START;
-    let mut last: Option<(Saved, u64, Since)> = None;
-    for (lives, end) in ends {
-        let began = Time::from_nanos(now);
-        let mut pool = Pool::new(spec, began).unwrap();
-        if let Some((saved, at, since)) = &last {
-            pool.restore(saved, Duration::from_nanos(now - at), *since, began);
-        }
-        let death = now + lives;
-        let mut saved = (pool.save(began), now);
-        let mut sent_since = 0;
-        let mut answers: BinaryHeap<Reverse<(u64, u64)>> = BinaryHeap::new();
-        let mut flights: BTreeMap<u64, Flight> = BTreeMap::new();
-        let mut serial = 0;
-        // So many calls may be sent until the next renewal: written ahead.
-        let ahead = 40;
-        while now < death {
-            if now >= saved.1 + RENEW {
-                saved = (pool.save(Time::from_nanos(now)), now);
-                sent_since = 0;
-            }
-            let mut next = (saved.1 + RENEW).min(death);
-            while let Some(Reverse((at, number))) = answers.peek().copied()
-                && at <= now
-            {
-                answers.pop();
-                let mut flight = flights.remove(&number).unwrap();
-                pool.first_byte(&mut flight, Time::from_nanos(at), None);
-                pool.finish(flight, Time::from_nanos(at), None);
-            }
-            while now < saved.1 + VALID && sent_since < ahead {
-                match pool.acquire(&Ask::default(), Time::from_nanos(now)) {
-                    Acquire::Granted(permit) => {
-                        let flight = pool.depart(permit, Time::from_nanos(now));
-                        let there = now + dice.way();
-                        arrivals.entry(flight.key().0).or_default().push(there);
-                        serial += 1;
-                        answers.push(Reverse((there + dice.way(), serial)));
-                        flights.insert(serial, flight);
-                        sent_since += 1;
-                    }
-                    Acquire::At(at) => {
-                        next = next.min(at.as_nanos().max(now + 1));
-                        break;
-                    }
-                    _ => break,
-                }
-            }
-            next = answers.peek().map_or(next, |Reverse((at, _))| next.min(*at));
-            now = next.max(now + 1);
-        }
-        last = Some(match end {
-            End::HandOver(pause) => {
-                while let Some(Reverse((at, number))) = answers.pop() {
-                    now = now.max(at);
-                    let mut flight = flights.remove(&number).unwrap();
-                    pool.first_byte(&mut flight, Time::from_nanos(at), None);
-                    pool.finish(flight, Time::from_nanos(at), None);
-                }
-                let state = (pool.save(Time::from_nanos(now)), now, Since::Nothing);
-                now += pause;
-                state
-            }
-            End::Crash(pause) => {
-                now += pause;
-                let within = Duration::from_nanos(VALID);
-                (saved.0, saved.1, Since::AtMost { calls: ahead, open: ahead, within })
-            }
-        });
+    let count = pool.group_count();
+    let group = |n: usize| Group {
+        id: GroupId(n as u32),
+        phase: Phase::Held { until: 0, end: End::Crash(0) },
+        saved: (Saved::default(), START),
+        sent: 0,
+        flying: 0,
+        ends: ends.iter().map(|(lives, end)| (lives + dice.next() % SECOND * n as u64, *end)).rev().collect(),
+    };
+    let groups = (0..count).map(group).collect();
+    let (answers, flights, arrivals) = (BinaryHeap::new(), BTreeMap::new(), BTreeMap::new());
+    let mut town = Town { pool, now: START, groups, arrivals, answers, flights, dice };
+    for n in 0..count {
+        town.hold(n);
     }
-    for arrivals in arrivals.values_mut() {
+    while town.groups.iter().any(|group| !matches!(group.phase, Phase::Away { until: u64::MAX, .. })) {
+        town.step();
+    }
+    for arrivals in town.arrivals.values_mut() {
         arrivals.sort_unstable();
     }
-    arrivals
+    town.arrivals
+}
+
+impl Town {
+    fn time(&self) -> Time {
+        Time::from_nanos(self.now)
+    }
+
+    /// A new owner: saved at once, since nothing may be sent before.
+    fn hold(&mut self, n: usize) {
+        let now = self.time();
+        let group = &mut self.groups[n];
+        let Some((lives, end)) = group.ends.pop() else {
+            let legacy = Legacy { saved: Saved::default(), at: self.now, since: Since::Nothing };
+            group.phase = Phase::Away { until: u64::MAX, legacy };
+            return;
+        };
+        group.phase = Phase::Held { until: self.now + lives, end };
+        group.saved = (self.pool.save_group(group.id, now), self.now);
+        group.sent = 0;
+        self.pool.set_hold(group.id, Hold::Open);
+    }
+
+    fn step(&mut self) {
+        let mut next = self.now + RENEW;
+        self.answer();
+        for n in 0..self.groups.len() {
+            self.live(n);
+        }
+        self.send(&mut next);
+        for group in &self.groups {
+            match &group.phase {
+                Phase::Held { until, .. } => next = next.min(*until).min((group.saved.1 + RENEW).max(self.now + 1)),
+                Phase::Leaving { .. } => {}
+                Phase::Away { until, .. } => next = next.min(*until),
+            }
+        }
+        next = self.answers.peek().map_or(next, |Reverse((at, _))| next.min(*at));
+        self.now = next.max(self.now + 1);
+    }
+
+    /// Renewals, ends and beginnings.
+    fn live(&mut self, n: usize) {
+        let now = self.time();
+        let group = &mut self.groups[n];
+        match &mut group.phase {
+            Phase::Held { until, end: End::HandOver(pause) } if *until <= self.now => {
+                group.phase = Phase::Leaving { pause: *pause };
+                self.pool.set_hold(group.id, Hold::Away);
+            }
+            Phase::Held { until, end: End::Crash(pause) } if *until <= self.now => {
+                let (saved, at) = std::mem::take(&mut group.saved);
+                let since = Since::AtMost { calls: AHEAD, open: AHEAD, within: Duration::from_nanos(VALID) };
+                // Answers to a dead owner are heard by nobody.
+                let dead: Vec<u64> = self
+                    .flights
+                    .iter()
+                    .filter(|(_, flight)| self.pool.group_of(flight.key()) == Some(group.id))
+                    .map(|(n, _)| *n)
+                    .collect();
+                for number in dead {
+                    self.pool.unsent(self.flights.remove(&number).unwrap(), now);
+                }
+                group.flying = 0;
+                let legacy = Legacy { saved, at, since };
+                group.phase = Phase::Away { until: self.now + *pause, legacy };
+                self.pool.set_hold(group.id, Hold::Away);
+            }
+            Phase::Held { .. } if self.now >= group.saved.1 + RENEW => {
+                group.saved = (self.pool.save_group(group.id, now), self.now);
+                group.sent = 0;
+                self.pool.set_hold(group.id, Hold::Open);
+            }
+            Phase::Leaving { pause } if group.flying == 0 => {
+                let legacy = Legacy { saved: self.pool.save_group(group.id, now), at: self.now, since: Since::Nothing };
+                group.phase = Phase::Away { until: self.now + *pause, legacy };
+            }
+            Phase::Away { until, legacy } if *until <= self.now => {
+                let json = serde_json::to_string(&legacy.saved).unwrap();
+                let saved: Saved = serde_json::from_str(&json).unwrap();
+                let elapsed = Duration::from_nanos(self.now - legacy.at);
+                let since = legacy.since;
+                self.pool.forget(group.id);
+                self.pool.restore_group(group.id, &[Left { saved: &saved, elapsed, since }], now);
+                self.hold(n);
+            }
+            _ => {}
+        }
+    }
+
+    fn answer(&mut self) {
+        while let Some(Reverse((at, number))) = self.answers.peek().copied()
+            && at <= self.now
+        {
+            self.answers.pop();
+            let Some(mut flight) = self.flights.remove(&number) else { continue };
+            let group = self.pool.group_of(flight.key()).unwrap();
+            self.groups[group.0 as usize].flying -= 1;
+            self.pool.first_byte(&mut flight, Time::from_nanos(at), None);
+            self.pool.finish(flight, Time::from_nanos(at), None);
+        }
+    }
+
+    fn send(&mut self, next: &mut u64) {
+        loop {
+            match self.pool.acquire(&Ask::default(), self.time()) {
+                Acquire::Granted(permit) => {
+                    let flight = self.pool.depart(permit, self.time());
+                    let there = self.now + self.dice.way();
+                    self.arrivals.entry(flight.key().0).or_default().push(there);
+                    let group = &mut self.groups[self.pool.group_of(flight.key()).unwrap().0 as usize];
+                    assert!(matches!(group.phase, Phase::Held { .. }), "only what is held is sent");
+                    assert!(self.now < group.saved.1 + VALID);
+                    group.flying += 1;
+                    group.sent += 1;
+                    if group.sent == AHEAD {
+                        self.pool.set_hold(group.id, Hold::Shut);
+                    }
+                    let number = self.dice.next();
+                    self.answers.push(Reverse((there + self.dice.way(), number)));
+                    self.flights.insert(number, flight);
+                }
+                Acquire::At(at) => {
+                    *next = (*next).min(at.as_nanos().max(self.now + 1));
+                    return;
+                }
+                Acquire::WhenAnswered { .. } | Acquire::Blocked { .. } => return,
+            }
+        }
+    }
 }
 
 fn spec(limit: LimitSpec) -> PoolSpec {
@@ -199,12 +319,16 @@ fn states_and_pauses_outlive_the_process() {
     let mut pool = Pool::new(&spec(limit.clone()), now).unwrap();
     pool.disable_key(KeyId(0), Some(now + Duration::from_secs(300)));
     pool.pause_key(KeyId(1), now + Duration::from_secs(10));
-    let saved = pool.save(now);
+    let save = |pool: &mut Pool, group| pool.save_group(GroupId(group), now);
+    let saved = [save(&mut pool, 0), save(&mut pool, 1)];
     let json = serde_json::to_string(&saved).unwrap();
-    let saved: Saved = serde_json::from_str(&json).unwrap();
+    let saved: [Saved; 2] = serde_json::from_str(&json).unwrap();
     let later = now + Duration::from_secs(4);
     let mut next = Pool::new(&spec(limit), later).unwrap();
-    next.restore(&saved, Duration::from_secs(4), Since::Nothing, later);
+    for (group, saved) in saved.iter().enumerate() {
+        let left = Left { saved, elapsed: Duration::from_secs(4), since: Since::Nothing };
+        next.restore_group(GroupId(group as u32), &[left], later);
+    }
     assert!(matches!(next.acquire(&Ask::default(), later), Acquire::Blocked { .. } | Acquire::At(_)));
     let open = later + Duration::from_millis(6_100);
     let Acquire::Granted(permit) = next.acquire(&Ask::default(), open) else { panic!("the pause is over") };
@@ -220,10 +344,12 @@ fn a_changed_limit_is_counted_as_used() {
     let Acquire::Granted(permit) = pool.acquire(&Ask::default(), now) else { panic!("new") };
     let key = permit.key();
     let flight = pool.depart(permit, now);
-    let saved = pool.save(now);
+    let group = pool.group_of(key).unwrap();
+    let saved = pool.save_group(group, now);
     pool.unsent(flight, now);
     let mut next = Pool::new(&spec(limit(9)), now).unwrap();
-    next.restore(&saved, Duration::ZERO, Since::Nothing, now);
+    let left = Left { saved: &saved, elapsed: Duration::ZERO, since: Since::Nothing };
+    next.restore_group(group, &[left], now);
     let pinned = Ask { pin: Some(Pin::Key(key)), ..Ask::default() };
     assert!(matches!(next.acquire(&pinned, now), Acquire::At(_)));
 }
@@ -233,12 +359,15 @@ fn places_of_a_changed_concurrency_limit_are_taken_until_old_calls_surely_ended(
     let now = Time::from_nanos(START);
     let mut pool = Pool::new(&spec(LimitSpec::concurrency(3)), now).unwrap();
     let Acquire::Granted(permit) = pool.acquire(&Ask::default(), now) else { panic!("new") };
-    let pinned = Ask { pin: Some(Pin::Key(permit.key())), ..Ask::default() };
+    let key = permit.key();
+    let pinned = Ask { pin: Some(Pin::Key(key)), ..Ask::default() };
     let flight = pool.depart(permit, now);
-    let saved = pool.save(now);
+    let group = pool.group_of(key).unwrap();
+    let saved = pool.save_group(group, now);
     pool.unsent(flight, now);
     let mut next = Pool::new(&spec(LimitSpec::concurrency(5)), now).unwrap();
-    next.restore(&saved, Duration::ZERO, Since::Nothing, now);
+    let left = Left { saved: &saved, elapsed: Duration::ZERO, since: Since::Nothing };
+    next.restore_group(group, &[left], now);
     assert!(!matches!(next.acquire(&pinned, now), Acquire::Granted(_)));
     let later = now + Duration::from_secs(31);
     let Acquire::Granted(permit) = next.acquire(&pinned, later) else { panic!("the timeout is over") };

@@ -259,7 +259,8 @@ fn quiet_times_do_not_count() {
 
 #[test]
 fn limits_that_answers_tell_are_the_limit() {
-    let servers: [(&str, u64, fn() -> Box<dyn Server>, f64); 3] = [
+    type Told = (&'static str, u64, fn() -> Box<dyn Server>, f64);
+    let servers: [Told; 3] = [
         ("sliding log", 60, || Box::new(SlidingLog::new(60, 10 * SECOND)), 6.0),
         ("clock", 100, || Box::new(FixedWindow::on_the_clock(100, MINUTE, 7 * SECOND)), 100.0 / 60.0),
         ("first call", 100, || Box::new(FixedWindow::from_the_first_call(100, MINUTE)), 100.0 / 60.0),
@@ -319,7 +320,15 @@ fn what_was_found_outlives_the_process() {
                 let since = if crash { Since::AtMost { calls: 1_000, open: 50, within } } else { Since::Nothing };
                 pool.restore(&saved, seconds(2.0), since, Time::from_nanos(now));
                 let state = probing(&mut pool, now);
-                assert!(state.found_per_second.is_some_and(|found| found > 4.0), "seed {seed}, life {life}: {state:?}");
+                let (rate, found) = (state.per_second.unwrap(), state.found_per_second.unwrap());
+                assert!(found > 4.0 && rate < 6.1, "seed {seed}, life {life}: {state:?}");
+                if crash {
+                    assert_eq!(state.state, ProbeState::Found, "seed {seed}, life {life}");
+                    assert!(rate <= 0.71 * found, "what was sent unseen must not matter: {state:?}");
+                } else {
+                    assert_eq!(state.state, ProbeState::Settled, "seed {seed}, life {life}");
+                    assert!(rate >= 0.9 * found, "{state:?}");
+                }
             }
             let mut line = Line::new(&spec(1).lanes);
             let length = 5 * MINUTE + dice.below(5 * MINUTE);
@@ -389,13 +398,13 @@ fn a_broken_account_is_not_taken_for_a_slow_one_for_long() {
 /// never stands still.
 #[test]
 fn refusals_at_random_do_not_stop_it() {
-    for (share, least) in [(0.01, 5.0), (0.1, 0.03), (0.5, 0.01), (0.95, 0.002)] {
+    for (share, least) in [(0.01, 5.0), (0.1, 0.03), (0.5, 0.01), (0.95, 0.0)] {
         let mut server = broken(&[], share, 3);
         let mut pool = unlimited(1);
         let report = saturate(&mut pool, &World::default(), &mut server, 4 * HOUR, 3);
         let (rate, refused) = between(&report, (HOUR, 4 * HOUR));
         println!("{share} refused at random: {rate:.3} calls a second, {refused} refused in three hours");
-        assert!(rate >= least, "{share}: {rate}");
+        assert!(rate >= least && refused >= 15, "{share}: {rate}, {refused}");
     }
 }
 
@@ -433,7 +442,7 @@ fn a_limit_that_changes_is_found_again() {
     let (slow, refused) = between(&report, (HOUR, 2 * HOUR));
     let (fast, _) = between(&report, (3 * HOUR + 30 * MINUTE, 5 * HOUR));
     println!("{slow:.2} of 2 a second, {refused} refused; then {fast:.2} of 20");
-    assert!(slow >= 1.6 && refused <= 40, "{slow}, {refused}");
+    assert!(slow >= 1.6 && refused <= 60, "{slow}, {refused}");
     assert!(fast >= 17.0, "{fast}");
 }
 

@@ -1353,8 +1353,9 @@ async fn every_call_can_be_sent_to_another_thread() {
             s.dead_letters(&dead, None, 0),
         ));
         sendable(&(s.depth(), s.cancel(None, "", 0), s.replay(None, "", &how, 0), s.purge_dead(&dead, 0)));
-        sendable(&(s.lease_take("", "", &me, LEASE), s.lease_renew("", "", &me, 0, LEASE, "")));
-        sendable(&(s.lease_release("", "", &me, 0, ""), s.leases()));
+        sendable(&(s.leases_take("", &[], &[], &me, LEASE), s.leases_renew("", &me, LEASE, &[])));
+        sendable(&(s.leases_release("", &me, &[]), s.lease_survey("", LEASE), s.leases()));
+        sendable(&(s.announce_dispatcher("", &me, ""), s.withdraw_dispatcher("", &me)));
         sendable(&(s.heartbeat(&me, ""), s.retire(&me, 0), s.rescue(LEASE, 0), s.expire_due(0, 0), s.retain(0, 0, 0)));
     })
     .await;

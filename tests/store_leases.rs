@@ -4,12 +4,15 @@
 #[allow(dead_code, reason = "other tests use more of it")]
 mod common;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::Fixture;
 use futures_util::future::join_all;
-use paceline::job::DeadReason;
-use paceline::store::{Buried, LeaseState, LeaseTake, LeaseView, Store, StoreError, Wake};
+use paceline::job::{DeadReason, Given, Job};
+use paceline::store::{
+    Buried, LeaseState, LeaseSurvey, LeaseTake, LeaseView, LeaseWrite, NewJob, Origin, Store, StoreError, Wake,
+};
 use sqlx::Connection as _;
 
 const TTL: Duration = Duration::from_secs(60);
@@ -52,6 +55,11 @@ contract! {
     times_are_those_of_the_database
     a_clock_that_is_set_back_gives_no_negative_times
     only_owners_release
+    a_thousand_groups_are_one_matter
+    groups_of_another_configuration_are_waited_for_and_inherited
+    two_configurations_never_hold_at_once
+    a_look_shows_who_holds_what_and_who_lives
+    what_is_pinned_to_what_others_pace_is_left_to_them
     a_closed_store_is_not_available
 }
 
@@ -59,8 +67,19 @@ fn owner(name: &str) -> String {
     name.to_owned()
 }
 
+/// What the dispatchers of these tests know of a provider, unless they say otherwise.
+fn groups() -> Vec<String> {
+    ["", "a", "b"].map(str::to_owned).to_vec()
+}
+
+fn write(name: &str, epoch: i64, state: &str) -> LeaseWrite {
+    LeaseWrite { name: name.to_owned(), epoch, state: state.to_owned() }
+}
+
 async fn take(store: &Store, who: &str, ttl: Duration) -> LeaseTake {
-    store.lease_take("geo", "a", &owner(who), ttl).await.expect("asked")
+    let taken = store.leases_take("geo", &["a"], &groups(), &owner(who), ttl).await.expect("asked");
+    assert_eq!((taken.answers.len(), taken.left.len()), (1, 0));
+    taken.answers.into_iter().next().expect("an answer")
 }
 
 /// The epoch and the last state.
@@ -79,11 +98,11 @@ async fn holder(store: &Store, asking: &str) -> (String, Duration) {
 }
 
 async fn renew(store: &Store, who: &str, epoch: i64, ttl: Duration, state: &str) -> bool {
-    store.lease_renew("geo", "a", &owner(who), epoch, ttl, state).await.expect("asked")
+    store.leases_renew("geo", &owner(who), ttl, &[write("a", epoch, state)]).await.expect("asked") == [true]
 }
 
 async fn release(store: &Store, who: &str, epoch: i64, state: &str) -> bool {
-    store.lease_release("geo", "a", &owner(who), epoch, state).await.expect("asked")
+    store.leases_release("geo", &owner(who), &[write("a", epoch, state)]).await.expect("asked") == [true]
 }
 
 /// Takes as soon as it can be had, and sees it held until then.
@@ -172,10 +191,10 @@ async fn a_lease_is_held_while_it_is_valid(f: Fixture) {
 }
 
 async fn groups_do_not_touch_each_other(f: Fixture) {
-    let groups = [("geo", ""), ("geo", "a"), ("geo", "b"), ("other", "a")];
-    for (provider, name) in groups {
-        let take = f.store.lease_take(provider, name, &owner(&format!("{provider}-{name}")), TTL).await;
-        assert_eq!(take.expect("asked"), LeaseTake::Taken { epoch: 1, last: None });
+    for (provider, name) in [("geo", ""), ("geo", "a"), ("geo", "b"), ("other", "a")] {
+        let who = owner(&format!("{provider}-{name}"));
+        let taken = f.store.leases_take(provider, &[name], &groups(), &who, TTL).await.expect("asked");
+        assert_eq!(taken.answers, [LeaseTake::Taken { epoch: 1, last: None }]);
     }
     assert!(renew(&f.store, "geo-a", 1, TTL, "of a").await);
     assert!(release(&f.store, "geo-a", 1, "of a").await);
@@ -217,7 +236,8 @@ async fn an_owner_that_was_replaced_changes_nothing(f: Fixture) {
         assert!(!renew(&f.store, who, epoch, TTL, "late").await, "{who} {epoch}");
         assert!(!release(&f.store, who, epoch, "late").await, "{who} {epoch}");
     }
-    assert!(!f.store.lease_renew("geo", "none", &owner("two"), new, TTL, "late").await.expect("asked"));
+    let none = f.store.leases_renew("geo", &owner("two"), TTL, &[write("none", new, "late")]).await;
+    assert_eq!(none.expect("asked"), [false]);
     assert_eq!(row(&f).await, before);
     assert!(renew(&f.store, "two", new, TTL, "in time").await);
     assert!(release(&f.store, "two", new, "at the end").await);
@@ -355,23 +375,197 @@ async fn only_owners_release(f: Fixture) {
     assert!(release(&f.store, "one", 1, "all").await, "after it retired, too");
 }
 
+async fn a_thousand_groups_are_one_matter(f: Fixture) {
+    let names: Vec<String> = (0..1_000).map(|n| format!("k{n}")).collect();
+    let asked: Vec<&str> = names.iter().map(String::as_str).collect();
+    let take = async |who: &str, asked: &[&str]| {
+        f.store.leases_take("geo", asked, &names, &owner(who), TTL).await.expect("asked").answers
+    };
+    let new = LeaseTake::Taken { epoch: 1, last: None };
+    assert_eq!(take("one", &asked[..600]).await, vec![new.clone(); 600]);
+    let held = |answer: &LeaseTake| matches!(answer, LeaseTake::Held { owner, .. } if owner == "one");
+    let answers = take("two", &["k999", "k0", "k998", "k1"]).await;
+    assert!(answers[0] == new && held(&answers[1]) && answers[2] == new && held(&answers[3]), "{answers:?}");
+    // In any order; of those that are not one's own nothing is changed.
+    let mut writes: Vec<LeaseWrite> = names[..600].iter().map(|name| write(name, 1, name)).collect();
+    writes.reverse();
+    writes.insert(7, write("k999", 1, "late"));
+    let renewed = f.store.leases_renew("geo", &owner("one"), TTL, &writes).await.expect("asked");
+    let lost =
+        |answers: &[bool]| answers.iter().enumerate().filter(|(_, ok)| !**ok).map(|(n, _)| n).collect::<Vec<_>>();
+    assert_eq!((renewed.len(), lost(&renewed)), (601, vec![7]));
+    let released = f.store.leases_release("geo", &owner("one"), &writes).await.expect("asked");
+    assert_eq!((released.len(), lost(&released)), (601, vec![7]));
+    assert_eq!(f.number("SELECT COUNT(*) FROM leases WHERE clean AND state = name").await, 600);
+    let answers = take("two", &asked).await;
+    assert!(answers.iter().all(|answer| matches!(answer, LeaseTake::Taken { .. })));
+    let LeaseTake::Taken { epoch: 2, last: Some(last) } = &answers[17] else { panic!("{:?}", answers[17]) };
+    assert!(last.state == "k17" && last.clean);
+}
+
+fn names(list: &[&str]) -> Vec<String> {
+    list.iter().map(|name| (*name).to_owned()).collect()
+}
+
+async fn groups_of_another_configuration_are_waited_for_and_inherited(f: Fixture) {
+    let (whole, single) = (names(&[""]), names(&["a", "b"]));
+    let take = async |who: &str, asked: &[&str], groups: &[String]| {
+        f.store.leases_take("geo", asked, groups, &owner(who), TTL).await.expect("asked")
+    };
+    assert_eq!(take("old", &[""], &whole).await.answers, [LeaseTake::Taken { epoch: 1, last: None }]);
+    let all = [write("", 1, "of all")];
+    assert_eq!(f.store.leases_renew("geo", &owner("old"), TTL, &all).await.expect("asked"), [true]);
+    let before = row(&f).await;
+    let refused = take("new", &["a", "b"], &single).await;
+    let held = |answer: &LeaseTake| matches!(answer, LeaseTake::Held { owner, .. } if owner == "old");
+    assert!(refused.answers.len() == 2 && refused.answers.iter().all(held), "{refused:?}");
+    assert_eq!(row(&f).await, before, "asking changes nothing");
+    assert_eq!(f.store.leases_release("geo", &owner("old"), &all).await.expect("asked"), [true]);
+    let taken = take("new", &["a"], &single).await;
+    assert_eq!(taken.answers, [LeaseTake::Taken { epoch: 1, last: None }]);
+    let left: Vec<_> = taken.left.iter().map(|left| (left.state.as_str(), left.clean)).collect();
+    assert_eq!(left, [("of all", true)]);
+    // Now it is the other way round; what died is told from what was let go of.
+    let one = [write("a", 1, "of a")];
+    assert_eq!(f.store.leases_renew("geo", &owner("new"), TTL, &one).await.expect("asked"), [true]);
+    assert!(matches!(&take("old", &[""], &whole).await.answers[..], [LeaseTake::Held { owner, .. }] if owner == "new"));
+    f.execute("UPDATE leases SET expires_ms = 0 WHERE name = 'a'").await;
+    f.execute("UPDATE leases SET renewed_ms = renewed_ms - 1000 WHERE name = ''").await;
+    let taken = take("old", &[""], &whole).await;
+    let [LeaseTake::Taken { epoch: 2, last: Some(last) }] = &taken.answers[..] else { panic!("{taken:?}") };
+    assert!(last.state == "of all" && last.clean);
+    let left: Vec<_> = taken.left.iter().map(|left| (left.state.as_str(), left.clean)).collect();
+    assert_eq!(left, [("of a", false)]);
+    assert!(taken.left[0].saved_ago < last.saved_ago, "which one is later can be told");
+}
+
+/// Both kinds are taken at once, again and again: whoever is let in, is alone.
+async fn two_configurations_never_hold_at_once(f: Fixture) {
+    let second = f.another().await;
+    let (mut let_in, mut unanswered) = (0, 0);
+    for round in 0..30 {
+        let takers = (0..6).map(|n| {
+            let store = if n % 2 == 0 { f.store.clone() } else { second.clone() };
+            let (asked, groups) =
+                if n % 3 == 0 { (vec![""], names(&[""])) } else { (vec!["a", "b"], names(&["a", "b"])) };
+            let who = owner(&format!("r{round}d{n}"));
+            tokio::spawn(async move {
+                let taken = store.leases_take("geo", &asked, &groups, &who, TTL).await?;
+                let took = taken.answers.iter().any(|answer| matches!(answer, LeaseTake::Taken { .. }));
+                Ok::<_, StoreError>(took.then_some(asked.len()))
+            })
+        });
+        let mut kinds = Vec::new();
+        for answer in join_all(takers).await {
+            match answer.expect("no panic") {
+                Ok(kind) => kinds.extend(kind),
+                // A machine may be that busy; then nobody knows what it holds.
+                Err(StoreError::Unavailable(_)) => unanswered += 1,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        assert!(kinds.windows(2).all(|kinds| kinds[0] == kinds[1]), "{kinds:?} at once");
+        let_in += usize::from(!kinds.is_empty());
+        // Who was not let in holds nothing either.
+        let kind = "SELECT DISTINCT CASE WHEN name = '' THEN '1' ELSE '2' END FROM leases WHERE owner IS NOT NULL";
+        let live: Vec<usize> = f.texts(kind).await.iter().map(|kind| kind.parse().expect("a number")).collect();
+        kinds.truncate(1);
+        assert!(live == kinds || unanswered > 0, "{live:?} {kinds:?}");
+        f.execute("UPDATE leases SET owner = NULL, expires_ms = 0").await;
+    }
+    assert!(let_in > 0 || unanswered > 0, "somebody is let in now and then");
+    second.close().await;
+}
+
+async fn a_look_shows_who_holds_what_and_who_lives(f: Fixture) {
+    let fresh = Duration::from_secs(6);
+    let look = async || f.store.lease_survey("geo", fresh).await.expect("read");
+    assert_eq!(look().await, LeaseSurvey::default());
+    let mut wakes = f.store.wakes();
+    f.store.announce_dispatcher("geo", &owner("one"), "s1").await.expect("announced");
+    assert_eq!(tokio::time::timeout(SOON, wakes.recv()).await.expect("in time"), Ok(Wake::Lease(owner("geo"))));
+    f.store.announce_dispatcher("geo", &owner("one"), "s1").await.expect("again");
+    assert!(wakes.try_recv().is_err(), "that is no news");
+    f.store.announce_dispatcher("geo", &owner("two"), "s1").await.expect("announced");
+    f.store.announce_dispatcher("geo", &owner("two"), "s2").await.expect("with other groups");
+    f.store.announce_dispatcher("other", &owner("three"), "s1").await.expect("announced");
+    let alive = |survey: &LeaseSurvey| {
+        survey.dispatchers.iter().map(|d| format!("{} {}", d.owner, d.structure)).collect::<Vec<_>>()
+    };
+    assert_eq!(alive(&look().await), ["one s1", "two s2"]);
+    f.execute("UPDATE owners SET seen_ms = seen_ms - 7000 WHERE id = 'two'").await;
+    assert_eq!(alive(&look().await), ["one s1"], "its heartbeat is missing");
+    f.store.heartbeat(&owner("two"), "dispatcher").await.expect("it is back");
+    assert_eq!(alive(&look().await), ["one s1", "two s2"]);
+    f.store.withdraw_dispatcher("geo", &owner("one")).await.expect("withdrawn");
+    f.store.retire(&owner("two"), 0).await.expect("retired");
+    assert_eq!(alive(&look().await), [""; 0]);
+    assert_eq!(f.number("SELECT COUNT(*) FROM dispatchers").await, 1, "of another provider");
+    taken(&f.store, "one", TTL).await;
+    let [held] = &look().await.leases[..] else { panic!("one lease") };
+    assert_eq!((held.name.as_str(), held.owner.as_deref()), ("a", Some("one")));
+    assert!(held.expires_in > TTL - SOON && held.expires_in <= TTL);
+    f.execute("UPDATE leases SET expires_ms = 0").await;
+    let [ran_out] = &look().await.leases[..] else { panic!("one lease") };
+    assert_eq!((ran_out.owner.as_deref(), ran_out.expires_in), (Some("one"), Duration::ZERO));
+    assert!(renew(&f.store, "one", 1, TTL, "some").await);
+    assert!(release(&f.store, "one", 1, "all").await);
+    let [free] = &look().await.leases[..] else { panic!("one lease") };
+    assert_eq!((&free.owner, free.expires_in), (&None, Duration::ZERO));
+}
+
+async fn what_is_pinned_to_what_others_pace_is_left_to_them(f: Fixture) {
+    let text =
+        "[[provider]]\nname = \"geo\"\nbase_url = \"http://x\"\nkeys = [ { label = \"k1\", secret = \"env:S\" } ]";
+    let config = paceline::config::Config::parse(text, None, &[("S".to_owned(), "s".to_owned())]).expect("valid");
+    let catalog = config.catalog();
+    let job = |id: &str, pin: Option<&str>| {
+        let envelope = format!(r#"{{"id":"{id}","provider":"geo","request":{{"path":"/"}}}}"#);
+        let mut job = Job::parse(envelope.as_bytes(), &Given::default(), &catalog).expect("valid");
+        job.key = pin.map(str::to_owned);
+        NewJob { job, origin: Origin::default(), owner: None }
+    };
+    // The oldest first: each was due a millisecond later.
+    for (due, (id, pin)) in (0..).zip([("1", Some("k1")), ("2", Some("b1")), ("3", None), ("4", Some("gone"))]) {
+        f.store.insert(vec![job(id, pin)], 1_000 + due).await.expect("let in");
+    }
+    let me = owner("me");
+    let away = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Arc<[String]>>();
+    let claim = async |away: &Arc<[String]>| {
+        let claimed = f.store.claim_due_but(&me, "geo", "default", away, 9, 2_000).await.expect("claimed");
+        claimed.into_iter().map(|claimed| claimed.job.id).collect::<Vec<_>>()
+    };
+    let others = away(&["b1", "k1", "k2"]);
+    assert_eq!(f.store.next_due_but("geo", "default", &others).await.expect("read"), Some(1_002));
+    assert_eq!(claim(&others).await, ["3", "4"], "a pin that nobody knows goes to anybody");
+    assert_eq!(f.store.next_due_but("geo", "default", &others).await.expect("read"), None);
+    assert_eq!(f.store.next_due("geo", "default").await.expect("read"), Some(1_000));
+    assert_eq!(claim(&away(&["b1"])).await, ["1"]);
+    assert_eq!(claim(&away(&[])).await, ["2"]);
+}
+
 /// Every call at once.
 async fn ask_everything(store: &Store) -> Vec<StoreError> {
     let me = owner("one");
-    let (taken, renewed, released, listed) = tokio::join!(
-        store.lease_take("geo", "a", &me, TTL),
-        store.lease_renew("geo", "a", &me, 1, TTL, "late"),
-        store.lease_release("geo", "a", &me, 1, "late"),
+    let (groups, late) = (groups(), [write("a", 1, "late")]);
+    let (taken, renewed, released, surveyed, listed) = tokio::join!(
+        store.leases_take("geo", &["a"], &groups, &me, TTL),
+        store.leases_renew("geo", &me, TTL, &late),
+        store.leases_release("geo", &me, &late),
+        store.lease_survey("geo", TTL),
         store.leases()
     );
-    [taken.err(), renewed.err(), released.err(), listed.err()].into_iter().flatten().collect()
+    let (announced, withdrawn) =
+        tokio::join!(store.announce_dispatcher("geo", &me, "s"), store.withdraw_dispatcher("geo", &me));
+    let errors = [taken.err(), renewed.err(), released.err(), surveyed.err(), listed.err(), announced.err()];
+    errors.into_iter().chain([withdrawn.err()]).flatten().collect()
 }
 
 async fn a_closed_store_is_not_available(f: Fixture) {
     let second = f.another().await;
     second.close().await;
     let refused = ask_everything(&second).await;
-    assert!(refused.len() == 4 && refused.iter().all(|e| matches!(e, StoreError::Unavailable(_))), "{refused:?}");
+    assert!(refused.len() == 7 && refused.iter().all(|e| matches!(e, StoreError::Unavailable(_))), "{refused:?}");
 }
 
 // What only one of them has.
@@ -433,7 +627,7 @@ async fn a_file_that_another_process_writes_to_fails_leases_in_time() {
         let tx = other.begin_with("BEGIN IMMEDIATE").await.expect("it writes");
         assert_eq!(holder(&f.store, "two").await.0, "one", "reading goes on");
         let begun = Instant::now();
-        let late = f.store.lease_renew("geo", "a", &owner("one"), 1, TTL, "late").await;
+        let late = f.store.leases_renew("geo", &owner("one"), TTL, &[write("a", 1, "late")]).await;
         assert!(matches!(late, Err(StoreError::Unavailable(_))), "{late:?}");
         assert!(begun.elapsed() < Duration::from_secs(8), "it took {:?}", begun.elapsed());
         tx.rollback().await.expect("done");
@@ -455,7 +649,7 @@ async fn a_database_that_is_away_fails_leases_soon() {
         f.number("SELECT COUNT(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'paceline'").await;
         let begun = Instant::now();
         let refused = ask_everything(&f.store).await;
-        assert!(refused.len() == 4 && refused.iter().all(|e| matches!(e, StoreError::Unavailable(_))), "{refused:?}");
+        assert!(refused.len() == 7 && refused.iter().all(|e| matches!(e, StoreError::Unavailable(_))), "{refused:?}");
         assert!(begun.elapsed() < Duration::from_secs(4), "it took {:?}", begun.elapsed());
         common::administer(open(true)).await;
         assert!(renew(&f.store, "one", 1, TTL, "after").await);
@@ -478,11 +672,11 @@ async fn a_renewal_that_was_given_up_on_does_not_undo_a_later_one() {
         let mut other = sqlx::PgConnection::connect(&f.options.url).await.expect("connected");
         sqlx::query("SELECT pg_advisory_lock(7)").execute(&mut other).await.expect("locked");
         let begun = Instant::now();
-        let late = f.store.lease_renew("geo", "a", &owner("one"), 1, TTL, "given up on").await;
+        let late = f.store.leases_renew("geo", &owner("one"), TTL, &[write("a", 1, "given up on")]).await;
         assert!(matches!(late, Err(StoreError::Unavailable(_))), "{late:?}");
         assert!(begun.elapsed() < Duration::from_secs(4), "it took {:?}", begun.elapsed());
         let under_way = "SELECT COUNT(*) FROM pg_stat_activity
-            WHERE datname = current_database() AND state = 'active' AND query LIKE 'UPDATE leases%'";
+            WHERE datname = current_database() AND state = 'active' AND query LIKE '%UPDATE leases%' AND pid <> pg_backend_pid()";
         assert_eq!(f.number(under_way).await, 1, "it hangs still");
         assert!(renew(&f.store, "one", 1, TTL, "second").await);
         sqlx::query("SELECT pg_advisory_unlock(7)").execute(&mut other).await.expect("unlocked");

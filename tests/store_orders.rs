@@ -94,18 +94,16 @@ async fn an_order_wakes_those_who_dispatch(f: Fixture) {
     let (mut here, mut there) = (f.store.wakes(), other.wakes());
     if !f.is_sqlite() {
         // The other one may not listen yet: it says so by what it hears.
-        let heard = async { while there.recv().await.is_ok_and(|wake| wake != Wake::Orders("warm".into())) {} };
-        let warm = async {
+        let store = f.store.clone();
+        let warm = tokio::spawn(async move {
             loop {
-                f.store.give_order("warm", &Subject::Provider, false, "ops", NOW).await.expect("given");
+                store.give_order("warm", &Subject::Provider, false, "ops", NOW).await.expect("given");
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
-        };
-        tokio::time::timeout(SOON, async {
-            tokio::select! { () = heard => {}, () = warm => {} }
-        })
-        .await
-        .expect("heard");
+        });
+        let heard = async { while there.recv().await.expect("a wake") != Wake::Orders("warm".into()) {} };
+        tokio::time::timeout(SOON, heard).await.expect("heard");
+        warm.abort();
     }
     give(&f.store, key("a1"), true, "ops", NOW).await;
     let wanted = Wake::Orders("geo".into());

@@ -32,7 +32,7 @@ pub fn start(
     let mut lanes = Vec::new();
     let mut dispatchers = Vec::new();
     for provider in &parts.config.providers {
-        let mut dispatcher = Dispatcher::new(DispatcherParts {
+        let dispatcher = Dispatcher::new(DispatcherParts {
             provider: Arc::new(provider.clone()),
             store: parts.store.clone(),
             clock: Arc::clone(&parts.clock),

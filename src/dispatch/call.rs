@@ -16,6 +16,9 @@ use crate::provider::{Answer, CallError, Client, header_pairs};
 use crate::secrets::Secret;
 use crate::store::{JobPk, StoredResponse};
 
+/// Paths with this in them are taken to speak GraphQL, which tells of limits in its bodies.
+const GRAPHQL: &str = "graphql";
+
 /// A call under way. Whatever happens to it, its end is told.
 pub(super) struct Call {
     pk: JobPk,
@@ -51,9 +54,11 @@ impl Call {
         self.end(match result {
             Ok(answer) => {
                 // Half a document is none.
-                let whole = cost_from.filter(|_| !answer.truncated);
-                let cost = whole.and_then(|from| from.read(&answer.body));
-                CallEnd::Answered(Box::new(Answered { response: kept(answer), signal, cost }))
+                let whole = !answer.truncated;
+                let cost = cost_from.filter(|_| whole).and_then(|from| from.read(&answer.body));
+                let graphql = whole && answer.status == 200 && job.request.path.contains(GRAPHQL);
+                let told = if graphql { Signal::of_graphql(&answer.body) } else { Signal::default() };
+                CallEnd::Answered(Box::new(Answered { response: kept(answer), signal, told, cost }))
             }
             Err(CallError::NotSent(text)) => CallEnd::NotSent(text),
             Err(CallError::Lost(text)) => CallEnd::Lost(text),

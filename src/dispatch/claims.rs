@@ -92,10 +92,6 @@ impl Claims {
         idle.map(|lane| if lane.due { Time::ZERO } else { lane.look_at }).min()
     }
 
-    pub(super) fn are_stopped(&self) -> bool {
-        self.stopped
-    }
-
     pub(super) fn are_idle(&self) -> bool {
         self.lanes.iter().all(|lane| lane.under_way.is_none())
     }

@@ -8,25 +8,30 @@
 //! ```
 
 mod ending;
+mod groups;
 mod message;
 mod orders;
+mod outage;
 mod quotas;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::breaker::{Breaker, Pass};
 use crate::clock::WallMs;
 use crate::config::Provider;
 use crate::job::{DeadReason, Delivery, Job, JobState};
 use crate::pace::{
-    Ask, BadSpec, Flight, KeyId, Line, Next as Slot, Permit, Pool, PoolSnapshot, Saved, Signal, Since, Ticket, Time,
-    Why,
+    Ask, BadSpec, Flight, KeyId, Line, Next as Slot, Permit, Pool, PoolSnapshot, Signal, Ticket, Time, Why,
 };
+use crate::retry::RetryBudget;
 use crate::store::{Attempt, Claimed, JobPk, Next, Order, Record, Recorded, StoredResponse, WaitReason};
 
 use quotas::Quotas;
 
+use groups::Step;
+pub use groups::{Heir, Sent};
 pub use message::{Allowance, Answered, CallEnd, Command, Event, Note, Now};
 pub use orders::Freed;
 
@@ -43,6 +48,8 @@ const MARK_AFTER: Duration = Duration::from_millis(50);
 /// A job whose key or budget is out of use looks again after so long: half of its age, within these bounds. So a
 /// large backlog that is blocked for long costs little, and what ends the block makes it due at once.
 const BLOCKED_FOR: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(600));
+/// The same where other dispatchers have keys that may serve it.
+const ELSEWHERE_AFTER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(1));
 
 /// A job in hand.
 #[derive(Debug)]
@@ -62,7 +69,7 @@ enum Stage {
     /// Waits for a permit.
     InLine(Ticket),
     /// `at_most_once`: has its permit, and is being committed as started.
-    Starting(Permit),
+    Starting(Permit, Pass),
     /// Being sent.
     Open(Box<Open>),
     /// Its record is being committed; then it goes back in line (`true`) or is let go of.
@@ -72,6 +79,7 @@ enum Stage {
 #[derive(Debug)]
 struct Open {
     flight: Flight,
+    pass: Pass,
     sent: Now,
     mark: Mark,
     /// The end of the call, while the mark is still being committed: records of one job never
@@ -92,9 +100,7 @@ enum Mark {
 enum Doors {
     /// They may.
     Open,
-    /// Not before the lease is back: whatever comes goes to the store.
-    Suspended,
-    /// Never again.
+    /// Never again: whatever comes goes to the store.
     Closed,
 }
 
@@ -113,8 +119,9 @@ pub struct Core {
     /// Calls that are being committed as started.
     starting: usize,
     doors: Doors,
-    allowed: Option<Allowance>,
-    sent: u64,
+    groups: groups::Groups,
+    breaker: Breaker,
+    retries: RetryBudget,
     next_slot: Option<Time>,
     commands: Vec<Command>,
     /// The last word of operators.
@@ -122,7 +129,7 @@ pub struct Core {
 }
 
 impl Core {
-    /// A dispatcher with nothing in hand.
+    /// A dispatcher with nothing in hand, which holds every pacing group without any bound.
     ///
     /// # Errors
     /// [`BadSpec`] where the limits cannot be paced.
@@ -130,7 +137,9 @@ impl Core {
         let pool = pool_of(&provider, now)?;
         let line = Line::new(&provider.pool.lanes);
         let in_line = vec![0; provider.pool.lanes.len()];
+        let groups = groups::of(&pool);
         let quotas = Quotas::new(&provider.quotas);
+        let breaker = Breaker::new(provider.breaker);
         Ok(Self {
             provider,
             pool,
@@ -143,8 +152,9 @@ impl Core {
             open: 0,
             starting: 0,
             doors: Doors::Open,
-            allowed: None,
-            sent: 0,
+            groups,
+            breaker,
+            retries: RetryBudget::default(),
             next_slot: None,
             commands: Vec::new(),
             orders: Vec::new(),
@@ -159,8 +169,8 @@ impl Core {
             Event::Ended { pk, end } => self.ended(pk, end, now, random),
             Event::Recorded { pk, recorded } => self.recorded(pk, recorded, now, random),
             Event::Cancel(pk) => self.cancel(pk, now),
-            Event::Drain => self.shut(Doors::Closed, now),
-            Event::Suspend => self.shut(Doors::Suspended, now),
+            Event::Drain => self.close(now),
+            Event::Suspend(groups) => self.suspend(&groups, now),
             Event::Tick => {}
         }
     }
@@ -185,47 +195,8 @@ impl Core {
             .map(|(at, _)| now.mono + Duration::from_millis(u64::try_from(at.saturating_sub(now.wall)).unwrap_or(0)));
         // Pauses end and blocked jobs are handed back without any event.
         let patience = (!self.line.is_empty()).then(|| now.mono + PATIENCE / 5);
-        [self.next_slot, mark, deadline, patience].into_iter().flatten().min()
-    }
-
-    /// Nothing is sent beyond that; without any allowance everything may be.
-    pub fn allow(&mut self, allowance: Allowance) {
-        self.allowed = Some(allowance);
-    }
-
-    /// Calls that left since the last time this was asked.
-    pub fn take_sent(&mut self) -> u64 {
-        std::mem::take(&mut self.sent)
-    }
-
-    /// Begins anew with budgets that another process, or an earlier tenure, has spent from; only
-    /// while nothing is in hand. `None`: nobody knows what was spent, so everything counts as used.
-    ///
-    /// # Errors
-    /// [`BadSpec`] where the limits cannot be paced.
-    pub fn inherit(&mut self, from: Option<(&Saved, Duration, Since)>, now: Now) -> Result<(), BadSpec> {
-        self.pool = pool_of(&self.provider, now.mono)?;
-        self.line = Line::new(&self.provider.pool.lanes);
-        let (walls, elapsed) = from.map_or((&[][..], Duration::ZERO), |(saved, elapsed, _)| (&saved.walls, elapsed));
-        self.quotas.inherit(walls, elapsed, &mut self.pool, now);
-        match from {
-            Some((saved, elapsed, since)) => self.pool.restore(saved, elapsed, since, now.mono),
-            None => self.pool.assume_spent(now.mono),
-        }
-        self.obey();
-        Ok(())
-    }
-
-    /// The lease is back: jobs may wait in line again.
-    pub fn resume(&mut self) {
-        if self.doors == Doors::Suspended {
-            self.doors = Doors::Open;
-        }
-    }
-
-    /// What was spent, for whoever comes next.
-    pub fn save(&mut self, now: Time) -> Saved {
-        Saved { walls: self.quotas.save(now), ..self.pool.save(now) }
+        let breaker = self.breaker.open_until();
+        [self.next_slot, mark, deadline, patience, breaker].into_iter().flatten().min()
     }
 
     /// How every limit, key and budget stands. Costs a visit to each.
@@ -233,19 +204,16 @@ impl Core {
         self.pool.snapshot(now)
     }
 
-    /// Whether anything may be sent now.
-    fn may_send(&self, now: Time) -> bool {
-        let open = self.open as u64;
-        self.allowed.is_none_or(|allowed| now < allowed.until && allowed.calls > 0 && open < allowed.open)
-    }
-
     /// How many jobs of each lane should wait in line: what the budgets allow in the next seconds.
     pub fn target(&mut self, now: Now) -> usize {
-        let held = self.allowed.is_none_or(|allowed| now.mono < allowed.until);
-        if self.doors != Doors::Open || !held { 0 } else { self.allowance(now.mono) }
+        if self.doors != Doors::Open || !self.holds_something(now.mono) {
+            return 0;
+        }
+        let probes = self.breaker.room(now.mono).map_or(usize::MAX, |room| usize::try_from(room).unwrap_or(usize::MAX));
+        self.allowance(now.mono).min(probes)
     }
 
-    /// What the budgets allow in the next seconds, whoever holds them.
+    /// What the budgets that are held here allow in the next seconds.
     pub fn allowance(&mut self, now: Time) -> usize {
         usize::try_from(self.pool.allowance(AHEAD, now).min(LANE_MAX)).unwrap_or(0)
     }
@@ -286,6 +254,10 @@ impl Core {
         if pin == Some(None) {
             return self.wait_for_key(pk, WaitReason::NoKey, None, now);
         }
+        let is_retry = self.jobs.get(&pk).is_some_and(|held| held.claimed.failures > 0);
+        if let Some(wait) = is_retry.then(|| self.retries.take(now.mono).err()).flatten() {
+            return self.wait_for_key(pk, WaitReason::Backoff, Some(now.mono + wait), now);
+        }
         if let Some(deadline) = job.deadline_ms {
             self.deadlines.insert((deadline, pk));
         }
@@ -305,9 +277,14 @@ impl Core {
         if is_past_deadline(&held.job, now) {
             return self.expired(pk, now);
         }
-        if self.doors != Doors::Open {
+        let pin = held.ask.pin;
+        if !self.may_wait_here(pin) {
             return self.record(pk, Next::Release, None, false, now);
         }
+        if let Some(until) = self.breaker.open_until().filter(|until| *until > now.mono) {
+            return self.wait_for_key(pk, WaitReason::Breaker, Some(until), now);
+        }
+        let Some(held) = self.jobs.get_mut(&pk) else { return };
         held.renew();
         held.stage = Stage::InLine(self.line.push(pk, held.lane, held.ask));
         self.in_line[held.lane] += 1;
@@ -324,7 +301,8 @@ impl Core {
 
     fn launch(&mut self, now: Now) {
         self.next_slot = None;
-        while self.open + self.starting < OPEN_MAX && self.may_send(now.mono) {
+        self.shut_what_ended(now.mono);
+        while self.open + self.starting < OPEN_MAX && self.provider_is_up(now.mono) {
             match self.line.next(&mut self.pool, now.mono) {
                 Slot::Ready(pk, permit, _) => self.permitted(pk, permit, now),
                 Slot::At(time) => {
@@ -341,31 +319,36 @@ impl Core {
             return self.pool.abandon(permit, now.mono);
         };
         self.in_line[held.lane] -= 1;
+        let pass = self.breaker.pass();
         if held.job.delivery == Delivery::AtMostOnce {
-            held.stage = Stage::Starting(permit);
+            let key = permit.key();
+            held.stage = Stage::Starting(permit, pass);
             self.starting += 1;
+            self.count(key, Step::Starts, now.mono);
             return self.push_record(pk, Next::Running, None, now);
         }
-        self.send(pk, permit, Mark::Unmarked, now);
+        self.send(pk, permit, pass, Mark::Unmarked, now);
     }
 
-    fn send(&mut self, pk: JobPk, permit: Permit, mark: Mark, now: Now) {
+    fn send(&mut self, pk: JobPk, permit: Permit, pass: Pass, mark: Mark, now: Now) {
         let key = permit.key();
-        self.sent += 1;
-        if let Some(allowed) = &mut self.allowed {
-            allowed.calls = allowed.calls.saturating_sub(1);
-        }
         let flight = self.pool.depart(permit, now.mono);
-        let Some(held) = self.jobs.get_mut(&pk) else { return self.pool.unsent(flight, now.mono) };
+        let Some(held) = self.jobs.get_mut(&pk) else {
+            self.pool.unsent(flight, now.mono);
+            return self.note_health(pass, None, now);
+        };
+        let job = Arc::clone(&held.job);
         held.renew();
         held.claimed.attempts += 1;
         held.claimed.first_attempt_ms.get_or_insert(now.wall);
-        held.stage = Stage::Open(Box::new(Open { flight, sent: now, mark, ended: None }));
+        held.stage = Stage::Open(Box::new(Open { flight, pass, sent: now, mark, ended: None }));
         self.open += 1;
+        self.retries.called(now.mono);
+        self.count(key, Step::Leaves, now.mono);
         if mark == Mark::Unmarked {
             self.opened.push_back((now.mono, pk));
         }
-        self.commands.push(Command::Call { pk, job: Arc::clone(&held.job), key });
+        self.commands.push(Command::Call { pk, job, key });
     }
 
     fn head(&mut self, pk: JobPk, signal: &Signal, now: Now) {
@@ -387,13 +370,14 @@ impl Core {
     }
 
     fn recorded(&mut self, pk: JobPk, recorded: Recorded, now: Now, random: &mut dyn FnMut() -> f64) {
-        let may_send = self.may_send(now.mono);
         let Some(held) = self.jobs.get_mut(&pk) else { return };
         match std::mem::replace(&mut held.stage, Stage::Recording { again: false }) {
-            Stage::Starting(permit) => {
+            Stage::Starting(permit, pass) => {
+                let in_time = !is_past_deadline(&held.job, now);
                 self.starting -= 1;
-                let may_go = may_send && !is_past_deadline(&held.job, now);
-                self.started(pk, permit, recorded, may_go, now);
+                self.count(permit.key(), Step::Started, now.mono);
+                let may_go = in_time && self.may_leave(permit.key(), now.mono) && self.breaker.honours(pass);
+                self.started(pk, (permit, pass), recorded, may_go, now);
             }
             Stage::Open(mut open) => {
                 open.mark = Mark::Marked;
@@ -414,12 +398,13 @@ impl Core {
     }
 
     /// An `at_most_once` call was committed as started. The lease may have ended meanwhile, or the
-    /// job's time: then it does not leave.
-    fn started(&mut self, pk: JobPk, permit: Permit, recorded: Recorded, may_go: bool, now: Now) {
+    /// job's time, or the provider is down: then it does not leave.
+    fn started(&mut self, pk: JobPk, (permit, pass): (Permit, Pass), recorded: Recorded, may_go: bool, now: Now) {
         if recorded == Recorded::Done && may_go {
-            return self.send(pk, permit, Mark::Marked, now);
+            return self.send(pk, permit, pass, Mark::Marked, now);
         }
         self.pool.abandon(permit, now.mono);
+        self.note_health(pass, None, now);
         match recorded {
             Recorded::Done => self.record(pk, Next::Release, None, false, now),
             Recorded::Superseded => self.forget(pk, now),
@@ -441,16 +426,9 @@ impl Core {
     }
 
     /// Hands back what is in line now; what would join it later follows.
-    fn shut(&mut self, doors: Doors, now: Now) {
-        if self.doors != Doors::Closed {
-            self.doors = doors;
-        }
-        let in_line: Vec<JobPk> =
-            self.jobs.iter().filter(|(_, held)| matches!(held.stage, Stage::InLine(_))).map(|(pk, _)| *pk).collect();
-        for pk in in_line {
-            self.step_out(pk);
-            self.record(pk, Next::Release, None, false, now);
-        }
+    fn close(&mut self, now: Now) {
+        self.doors = Doors::Closed;
+        self.suspend(&[], now);
     }
 
     fn expire(&mut self, now: Now) {
@@ -474,25 +452,32 @@ impl Core {
                 Why::NoKey | Why::KeyDisabled(_) => WaitReason::NoKey,
                 _ => WaitReason::Paused,
             };
-            if self.step_out(pk) {
+            if !self.step_out(pk) {
+                continue;
+            }
+            if why == Why::NotHeld {
+                self.record(pk, Next::Release, None, false, now);
+            } else {
                 self.wait_for_key(pk, reason, until, now);
             }
         }
     }
 
-    /// Waits until its key or budget may be of use again, within what its policy allows.
+    /// Waits until its key, its budget, its provider or the budget of retries may be of use again, within what its policy allows.
     fn wait_for_key(&mut self, pk: JobPk, reason: WaitReason, until: Option<Time>, now: Now) {
         let Some(held) = self.jobs.get(&pk) else { return };
         let policy = self.provider.retry.with(&held.job.retry);
         let age = Duration::from_millis(u64::try_from(now.wall.saturating_sub(held.claimed.created_ms)).unwrap_or(0));
-        let (shortest, longest) = BLOCKED_FOR;
+        let others = matches!(reason, WaitReason::NoKey | WaitReason::Paused) && !self.groups.hold_all();
+        let elsewhere = held.ask.pin.is_none() && others;
+        let (shortest, longest) = if elsewhere { ELSEWHERE_AFTER } else { BLOCKED_FOR };
         let span = until.map_or(age / 2, |until| until.since(now.mono)).min(longest);
         let due_ms = now.wall.saturating_add(millis(if until.is_some() { span } else { span.max(shortest) }));
         // The time to give up is not slept through.
         let over_ms = held.claimed.first_attempt_ms.map(|first| first.saturating_add(millis(policy.max_elapsed)));
         let due_ms = over_ms.map_or(due_ms, |over_ms| due_ms.min(over_ms.max(now.wall)));
         if policy.is_over(held.claimed.first_attempt_ms, now.wall) {
-            let error = format!("no usable key for too long ({})", reason.as_str());
+            let error = format!("could not be sent for too long ({})", reason.as_str());
             self.finish(pk, JobState::Dead, Some(DeadReason::GaveUp), Some(error), now);
         } else {
             self.wait(pk, reason, due_ms, Duration::ZERO, None, now);

@@ -35,6 +35,8 @@ pub(super) struct Hands {
     pub permits_waiting: Vec<(String, u64)>,
     /// Calls that are open.
     pub open: u64,
+    /// Of the breaker, where it is not closed.
+    pub breaker: Option<String>,
 }
 
 impl Reporter {
@@ -49,11 +51,12 @@ impl Reporter {
         let shared = pool.limits.iter().map(|limit| limit.next_slot).max();
         let paused = if pool.held { Some(Time::MAX) } else { pool.paused_until };
         let not_before = shared.max(paused).unwrap_or(Time::ZERO);
-        let budgets = pool.budgets.iter().zip(&rates);
+        let budgets = pool.budgets.iter().zip(&rates).filter(|(budget, _)| budget.here);
         Report {
             allowed_per_second: pool.allowed_per_second.map(rounded),
             achieved_per_second: rounded(rates.iter().sum()),
             open: hands.open,
+            breaker: hands.breaker,
             permits_waiting: hands.permits_waiting,
             budgets: budgets.map(|(budget, rate)| of_budget(budget, *rate, not_before, now)).collect(),
             keys_left_out: 0,
@@ -120,6 +123,8 @@ fn of_budget(budget: &BudgetSnapshot, rate: f64, not_before: Time, now: Now) -> 
         calls: budget.calls,
         pacing_errors: budget.pacing_errors,
         signals: budget.signals.map(|family| family.as_str().to_owned()),
+        probing: budget.probing.map(|probing| probing.state.as_str().to_owned()),
+        found_per_second: budget.probing.and_then(|probing| probing.found_per_second).map(rounded),
         limits: budget.limits.iter().map(of_limit).collect(),
         keys: budget.keys.iter().map(|key| of_key(key, now)).collect(),
     }

@@ -10,10 +10,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::call::Call;
 use super::claims::Claims;
-use super::core::{Allowance, Command, Core, Event, Note, Now};
+use super::core::{Command, Core, Event, Note, Now};
 use super::intake::Intake;
-use super::keeper::counted;
-use super::lease::Tenure;
+use super::keeper::{Keeping, LeaseInput};
 use super::orders::Orders;
 use super::record::write;
 use super::tell::Teller;
@@ -22,9 +21,9 @@ use crate::config::Provider;
 use crate::job::{Job, JobState};
 use crate::kill_point::{KillPoint, reached};
 use crate::outcome::Outcome;
-use crate::pace::{BadSpec, KeyId, Time};
+use crate::pace::{BadSpec, GroupId, KeyId, Time};
 use crate::provider::{Client, ClientError};
-use crate::store::{Claimed, JobPk, LeaseTake, Order, OwnerId, Record, Report, Store, StoreError, Wake};
+use crate::store::{Claimed, JobPk, Order, OwnerId, Record, Report, Store, StoreError, Wake};
 use crate::telemetry::{DispatchMetrics, ProviderLabel};
 
 /// Inputs handled before the core decides again.
@@ -79,26 +78,14 @@ pub(super) enum Input {
     Claimed(Vec<Claimed>),
     /// Jobs that were claimed from the store.
     Due { lane: usize, asked: usize, result: Result<(Vec<Claimed>, Option<i64>), StoreError> },
-    /// The lease was asked for.
-    Taken(Result<LeaseTake, StoreError>),
-    /// It was renewed; `false`: somebody else has it.
-    Renewed(Result<bool, StoreError>),
-    /// It was let go of.
-    Released,
+    /// What the store said about leases.
+    Lease(LeaseInput),
     /// What operators want.
     Orders(Result<Vec<Order>, StoreError>),
     /// A report was written: what is in the store now; `None`: it failed.
     Reported(Option<Option<Report>>),
     /// Something happened, at that time.
     Event(Event, Now),
-}
-
-/// Whether the lease was let go of, at the end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Release {
-    NotBegun,
-    UnderWay,
-    Done,
 }
 
 /// The dispatcher of one provider.
@@ -110,12 +97,10 @@ pub struct Dispatcher {
     client: Client,
     intakes: Vec<Intake>,
     pub(super) claims: Claims,
-    pub(super) tenure: Tenure,
-    pub(super) release: Release,
+    pub(super) keeping: Keeping,
     pub(super) orders: Orders,
     pub(super) teller: Teller,
-    /// Told once.
-    pub(super) renewal_fails: bool,
+    prefetch: u16,
     pub(super) sender: mpsc::UnboundedSender<Input>,
     inputs: mpsc::UnboundedReceiver<Input>,
     pub(super) tasks: JoinSet<()>,
@@ -142,9 +127,12 @@ impl Dispatcher {
         let claims = Claims::new(lanes.iter().map(|lane| lane.name.clone()).collect());
         let label = ProviderLabel { provider: name() };
         let room_at = parts.clock.mono();
-        core.allow(Allowance { until: Time::ZERO, calls: 0, open: 0 });
-        let tenure = Tenure::new(counted(&provider));
-        let (tasks, waiting, release) = (JoinSet::new(), Arc::default(), Release::NotBegun);
+        let keeping = Keeping::new(&provider);
+        let prefetch = u16::try_from(core.allowance(room_at).clamp(1, 500)).unwrap_or(500);
+        let (tasks, waiting) = (JoinSet::new(), Arc::default());
+        let nothing_held = (0..core.group_count()).map(|number| GroupId(number as u32)).collect();
+        let now = Now { mono: room_at, wall: parts.clock.wall_ms() };
+        core.handle(Event::Suspend(nothing_held), now, &mut rand::random::<f64>);
         Ok(Self {
             parts,
             label,
@@ -152,11 +140,10 @@ impl Dispatcher {
             client,
             intakes,
             claims,
-            tenure,
-            release,
+            keeping,
             orders: Orders::new(),
             teller: Teller::default(),
-            renewal_fails: false,
+            prefetch,
             sender,
             inputs,
             tasks,
@@ -171,10 +158,9 @@ impl Dispatcher {
     }
 
     /// How many deliveries of a lane the broker may send ahead: what the budgets allow in the
-    /// next seconds, 1 to 500.
-    pub fn prefetch(&mut self) -> u16 {
-        let now = self.parts.clock.mono();
-        u16::try_from(self.core.allowance(now).clamp(1, 500)).unwrap_or(500)
+    /// next seconds, whoever holds them, 1 to 500.
+    pub const fn prefetch(&self) -> u16 {
+        self.prefetch
     }
 
     /// Runs until `shutdown`, then lets calls in flight finish and hands the rest back.
@@ -184,7 +170,8 @@ impl Dispatcher {
         loop {
             let now = self.now();
             self.decide(now);
-            if grace_ends.is_some() && self.core.is_idle() && self.claims.are_idle() && self.let_go(now) {
+            let idle = self.core.is_idle() && self.claims.are_idle();
+            if grace_ends.is_some() && idle && self.keeping.tenures.are_over() {
                 break;
             }
             if grace_ends.is_some_and(|end| end <= now.mono) {
@@ -199,6 +186,7 @@ impl Dispatcher {
                     self.intakes.iter().for_each(Intake::close);
                     self.claims.stop();
                     self.happened(Event::Drain, now);
+                    self.hand_over(now);
                 }
                 Some(input) = self.inputs.recv() => self.take(input),
                 wake = wakes.recv() => self.woken(wake),
@@ -228,9 +216,7 @@ impl Dispatcher {
                 self.happened(Event::Claimed(jobs), now);
             }
             Input::Due { lane, asked, result } => self.claimed(lane, asked, result),
-            Input::Taken(result) => self.lease_taken(result),
-            Input::Renewed(result) => self.lease_renewed(result),
-            Input::Released => self.release = Release::Done,
+            Input::Lease(input) => self.lease_input(input),
             Input::Orders(result) => self.orders_told(result),
             Input::Reported(report) => self.teller.written(report),
             Input::Event(event, at) => self.happened(event, at),
@@ -260,11 +246,12 @@ impl Dispatcher {
                 self.happened(Event::Cancel(pk), now);
             }
             Ok(Wake::Orders(provider)) if provider == self.label.provider => self.orders.wake(),
-            Ok(Wake::Lease(provider)) if provider == self.label.provider => self.tenure.freed(),
+            Ok(Wake::Lease(provider)) if provider == self.label.provider => self.keeping.look_now(),
             Ok(_) => {}
             // Some wakes were missed: look everywhere.
             Err(broadcast::error::RecvError::Lagged(_)) => {
                 self.claims.wake_all();
+                self.keeping.look_now();
                 self.orders.wake();
             }
             Err(broadcast::error::RecvError::Closed) => {}
@@ -272,11 +259,7 @@ impl Dispatcher {
     }
 
     fn decide(&mut self, now: Now) {
-        let allowed = self.tenure.allowed();
-        self.core.allow(Allowance { until: allowed.until, calls: allowed.calls, open: allowed.open });
         let commands: Vec<Command> = self.core.advance(now).collect();
-        let open = self.core.counts().1 as u64;
-        self.tenure.sent(self.core.take_sent(), open);
         for command in commands {
             match command {
                 Command::Call { pk, job, key } => self.call(pk, job, key),
@@ -285,7 +268,7 @@ impl Dispatcher {
             }
         }
         self.keep_orders(now);
-        self.keep_lease(now);
+        self.keep_leases(now);
         self.tell(now);
         if self.room_at <= now.mono {
             self.room_at = now.mono + ROOM_EVERY;
@@ -313,16 +296,18 @@ impl Dispatcher {
         let parts = self.parts.clone();
         let sender = self.sender.clone();
         let name = self.claims.name(lane).to_owned();
+        let away = Arc::clone(&self.keeping.away);
         self.tasks.spawn(async move {
             let asked = room.min(500);
             let limit = u32::try_from(asked).unwrap_or(500);
             let provider = &parts.provider.name;
-            let claimed = parts.store.claim_due(&parts.owner, provider, &name, limit, parts.clock.wall_ms()).await;
+            let (store, now_ms) = (&parts.store, parts.clock.wall_ms());
+            let claimed = store.claim_due_but(&parts.owner, provider, &name, &away, limit, now_ms).await;
             if claimed.as_ref().is_ok_and(|jobs| !jobs.is_empty()) {
                 reached(KillPoint::AfterClaim);
             }
             let result = match claimed {
-                Ok(jobs) if jobs.len() < asked => match parts.store.next_due(provider, &name).await {
+                Ok(jobs) if jobs.len() < asked => match store.next_due_but(provider, &name, &away).await {
                     Ok(next_due_ms) => Ok((jobs, next_due_ms)),
                     Err(error) => {
                         tracing::debug!(%error, "the next due time is not known");
@@ -339,9 +324,9 @@ impl Dispatcher {
     fn sleep_for(&self, now: Now, grace_ends: Option<Time>) -> Duration {
         let core = self.core.wake_at(now);
         // Whoever may not send claims nothing, however much is due.
-        let may_claim = self.tenure.allowed().until > now.mono;
+        let may_claim = self.core.holds_something(now.mono);
         let claims = self.claims.wake_at().filter(|_| may_claim).map(|at| at.max(self.room_at));
-        let lease = self.tenure.wake_at();
+        let lease = self.keeping.wake_at(self.orders.are_known());
         let next = [core, claims, lease, self.orders.wake_at(), grace_ends].into_iter().flatten().min();
         next.map_or(TICK, |at| at.since(now.mono).min(TICK))
     }
@@ -392,6 +377,10 @@ impl Dispatcher {
             Note::QuotaExhausted(key) => {
                 tracing::error!(provider, key, "the quota behind this key is used up; its budget is parked");
             }
+            Note::ProviderDown(wait) => {
+                tracing::error!(provider, ?wait, "the provider seems to be down; jobs wait until it is tried again");
+            }
+            Note::ProviderUp => tracing::info!(provider, "the provider answers again"),
         }
     }
 }

@@ -35,19 +35,23 @@ impl Dispatcher {
         }
         self.teller.at = now.mono + Reporter::every(self.parts.provider.pool.keys.len());
         let provider = &self.label.provider;
-        let report = match self.tenure.epoch() {
-            None => {
+        let report = match self.keeping.held() {
+            0 => {
                 self.parts.metrics.pacing.hide(provider);
                 None
             }
-            Some(_) => {
+            leases => {
                 let lanes = self.parts.provider.pool.lanes.iter().enumerate();
                 let waiting =
                     |(n, lane): (usize, &crate::pace::LaneSpec)| (lane.name.clone(), self.core.in_line(n) as u64);
-                let hands = Hands { permits_waiting: lanes.map(waiting).collect(), open: self.core.counts().1 as u64 };
+                let hands = Hands {
+                    permits_waiting: lanes.map(waiting).collect(),
+                    open: self.core.counts().1 as u64,
+                    breaker: self.core.breaker_trouble().map(str::to_owned),
+                };
                 let pool = self.core.snapshot(now.mono);
                 let report = self.teller.reporter.report(&pool, hands, now);
-                let told = Told { report, at_ms: now.wall, paused: pool.held, leases: 1 };
+                let told = Told { report, at_ms: now.wall, paused: pool.held, leases };
                 self.parts.metrics.pacing.show(provider, &told);
                 Some(bounded(told.report))
             }

@@ -191,4 +191,6 @@ pub enum Why {
     KeyDisabled(KeyId),
     /// It costs more than a limit of the only budget it may use ever allows.
     TooLarge,
+    /// Another dispatcher paces what it needs.
+    NotHeld,
 }

@@ -2,6 +2,7 @@
 
 use super::Time;
 use super::ask::{Ask, BudgetId, COMPARED, KeyId, Routes, Why};
+use super::group::{GroupId, Groups};
 use super::limit::{Counts, Limit};
 use super::probe::Probe;
 use super::signal::Family;
@@ -47,6 +48,8 @@ pub(super) struct Budget {
     pub name: Option<String>,
     pub keys: Vec<usize>,
     pub limits: Vec<Limit>,
+    /// Its limits, unused.
+    template: Vec<Limit>,
     pub paused_until: Time,
     /// Quota exhausted: until then, or until an operator resumes it (`Time::MAX`).
     pub parked_until: Time,
@@ -89,6 +92,11 @@ pub(super) struct Bank {
     /// The version of the last word that was heard.
     pub heard: u64,
     pub counts_cost: bool,
+    pub groups: Groups,
+    /// How many limits there are in all.
+    pub limit_count: usize,
+    /// Limits of the provider and of its routes, unused.
+    shared_template: (Vec<Limit>, Vec<Vec<Limit>>),
     template: Vec<Limit>,
     narrow_template: Vec<Vec<Limit>>,
 }
@@ -98,22 +106,31 @@ impl Bank {
         let make = |specs: &[_]| specs.iter().map(|limit| Limit::new(limit, spec.safety)).collect::<Vec<_>>();
         let narrow: Vec<usize> = (0..spec.routes.len()).filter(|&r| !spec.routes[r].key_limits.is_empty()).collect();
         let counted_within = nanos(spec.counted_within);
+        let of_routes: Vec<Vec<Limit>> = spec.routes.iter().map(|route| make(&route.limits)).collect();
+        let shared_template = (make(&spec.limits), of_routes);
         let mut bank = Bank {
             counted_within,
             within: counted_within,
             spread: (spec.safety != Safety::Strict).then(|| (Spread::new(), Spread::new())),
-            limits: make(&spec.limits),
-            routes: spec.routes.iter().map(|route| make(&route.limits)).collect(),
+            limits: shared_template.0.clone(),
+            routes: shared_template.1.clone(),
+            shared_template,
             narrow_template: narrow.iter().map(|&r| make(&spec.routes[r].key_limits)).collect(),
             narrow,
-            budgets: spec.budgets.iter().map(|b| Budget::new(Some(b.name.clone()), make(&b.limits))).collect(),
+            budgets: Vec::new(),
             keys: Vec::new(),
+            groups: Groups::new(spec),
+            limit_count: 0,
             paused_until: Time::ZERO,
             held: false,
             heard: 0,
             counts_cost: false,
             template: make(&spec.key_limits),
         };
+        bank.limit_count = bank.limits.len() + bank.routes.iter().map(Vec::len).sum::<usize>();
+        for budget in &spec.budgets {
+            bank.add_budget(Budget::new(Some(budget.name.clone()), make(&budget.limits)));
+        }
         for key in &spec.keys {
             bank.add_key(key);
         }
@@ -123,10 +140,8 @@ impl Bank {
 
     /// Adds a key; its budget must exist.
     pub fn add_key(&mut self, spec: &KeySpec) -> KeyId {
-        let budget = spec.budget.unwrap_or_else(|| {
-            self.budgets.push(Budget::new(None, Vec::new()));
-            self.budgets.len() - 1
-        });
+        let budget = spec.budget.unwrap_or_else(|| self.add_budget(Budget::new(None, Vec::new())));
+        self.limit_count += self.template.len() + self.narrow_template.iter().map(Vec::len).sum::<usize>();
         let key = self.keys.len();
         self.keys.push(Key {
             label: spec.label.clone(),
@@ -146,11 +161,45 @@ impl Bank {
         KeyId(key as u32)
     }
 
+    fn add_budget(&mut self, budget: Budget) -> usize {
+        self.limit_count += budget.limits.len();
+        self.budgets.push(budget);
+        self.groups.add_budget();
+        self.budgets.len() - 1
+    }
+
+    /// A group as if nothing had ever been sent, except by what is only counted for people. What operators said now
+    /// holds; what they said before something was learnt is told with that.
+    pub fn reset(&mut self, group: GroupId) {
+        if self.groups.is_one() {
+            (self.limits, self.routes) = self.shared_template.clone();
+            (self.paused_until, self.heard) = (Time::ZERO, 0);
+        }
+        for number in self.budgets_of(group) {
+            let budget = &mut self.budgets[number];
+            let fresh = Budget::new(budget.name.take(), std::mem::take(&mut budget.template));
+            let old = std::mem::replace(budget, fresh);
+            (budget.calls, budget.pacing_errors, budget.signals) = (old.calls, old.pacing_errors, old.signals);
+            budget.keys = old.keys;
+            for &key in &budget.keys {
+                let key = &mut self.keys[key];
+                (key.limits, key.narrow) = (self.template.clone(), self.narrow_template.clone());
+                (key.paused_until, key.standing, key.heard) = (Time::ZERO, Standing::Open, 0);
+            }
+            self.probe_unless_declared(number);
+        }
+    }
+
     fn all_limits(&self) -> impl Iterator<Item = &Limit> {
         let routes = self.routes.iter().flatten();
         let budgets = self.budgets.iter().flat_map(|budget| &budget.limits);
         let keys = self.template.iter().chain(self.narrow_template.iter().flatten());
         self.limits.iter().chain(routes).chain(budgets).chain(keys)
+    }
+
+    /// The most that the least of the limits in cost units allows at once.
+    pub fn least_cost_limit(&self) -> Option<u64> {
+        self.all_limits().filter(|limit| limit.counts == Counts::Cost).map(|limit| limit.largest).min()
     }
 
     /// The routes among these that have limits of each key.
@@ -286,6 +335,7 @@ impl Budget {
         Budget {
             name,
             keys: Vec::new(),
+            template: limits.clone(),
             limits,
             paused_until: Time::ZERO,
             parked_until: Time::ZERO,

@@ -6,14 +6,17 @@
 use super::Time;
 use super::ask::{KeyId, Routes};
 use super::bank::Bank;
+use super::group::Hold;
 use super::shelf::Shelf;
 
 /// So many keys are looked at one by one.
 const FEW: usize = 8;
 /// So many kinds of asks are indexed; the one unused for longest makes room.
 const KINDS: usize = 32;
-/// Costs up to this have indices of their own.
+/// Costs up to this have indices of their own, unless they are small beside every cost limit: costs up to this part of
+/// the least of them share one.
 const EXACT_COSTS: u64 = 4;
+const SMALL_COSTS: u64 = 128;
 /// An index that was not used for so many choices is forgotten.
 const FORGET_AFTER: u64 = 1 << 14;
 /// One call moves the turn of a key of weight 1 on by so much.
@@ -38,6 +41,8 @@ struct Kind {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Choice {
     kinds: Vec<Kind>,
+    /// Costs below it count as it.
+    grain: u64,
     /// Keys whose entries have to be computed anew, and which ones these are.
     touched: Vec<KeyId>,
     is_touched: Vec<bool>,
@@ -56,6 +61,7 @@ impl Choice {
             |b: &super::bank::Budget| b.keys.iter().map(|&k| u64::from(bank.keys[k].weight)).sum::<u64>().max(1);
         Choice {
             kinds: Vec::new(),
+            grain: bank.least_cost_limit().map_or(1, |least| (least / SMALL_COSTS).max(1)),
             touched: Vec::new(),
             is_touched: vec![false; bank.keys.len()],
             uses: 0,
@@ -111,6 +117,9 @@ impl Choice {
     ) -> Option<KeyId> {
         let mut best = None;
         for budget in budgets {
+            if bank.groups.hold_of(budget) != Hold::Open {
+                continue;
+            }
             let shared = bank.budget_slot(budget, cost, now);
             for place in 0..bank.budgets[budget].keys.len() {
                 let key = bank.budgets[budget].keys[place];
@@ -165,7 +174,7 @@ impl Choice {
             self.kinds.retain(|kind| kind.last_use + FORGET_AFTER > uses);
         }
         let least = if bank.counts_cost { cost } else { 1 };
-        let cost = rounded(least);
+        let cost = rounded(least.max(self.grain));
         if let Some(found) = self.kinds.iter().position(|kind| kind.cost == cost && kind.routes == routes) {
             self.kinds[found].last_use = self.uses;
             return found;
@@ -217,6 +226,9 @@ impl Kind {
         if let Some(shelf) = &mut self.keys[budget] {
             shelf.set(place, free, turns.1[budget][place], now);
             free = shelf.best(now, &turns.1[budget], None).map_or(Time::MAX, |best| best.1);
+        }
+        if !bank.groups.is_one() && bank.groups.hold_of(budget) != Hold::Open {
+            return self.budgets.remove(budget);
         }
         let mut shared = bank.budget_slot(budget, self.cost, now).at_most;
         if shared == Time::MAX && self.least < self.cost {

@@ -46,6 +46,17 @@ impl Pool {
         self.shrink_guard(flight.key, at);
     }
 
+    /// The body of the answer said something of limits as well; before [`Pool::finish`]. Where no limit is declared, a
+    /// refusal is told by [`Pool::throttled`].
+    pub fn body_told(&mut self, flight: &Flight, at: Time, signal: &Signal) {
+        for reading in &signal.readings {
+            self.take_in(flight, at, reading);
+        }
+        if signal.limited && self.is_limited(flight) {
+            self.refused(flight, at, signal);
+        }
+    }
+
     /// What an answer means where no limit is declared; after a refusal, how long to wait before one call tries again.
     fn teach_probe(&mut self, flight: &Flight, at: Time, signal: Option<&Signal>) -> Option<u64> {
         let number = self.bank.keys[flight.key.0 as usize].budget;

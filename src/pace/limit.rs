@@ -383,11 +383,23 @@ impl Limit {
     }
 
     /// Upper bound on the calls that a predecessor may have let go within `horizon`. It may have known of edges at
-    /// which the provider forgets everything, and that this process never heard of.
+    /// which the provider forgets everything, and that this process never heard of. The calendar both know.
     pub fn allowed_unseen(&mut self, horizon: u64, now: Time, within: u64) -> u64 {
         match self.edges {
-            Edges::None => self.allowance(horizon, now, within),
-            Edges::Told | Edges::Given { .. } => (horizon / self.per).saturating_add(2).saturating_mul(self.declared),
+            Edges::None | Edges::Given { .. } => self.allowance(horizon, now, within),
+            Edges::Told => (horizon / self.per).saturating_add(2).saturating_mul(self.declared),
+        }
+    }
+
+    /// The same for calls that other limits count, too: what was on its way may have been given back since, and something
+    /// else been sent in its place.
+    pub fn passed_unseen(&mut self, horizon: u64, now: Time, within: u64) -> u64 {
+        let allowed = self.allowed_unseen(horizon, now, within);
+        match &self.meter {
+            Meter::Window(window) => allowed.saturating_add(window.later(now)),
+            Meter::Smooth(smooth) => allowed.saturating_add(smooth.window().later(now)),
+            Meter::Bucket(bucket) => bucket.allowance_when_full(horizon),
+            Meter::Gate(_) => allowed,
         }
     }
 

@@ -285,17 +285,22 @@ impl<T> Line<T> {
     /// A permit that delays no reservation. If it would, another key is tried before giving up.
     fn try_ask(&mut self, queue: usize, place: usize, pool: &mut Pool, now: Time) -> Result<Permit, Wait> {
         let ask = self.ask(queue, place);
-        let mut except = None;
+        // The key that would delay somebody, and until when that one waits.
+        let mut except: Option<(KeyId, Time)> = None;
         loop {
-            let permit = match pool.acquire_but(&ask, except, now) {
-                Acquire::Granted(permit) => permit,
-                Acquire::At(time) => {
+            let permit = match (pool.acquire_but(&ask, except.map(|except| except.0), now), except) {
+                (Acquire::Granted(permit), _) => permit,
+                // No other key has room: that one is waited for.
+                (_, Some((_, reserved))) => {
+                    return Err(Wait { why: None, until: Some(reserved).filter(|time| *time != Time::MAX) });
+                }
+                (Acquire::At(time), None) => {
                     return Err(Wait { why: None, until: Some(time) });
                 }
-                Acquire::WhenAnswered { at_most } => {
+                (Acquire::WhenAnswered { at_most }, None) => {
                     return Err(Wait { why: None, until: Some(at_most).filter(|time| *time != Time::MAX) });
                 }
-                Acquire::Blocked { why, until } => {
+                (Acquire::Blocked { why, until }, None) => {
                     return Err(Wait { why: Some(why), until });
                 }
             };
@@ -308,7 +313,7 @@ impl<T> Line<T> {
                     if except.is_some() || ask.pin.is_some() {
                         return Err(Wait { why: None, until: Some(reserved).filter(|time| *time != Time::MAX) });
                     }
-                    except = Some(key);
+                    except = Some((key, reserved));
                 }
             }
         }

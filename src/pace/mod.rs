@@ -12,6 +12,7 @@
 //! | `orders` | what operators say, apart from what is learnt |
 //! | `line` | the waiting jobs: lanes, reservations |
 //! | `choice`, `shelf` | which key, among many |
+//! | `group` | what one dispatcher must hold to pace it alone |
 //! | `bank`, `limit`, `slot` | the books: every limit, and when it has room |
 //! | `window`, `bucket`, `smooth`, `gate` | one algorithm each, on `calls` (in flight), `gcra`, `counter`, `edge` |
 //! | `period` | calendar quotas: the caller's calendar |
@@ -34,6 +35,7 @@ mod edge;
 
 mod gate;
 mod gcra;
+mod group;
 mod learn;
 mod limit;
 mod line;
@@ -56,12 +58,13 @@ mod told;
 mod window;
 
 pub use ask::{Acquire, Ask, BudgetId, Flight, KeyId, Permit, Pin, Routes, Why};
-pub use line::{Line, Next, Ticket, Wait};
 pub use edge::Edge;
+pub use group::{GroupId, Hold};
+pub use line::{Line, Next, Ticket, Wait};
 pub use orders::Word;
 pub use period::{Place, QuotaPeriod};
 pub use pool::{Impossible, Pool};
-pub use saved::{Saved, SavedLimit, SavedProbe, SavedState, Since};
+pub use saved::{Left, Saved, SavedLimit, SavedProbe, SavedState, Since};
 pub use signal::{Family, Reading, Signal, Unit};
 pub use snapshot::{
     BudgetSnapshot, BudgetState, KeySnapshot, KeyState, LimitUse, PoolSnapshot, ProbeSnapshot, ProbeState,

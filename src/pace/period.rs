@@ -37,7 +37,8 @@ pub enum Place {
 
 impl Pool {
     /// Names the running period of a quota; `None`: it is not known, so that every call counts for the longest
-    /// period that there is. `limit` is its number among the limits of its place; others are ignored.
+    /// period that there is. In a new pool before [`Pool::restore`]: what a predecessor may have sent unseen depends on
+    /// it. `limit` is its number among the limits of its place; others are ignored.
     ///
     /// Where the caller does not know an edge exactly, the moment at which the provider forgets must lie between the
     /// two times that it names: then the quota is not exceeded, whichever moment it is.

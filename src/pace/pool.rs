@@ -4,6 +4,7 @@ use super::Time;
 use super::ask::{Acquire, Ask, BudgetId, Flight, KeyId, Permit, Pin, Why};
 use super::bank::{Bank, Standing};
 use super::choice::Choice;
+use super::group::Hold;
 use super::limit::Trace;
 use super::slot::Slot;
 use super::spec::{BadSpec, KeySpec, PoolSpec};
@@ -136,8 +137,11 @@ impl Pool {
 
     pub(super) fn acquire_but(&mut self, ask: &Ask, except: Option<KeyId>, now: Time) -> Acquire {
         let now = self.clock(now);
+        if let Some(refused) = self.refused_by_hold(ask.pin) {
+            return refused;
+        }
         let Some(key) = self.best_key(ask, except, now) else {
-            return Acquire::Blocked { why: Why::NoKey, until: None };
+            return self.no_candidate();
         };
         let shared = self.bank.shared_slot(ask, now).and(Slot::at(self.bank.pause_ends()));
         let mut slot = shared.and(self.slot_with(key, ask, now));
@@ -201,6 +205,9 @@ impl Pool {
     /// When the ask could be granted at the latest, if nothing else is granted before.
     pub(super) fn earliest(&mut self, ask: &Ask, now: Time) -> Time {
         let now = self.clock(now);
+        if self.refused_by_hold(ask.pin).is_some() {
+            return Time::MAX;
+        }
         let Some(key) = self.best_key(ask, None, now) else {
             return Time::MAX;
         };
@@ -346,7 +353,8 @@ impl Pool {
         self.bank.saw_delay(nanos(took), true);
     }
 
-    /// Upper bound on the calls that could be let go within the next `within`; `u64::MAX` if only answers limit them.
+    /// Upper bound on the calls that could be let go from here within the next `within`; `u64::MAX` if only answers
+    /// limit them. What is held counts, though it may be shut for now.
     pub fn allowance(&mut self, within: Duration, now: Time) -> u64 {
         let now = self.clock(now);
         let (horizon, counted) = (nanos(within), self.bank.within);
@@ -359,7 +367,10 @@ impl Pool {
             return 0;
         }
         let mut sum = 0_u64;
-        for budget in &mut self.bank.budgets {
+        for (number, budget) in self.bank.budgets.iter_mut().enumerate() {
+            if self.bank.groups.hold_of(number) == Hold::Away {
+                continue;
+            }
             if budget.paused_until.max(budget.parked_until) > end {
                 continue;
             }
@@ -382,23 +393,14 @@ impl Pool {
         sum.min(provider)
     }
 
-    /// Counts every limit as wholly used just now: for a start that does not know what was sent before it.
-    pub fn assume_spent(&mut self, now: Time) {
-        let now = self.clock(now);
-        let within = self.bank.within;
-        let bank = &mut self.bank;
-        let routes = bank.routes.iter_mut().flatten();
-        let budgets = bank.budgets.iter_mut().flat_map(|budget| &mut budget.limits);
-        let keys = bank.keys.iter_mut().flat_map(|key| key.limits.iter_mut().chain(key.narrow.iter_mut().flatten()));
-        for limit in bank.limits.iter_mut().chain(routes).chain(budgets).chain(keys) {
-            limit.assume_spent(now, within);
-        }
-        self.choice.rebuild(&self.bank);
-    }
-
     /// Looks at every key anew, after books were changed behind the index.
     pub(super) fn rebuild(&mut self) {
         self.choice.rebuild(&self.bank);
+        self.look_again();
+    }
+
+    /// Whoever waits should look again, though there was no answer.
+    pub(super) fn look_again(&mut self) {
         self.loosened += 1;
     }
 

@@ -316,13 +316,14 @@ impl Probe {
     /// What outlives the process; `None` while nothing was found.
     pub fn saved(&self, now: Time) -> Option<SavedProbe> {
         let (rate, found, span) = self.knows(now)?;
+        let lasting = self.search.lasting().filter(|_| self.refusal.is_none());
         let micros = |nanos: u64| nanos / 1_000;
         let ago = |time: Time| now.as_nanos().saturating_sub(time.as_nanos());
         Some(SavedProbe {
-            rate: (rate * 1e6) as u64,
+            rate: (lasting.unwrap_or(rate) * 1e6) as u64,
             found: (found * 1e6) as u64,
             span: micros(span),
-            settled: self.search.phase() == Phase::Settled && self.refusal.is_none(),
+            settled: lasting.is_some(),
             debt: micros(self.next.as_nanos().saturating_sub(now.as_nanos())) + 1,
             refused_ago: self.refused_at.map(|at| micros(ago(at))),
         })

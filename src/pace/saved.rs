@@ -6,7 +6,8 @@
 //! that the limits, and the number of calls that was allowed until the next renewal, could have let go.
 
 use super::Time;
-use super::bank::Standing;
+use super::bank::{Bank, Standing};
+use super::group::GroupId;
 use super::limit::Limit;
 use super::pool::Pool;
 use super::probe::Probe;
@@ -101,6 +102,17 @@ pub struct Saved {
     pub probes: BTreeMap<String, SavedProbe>,
 }
 
+/// What one owner left of a group.
+#[derive(Clone, Copy, Debug)]
+pub struct Left<'a> {
+    /// What it had spent.
+    pub saved: &'a Saved,
+    /// How long ago that was.
+    pub elapsed: Duration,
+    /// What it may have spent since.
+    pub since: Since,
+}
+
 /// What may have been spent after the state was saved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Since {
@@ -147,51 +159,46 @@ fn ends(left: u64, elapsed: u64, now: Time) -> Time {
 }
 
 impl Pool {
-    /// What was spent until `now`.
+    /// What was spent of everything until `now`, for a pool that is saved as a whole.
     pub fn save(&mut self, now: Time) -> Saved {
+        let mut all = Saved::default();
+        for group in self.groups() {
+            let mut one = self.save_group(group, now);
+            all.limits.append(&mut one.limits);
+            all.keys.append(&mut one.keys);
+            all.budgets.append(&mut one.budgets);
+            all.probes.append(&mut one.probes);
+            all.provider = one.provider;
+        }
+        all
+    }
+
+    /// Takes over everything that was saved `elapsed` ago; see [`Pool::restore_group`]. This pool must be new.
+    pub fn restore(&mut self, saved: &Saved, elapsed: Duration, since: Since, now: Time) {
+        for group in self.groups() {
+            self.restore_group(group, &[Left { saved, elapsed, since }], now);
+        }
+    }
+
+    /// Counts every limit as wholly used just now: for a start that does not know what was sent before it.
+    pub fn assume_spent(&mut self, now: Time) {
+        for group in self.groups() {
+            self.assume_group_spent(group, now);
+        }
+    }
+
+    /// What was spent of a group until `now`.
+    pub fn save_group(&mut self, group: GroupId, now: Time) -> Saved {
         let now = self.clock(now);
         let within = self.bank.within;
-        let mut saved = Saved {
-            provider: SavedState {
-                paused: left(self.bank.paused_until, now),
-                heard: self.bank.heard,
-                ..SavedState::default()
-            },
-            ..Saved::default()
-        };
-        for key in &self.bank.keys {
-            let state = SavedState {
-                paused: left(key.paused_until, now),
-                aside: match key.standing {
-                    Standing::Open => None,
-                    Standing::Disabled { probe_at, .. } => Some(left(probe_at, now)),
-                },
-                heard: key.heard,
-                secret: key.secret,
-            };
-            if state.paused > 0 || state.aside.is_some() {
-                saved.keys.insert(key.label.clone(), state);
-            }
+        let (paused, heard) = (left(self.bank.paused_until, now), self.bank.heard);
+        let provider = SavedState { paused, heard, ..SavedState::default() };
+        let mut saved = Saved { provider, ..Saved::default() };
+        for number in self.bank.budgets_of(group) {
+            self.save_states(number, &mut saved, now);
         }
-        for budget in &self.bank.budgets {
-            let paused = left(budget.paused_until, now);
-            let parked = left(budget.parked_until, now);
-            if let Some(probe) = budget.probe.as_ref().and_then(|probe| probe.saved(now)) {
-                let name = budget_name(budget.name.as_deref(), &self.bank.keys[budget.keys[0]].label);
-                saved.probes.insert(name, probe);
-            }
-            if paused > 0 || parked > 0 {
-                let name = budget_name(budget.name.as_deref(), &self.bank.keys[budget.keys[0]].label);
-                let aside = (parked > 0).then_some(parked);
-                // A budget that was not declared is its only key.
-                let secret = if budget.name.is_none() { self.bank.keys[budget.keys[0]].secret } else { 0 };
-                saved.budgets.insert(name, SavedState { paused, aside, heard: budget.heard, secret });
-            }
-        }
-        let mut places = 0;
-        self.each_limit(|_, _| places += 1);
-        let lots = if places > MANY { FEW_LOTS } else { LOTS };
-        self.each_limit(|place, limit| {
+        let lots = if self.bank.limit_count > MANY { FEW_LOTS } else { LOTS };
+        self.each_limit(group, |place, limit| {
             let one = limit.saved(now, within, lots);
             if one.flying > 0 || one.debt > 0 || !one.spent.is_empty() || !one.others.is_empty() {
                 saved.limits.insert(place, one);
@@ -200,59 +207,120 @@ impl Pool {
         saved
     }
 
-    /// Takes over what was saved `elapsed` ago by another process; this pool must be new.
-    ///
-    /// A limit whose declaration changed is counted as wholly used: what was spent under another one says little.
-    pub fn restore(&mut self, saved: &Saved, elapsed: Duration, since: Since, now: Time) {
-        let now = self.clock(now);
-        let (elapsed, within) = (nanos(elapsed), self.bank.within);
-        self.bank.paused_until = ends(saved.provider.paused, elapsed, now);
-        self.bank.heard = saved.provider.heard;
-        for key in &mut self.bank.keys {
-            let Some(state) = saved.keys.get(&key.label) else { continue };
-            key.paused_until = ends(state.paused, elapsed, now);
-            key.heard = state.heard;
-            if let Some(left) = state.aside.filter(|_| state.secret == key.secret) {
-                key.standing = Standing::Disabled { probe_at: ends(left, elapsed, now), probing: false };
+    /// How a budget and its keys are set aside, and the rate that was found for it.
+    fn save_states(&self, number: usize, saved: &mut Saved, now: Time) {
+        let budget = &self.bank.budgets[number];
+        for key in budget.keys.iter().map(|&key| &self.bank.keys[key]) {
+            let aside = match key.standing {
+                Standing::Open => None,
+                Standing::Disabled { probe_at, .. } => Some(left(probe_at, now)),
+            };
+            let paused = left(key.paused_until, now);
+            if paused > 0 || aside.is_some() {
+                let state = SavedState { paused, aside, heard: key.heard, secret: key.secret };
+                saved.keys.insert(key.label.clone(), state);
             }
         }
-        for number in 0..self.bank.budgets.len() {
-            let first = &self.bank.keys[self.bank.budgets[number].keys[0]];
-            let budget = &mut self.bank.budgets[number];
-            let name = budget_name(budget.name.as_deref(), &first.label);
+        if let Some(probe) = budget.probe.as_ref().and_then(|probe| probe.saved(now)) {
+            saved.probes.insert(self.bank.budget_place(number), probe);
+        }
+        let (paused, parked) = (left(budget.paused_until, now), left(budget.parked_until, now));
+        if paused > 0 || parked > 0 {
+            let aside = (parked > 0).then_some(parked);
+            let state = SavedState { paused, aside, heard: budget.heard, secret: self.bank.budget_secret(number) };
+            saved.budgets.insert(self.bank.budget_place(number), state);
+        }
+    }
+
+    /// Takes over a group with what others left of it; the group must be new, or forgotten ([`Pool::forget`]). Other
+    /// groups are in use meanwhile.
+    ///
+    /// A limit whose declaration changed is counted as wholly used: what was spent under another one says little.
+    pub fn restore_group(&mut self, group: GroupId, all_left: &[Left<'_>], now: Time) {
+        let now = self.clock(now);
+        let within = self.bank.within;
+        for left in all_left {
+            self.restore_states(group, left, now);
+        }
+        self.each_limit(group, |place, limit| {
+            for left in all_left {
+                if let Some(one) = left.saved.limits.get(&place) {
+                    limit.restored(one, nanos(left.elapsed), now, within);
+                }
+            }
+        });
+        // What was not seen comes on top of everything that was.
+        for left in all_left {
+            if let Since::AtMost { calls, open, within: horizon } = left.since {
+                self.count_unseen(group, Unseen { calls, open, horizon: nanos(horizon) }, now);
+            }
+        }
+        self.group_changed(group);
+    }
+
+    /// Where several tell of the same, the last word of an operator counts, and then the longest time.
+    fn restore_states(&mut self, group: GroupId, left: &Left<'_>, now: Time) {
+        let Left { saved, since, .. } = *left;
+        let elapsed = nanos(left.elapsed);
+        let bank = &mut self.bank;
+        if saved.provider.heard >= bank.heard {
+            bank.heard = saved.provider.heard;
+            bank.paused_until = bank.paused_until.max(ends(saved.provider.paused, elapsed, now));
+        }
+        if saved.keys.is_empty() && saved.budgets.is_empty() && saved.probes.is_empty() {
+            return;
+        }
+        for number in bank.budgets_of(group) {
+            for place in 0..bank.budgets[number].keys.len() {
+                let key = &mut bank.keys[bank.budgets[number].keys[place]];
+                let Some(state) = saved.keys.get(&key.label).filter(|state| state.heard >= key.heard) else { continue };
+                key.heard = state.heard;
+                key.paused_until = key.paused_until.max(ends(state.paused, elapsed, now));
+                if let Some(left) = state.aside.filter(|_| state.secret == key.secret) {
+                    let known = match key.standing {
+                        Standing::Open => Time::ZERO,
+                        Standing::Disabled { probe_at, .. } => probe_at,
+                    };
+                    let probe_at = known.max(ends(left, elapsed, now));
+                    key.standing = Standing::Disabled { probe_at, probing: false };
+                }
+            }
+            let (name, secret) = (bank.budget_place(number), bank.budget_secret(number));
+            let budget = &mut bank.budgets[number];
             if let (Some(probe), Some(saved)) = (&mut budget.probe, saved.probes.get(&name)) {
                 **probe = Probe::restored(saved, elapsed, since, now);
             }
-            let Some(state) = saved.budgets.get(&name) else { continue };
-            budget.paused_until = ends(state.paused, elapsed, now);
+            let Some(state) = saved.budgets.get(&name).filter(|state| state.heard >= budget.heard) else { continue };
             budget.heard = state.heard;
-            let same = budget.name.is_some() || state.secret == first.secret;
-            budget.parked_until = state.aside.filter(|_| same).map_or(Time::ZERO, |left| ends(left, elapsed, now));
+            budget.paused_until = budget.paused_until.max(ends(state.paused, elapsed, now));
+            let parked = state.aside.filter(|_| budget.name.is_some() || state.secret == secret);
+            budget.parked_until = budget.parked_until.max(parked.map_or(Time::ZERO, |left| ends(left, elapsed, now)));
         }
-        self.each_limit(|place, limit| {
-            if let Some(one) = saved.limits.get(&place) {
-                limit.restored(one, elapsed, now, within);
-            }
-        });
-        if let Since::AtMost { calls, open, within: horizon } = since {
-            self.count_unseen(Unseen { calls, open, horizon: nanos(horizon) }, now);
-        }
-        self.rebuild();
+    }
+
+    /// Takes over a group of which nobody knows what was sent: every limit counts as wholly used just now. The group
+    /// must be new, or forgotten.
+    pub fn assume_group_spent(&mut self, group: GroupId, now: Time) {
+        let now = self.clock(now);
+        let within = self.bank.within;
+        self.each_limit(group, |_, limit| limit.assume_spent(now, within));
+        self.group_changed(group);
     }
 
     /// Counts what may have been sent unseen: no more with a key than the tightest of its limits allowed.
-    fn count_unseen(&mut self, unseen: Unseen, now: Time) {
+    fn count_unseen(&mut self, group: GroupId, unseen: Unseen, now: Time) {
         let Unseen { calls, horizon, .. } = unseen;
         let within = self.bank.within;
         let late = now.plus(within.min(STRAGGLER_NANOS));
         let bank = &mut self.bank;
         let tightest = |limits: &mut [Limit]| {
             let requests = limits.iter_mut().filter(|limit| limit.counts_requests());
-            requests.map(|limit| limit.allowed_unseen(horizon, now, within)).min().unwrap_or(u64::MAX)
+            requests.map(|limit| limit.passed_unseen(horizon, now, within)).min().unwrap_or(u64::MAX)
         };
+        // Limits of the provider exist only where there is one group.
         let provider = tightest(&mut bank.limits).min(calls);
         let mut all = 0_u64;
-        for number in 0..bank.budgets.len() {
+        for number in bank.budgets_of(group) {
             let of_budget = tightest(&mut bank.budgets[number].limits).min(provider);
             let mut together = 0_u64;
             for place in 0..bank.budgets[number].keys.len() {
@@ -274,9 +342,10 @@ impl Pool {
         }
     }
 
-    /// Every limit with a name for its place that survives keys being added and removed.
-    fn each_limit(&mut self, mut act: impl FnMut(String, &mut Limit)) {
+    /// Every limit of a group with a name for its place that survives keys being added and removed.
+    fn each_limit(&mut self, group: GroupId, mut act: impl FnMut(String, &mut Limit)) {
         let bank = &mut self.bank;
+        // Shared by all budgets: then they are one group.
         for (n, limit) in bank.limits.iter_mut().enumerate() {
             act(format!("provider limit {n}"), limit);
         }
@@ -285,28 +354,40 @@ impl Pool {
                 act(format!("route {route} limit {n}"), limit);
             }
         }
-        for number in 0..bank.budgets.len() {
-            let budget = &mut bank.budgets[number];
-            let name = budget_name(budget.name.as_deref(), &bank.keys[budget.keys[0]].label);
-            for (n, limit) in budget.limits.iter_mut().enumerate() {
+        for number in bank.budgets_of(group) {
+            let name = bank.budget_place(number);
+            for (n, limit) in bank.budgets[number].limits.iter_mut().enumerate() {
                 act(format!("{name} limit {n}"), limit);
             }
-        }
-        for key in &mut bank.keys {
-            for (n, limit) in key.limits.iter_mut().enumerate() {
-                act(format!("key {} limit {n}", key.label), limit);
-            }
-            for (route, limits) in key.narrow.iter_mut().enumerate() {
-                for (n, limit) in limits.iter_mut().enumerate() {
-                    act(format!("key {} route {route} limit {n}", key.label), limit);
+            for place in 0..bank.budgets[number].keys.len() {
+                let key = &mut bank.keys[bank.budgets[number].keys[place]];
+                for (n, limit) in key.limits.iter_mut().enumerate() {
+                    act(format!("key {} limit {n}", key.label), limit);
+                }
+                for (route, limits) in key.narrow.iter_mut().enumerate() {
+                    for (n, limit) in limits.iter_mut().enumerate() {
+                        act(format!("key {} route {route} limit {n}", key.label), limit);
+                    }
                 }
             }
         }
     }
 }
 
-fn budget_name(name: Option<&str>, first_key: &str) -> String {
-    name.map_or_else(|| format!("budget of key {first_key}"), |name| format!("budget {name}"))
+impl Bank {
+    /// The place of a budget's state.
+    fn budget_place(&self, number: usize) -> String {
+        let budget = &self.budgets[number];
+        let first = || budget.keys.first().map_or("", |&key| &self.keys[key].label);
+        budget.name.as_deref().map_or_else(|| format!("budget of key {}", first()), |name| format!("budget {name}"))
+    }
+
+    /// A budget that was not declared is its only key; zero: it was declared.
+    fn budget_secret(&self, number: usize) -> u64 {
+        let budget = &self.budgets[number];
+        let first = budget.keys.first().filter(|_| budget.name.is_none());
+        first.map_or(0, |&key| self.keys[key].secret)
+    }
 }
 
 /// Puts calls of similar age into one lot, which counts as young as its youngest call.

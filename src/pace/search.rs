@@ -97,6 +97,8 @@ pub(super) struct Search {
     learnt_at: Option<Time>,
     /// The rate before it was cut, and the fewest calls between refusals near it.
     uncut: (f64, u64),
+    /// Calls accepted between refusals, averaged over the last few.
+    between: u64,
     /// Slowing down did not help: refusals do not depend on the rate.
     by_chance: bool,
     again_at: Time,
@@ -119,6 +121,7 @@ impl Search {
             cut: CUT,
             learnt_at: None,
             uncut: (0.0, 0),
+            between: 0,
             by_chance: false,
             again_at: Time::MAX,
             again_after: AGAIN_AFTER,
@@ -144,6 +147,15 @@ impl Search {
     /// Calls a second that are allowed; `None` while nothing is known.
     pub fn rate(&self) -> Option<f64> {
         (self.phase != Phase::SlowStart).then_some(self.rate)
+    }
+
+    /// The rate at which it had settled, even if more is being tried.
+    pub fn lasting(&self) -> Option<f64> {
+        match self.phase {
+            Phase::Settled => Some(self.rate),
+            Phase::Again => Some(self.base),
+            Phase::SlowStart | Phase::Found => None,
+        }
     }
 
     /// Calls a second that the server is believed to allow.
@@ -223,6 +235,8 @@ impl Search {
         let seconds = lesson.took.max(1_000_000) as f64 / 1e9;
         let measured = lesson.accepted as f64 / seconds;
         let windows = lesson.waited as f64 > LONG_WAIT * lesson.took as f64;
+        self.between = (self.between.saturating_mul(3).saturating_add(lesson.accepted)) / 4;
+        self.by_chance &= self.between >= SELDOM && !lesson.tried;
         match self.phase {
             // Whoever is refused from the first call on learns nothing about rates.
             Phase::SlowStart if lesson.accepted == 0 => return,
@@ -233,6 +247,7 @@ impl Search {
                 self.begin(measured.min(BELOW * self.rate), lesson, now);
             }
             Phase::Found => self.settle_at(self.kept[0], now),
+            Phase::Settled | Phase::Again if self.by_chance => {}
             Phase::Settled => self.cut_down(measured, lesson.accepted, now),
             Phase::Again => {
                 // What refuses now may have begun a step earlier.
@@ -247,10 +262,6 @@ impl Search {
     }
 
     fn cut_down(&mut self, measured: f64, accepted: u64, now: Time) {
-        self.by_chance &= accepted >= SELDOM;
-        if self.by_chance {
-            return;
-        }
         let soon = self.learnt_at.is_some_and(|last| now < last.plus(AGAIN_AFTER));
         self.cut = if soon { (self.cut * 2.0).min(DEEPEST_CUT) } else { CUT };
         if !soon || self.rate > self.uncut.0 {
@@ -261,7 +272,8 @@ impl Search {
         }
         let least = (1.0 - self.cut) * self.rate;
         let mut rate = least.max(measured.min(NEAR * self.rate));
-        self.by_chance = accepted >= SELDOM && rate < SLOWED_IN_VAIN * self.uncut.0 && accepted / 2 <= self.uncut.1;
+        let rarer = accepted / 2 > self.uncut.1;
+        self.by_chance = self.between >= SELDOM && rate < SLOWED_IN_VAIN * self.uncut.0 && !rarer;
         if self.by_chance {
             rate = self.uncut.0;
         }

@@ -76,6 +76,12 @@ impl Shelf {
         }
     }
 
+    /// The item is no candidate, until it is set again.
+    pub fn remove(&mut self, item: usize) {
+        self.ready.set(item, None);
+        self.waiting.set(item, None);
+    }
+
     /// The item to use at `now`, and when it is free: one that is ready by its turn, else the first to be.
     pub fn best(&mut self, now: Time, turns: &[u64], except: Option<usize>) -> Option<(usize, Time)> {
         while let Some((free, item)) = self.waiting.first() {

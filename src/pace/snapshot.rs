@@ -3,6 +3,7 @@
 use super::Time;
 use super::ask::KeyId;
 use super::bank::Standing;
+use super::group::Hold;
 use super::limit::{Counts, Limit};
 use super::pool::Pool;
 use super::probe::Probe;
@@ -128,6 +129,8 @@ pub struct BudgetSnapshot {
     pub name: String,
     /// Whether it was declared, and not made for a single key.
     pub declared: bool,
+    /// Whether its pacing group is held here, and not by another dispatcher.
+    pub here: bool,
     /// Whether it can be used.
     pub state: BudgetState,
     /// Limits of its keys together.
@@ -166,7 +169,7 @@ pub struct PoolSnapshot {
     pub limits: Vec<LimitUse>,
     /// Its budgets.
     pub budgets: Vec<BudgetSnapshot>,
-    /// Calls a second that all limits together allow; `None`: time does not limit them.
+    /// Calls a second that all limits of what is held here allow together; `None`: time does not limit them.
     pub allowed_per_second: Option<f64>,
     /// Calls refused by the provider in spite of a permit.
     pub pacing_errors: u64,
@@ -178,7 +181,7 @@ impl Pool {
         let within = self.bank.within;
         let limits = uses(&mut self.bank.limits, now, within);
         let budgets: Vec<_> = (0..self.bank.budgets.len()).map(|b| self.budget_snapshot(b, now)).collect();
-        let rates = budgets.iter().map(|budget| budget.allowed_per_second);
+        let rates = budgets.iter().filter(|budget| budget.here).map(|budget| budget.allowed_per_second);
         let of_budgets = rates.sum::<Option<f64>>();
         PoolSnapshot {
             at: now,
@@ -212,6 +215,7 @@ impl Pool {
         BudgetSnapshot {
             name: budget.name.clone().unwrap_or(only),
             declared: budget.name.is_some(),
+            here: self.bank.groups.hold_of(number) != Hold::Away,
             state,
             allowed_per_second: least(found, least(of_keys, request_rate(&budget.limits))),
             limits: uses(&mut budget.limits, now, within),

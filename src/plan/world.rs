@@ -291,7 +291,8 @@ impl World for Planned {
             truncated: false,
         };
         agenda.tell(answer, Event::Head { pk, signal: Box::default() });
-        let end = CallEnd::Answered(Box::new(Answered { response, signal: Signal::default(), cost: None }));
+        let (signal, told) = (Signal::default(), Signal::default());
+        let end = CallEnd::Answered(Box::new(Answered { response, signal, told, cost: None }));
         agenda.tell(answer, Event::Ended { pk, end });
     }
 

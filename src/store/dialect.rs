@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use sqlx::postgres::{PgDatabaseError, PgPool, PgRow, PgSeverity};
-use sqlx::sqlite::{SqlitePool, SqliteRow};
+use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
 use sqlx::{AssertSqlSafe, FromRow, Postgres, Sqlite, Transaction};
 
 use super::StoreError;
@@ -134,6 +134,11 @@ impl Db {
             Self::Sqlite { .. } => NOW_SQLITE,
         }
     }
+
+    /// The names of a JSON list, as a subquery.
+    pub fn names_in(&self, parameter: &str) -> String {
+        names_in(parameter, self.is_sqlite())
+    }
 }
 
 impl Tx {
@@ -156,6 +161,11 @@ impl Tx {
             }
         }
         Ok(())
+    }
+
+    /// The names of a JSON list, as a subquery.
+    pub fn names_in(&self, parameter: &str) -> String {
+        names_in(parameter, matches!(self, Self::Sqlite(_)))
     }
 
     /// The end of a `SELECT` whose rows are changed next: they are waited for.
@@ -190,6 +200,13 @@ impl Tx {
             }
             Self::Sqlite(_) => format!("{column} IN (SELECT value FROM json_each({list}))"),
         }
+    }
+}
+
+fn names_in(parameter: &str, sqlite: bool) -> String {
+    match sqlite {
+        true => format!("SELECT value FROM json_each({parameter})"),
+        false => format!("SELECT json_array_elements_text(CAST({parameter} AS json))"),
     }
 }
 
@@ -263,45 +280,69 @@ impl<'a> Rows<'a> {
 
     /// Runs `body` over the rows and collects what it returns.
     pub async fn fetch<T: EitherRow>(&self, tx: &mut Tx, body: &str) -> Result<Vec<T>, StoreError> {
+        match tx {
+            Tx::Postgres(tx) => self.fetch_postgres(&mut **tx, body).await,
+            Tx::Sqlite(tx) => self.fetch_sqlite(tx, body).await,
+        }
+    }
+
+    /// The same, committed by itself: as one statement on PostgreSQL, where nobody who falls silent may hold locks.
+    pub async fn fetch_alone<T: EitherRow>(&self, db: &Db, body: &str) -> Result<Vec<T>, StoreError> {
         if self.len == 0 {
             return Ok(Vec::new());
         }
-        match tx {
-            Tx::Postgres(tx) => {
-                let mut query = sqlx::query_as::<_, T>(AssertSqlSafe(self.unnest(body)));
-                for (_, cells) in &self.columns {
-                    query = match cells {
-                        Cells::Int(cells) => query.bind(cells),
-                        Cells::Flag(cells) => query.bind(cells),
-                        Cells::Text(cells) => query.bind(cells),
-                        Cells::Blob(cells) => query.bind(cells),
-                    };
-                }
-                Ok(query.fetch_all(&mut **tx).await?)
-            }
-            Tx::Sqlite(tx) => {
-                if let [(_, Cells::Int(keys))] = &self.columns[..] {
-                    let sql = AssertSqlSafe(self.json_each(body));
-                    return Ok(sqlx::query_as::<_, T>(sql).bind(json_list(keys)).fetch_all(&mut **tx).await?);
-                }
-                let mut found = Vec::new();
-                for (from, to) in chunks(self.len) {
-                    let mut query = sqlx::query_as::<_, T>(AssertSqlSafe(self.values(to - from, body)));
-                    for row in from..to {
-                        for (_, cells) in &self.columns {
-                            query = match cells {
-                                Cells::Int(cells) => query.bind(cells[row]),
-                                Cells::Flag(cells) => query.bind(cells[row]),
-                                Cells::Text(cells) => query.bind(cells[row].as_deref()),
-                                Cells::Blob(cells) => query.bind(cells[row]),
-                            };
-                        }
-                    }
-                    found.extend(query.fetch_all(&mut **tx).await?);
-                }
+        match db {
+            Db::Postgres(pool) => self.fetch_postgres(pool, body).await,
+            Db::Sqlite { write, .. } => {
+                let mut tx = write.begin_with("BEGIN IMMEDIATE").await?;
+                let found = self.fetch_sqlite(&mut tx, body).await?;
+                tx.commit().await?;
                 Ok(found)
             }
         }
+    }
+
+    async fn fetch_postgres<'e, T: EitherRow>(
+        &self,
+        executor: impl sqlx::PgExecutor<'e>,
+        body: &str,
+    ) -> Result<Vec<T>, StoreError> {
+        if self.len == 0 {
+            return Ok(Vec::new());
+        }
+        let mut query = sqlx::query_as::<_, T>(AssertSqlSafe(self.unnest(body)));
+        for (_, cells) in &self.columns {
+            query = match cells {
+                Cells::Int(cells) => query.bind(cells),
+                Cells::Flag(cells) => query.bind(cells),
+                Cells::Text(cells) => query.bind(cells),
+                Cells::Blob(cells) => query.bind(cells),
+            };
+        }
+        Ok(query.fetch_all(executor).await?)
+    }
+
+    async fn fetch_sqlite<T: EitherRow>(&self, c: &mut SqliteConnection, body: &str) -> Result<Vec<T>, StoreError> {
+        if let [(_, Cells::Int(keys))] = &self.columns[..] {
+            let sql = AssertSqlSafe(self.json_each(body));
+            return Ok(sqlx::query_as::<_, T>(sql).bind(json_list(keys)).fetch_all(c).await?);
+        }
+        let mut found = Vec::new();
+        for (from, to) in chunks(self.len) {
+            let mut query = sqlx::query_as::<_, T>(AssertSqlSafe(self.values(to - from, body)));
+            for row in from..to {
+                for (_, cells) in &self.columns {
+                    query = match cells {
+                        Cells::Int(cells) => query.bind(cells[row]),
+                        Cells::Flag(cells) => query.bind(cells[row]),
+                        Cells::Text(cells) => query.bind(cells[row].as_deref()),
+                        Cells::Blob(cells) => query.bind(cells[row]),
+                    };
+                }
+            }
+            found.extend(query.fetch_all(&mut *c).await?);
+        }
+        Ok(found)
     }
 
     /// Runs `body` over the rows; how many rows it changed.

@@ -1,6 +1,7 @@
 //! Letting jobs in, claiming them, looking at them, withdrawing them.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::dialect::{Db, Rows, Tx, on_db};
@@ -224,8 +225,15 @@ pub(super) struct Claim {
     pub owner: OwnerId,
     pub provider: String,
     pub lane: String,
+    /// What is pinned to one of these is left to others.
+    pub away: Arc<[String]>,
     pub limit: u32,
     pub now_ms: WallMs,
+}
+
+/// A list of names as one parameter.
+fn json(names: &[String]) -> String {
+    serde_json::Value::from(names).to_string()
 }
 
 /// A claimed row: pk, epoch, run, attempts, failures, first attempt, backoff, created, due, key, envelope.
@@ -238,13 +246,15 @@ pub(super) async fn claim(tx: &mut Tx, claim: &Claim, wakes: &mut Pending) -> Re
         "WITH due AS MATERIALIZED (
             SELECT pk, due_ms, envelope_bytes FROM jobs
             WHERE owner IS NULL AND state IN ('queued', 'waiting') AND provider = $1 AND lane = $2 AND due_ms <= $3
+                AND (pin IS NULL OR pin NOT IN ({away}))
             ORDER BY due_ms, pk LIMIT $4{lock}),
         bounded AS (SELECT pk, SUM(envelope_bytes) OVER (ORDER BY due_ms, pk) - envelope_bytes AS before FROM due)
         UPDATE jobs SET owner = $5, epoch = jobs.epoch + 1, state = 'queued', waiting_reason = NULL
         FROM bounded WHERE jobs.pk = bounded.pk AND bounded.before < $6
         RETURNING jobs.pk, jobs.epoch, jobs.run, jobs.attempts, jobs.failures, jobs.first_attempt_ms, jobs.backoff_ms,
             jobs.created_ms, jobs.due_ms, jobs.idempotency_key, jobs.envelope",
-        lock = tx.skip_locked()
+        lock = tx.skip_locked(),
+        away = tx.names_in("$7")
     );
     let mut rows: Vec<ClaimedRow> = on_db!(tx, |c| sqlx::query_as(sqlx::AssertSqlSafe(sql))
         .bind(&claim.provider)
@@ -253,6 +263,7 @@ pub(super) async fn claim(tx: &mut Tx, claim: &Claim, wakes: &mut Pending) -> Re
         .bind(i64::from(claim.limit))
         .bind(&claim.owner)
         .bind(CLAIM_BYTES_MAX)
+        .bind(json(&claim.away))
         .fetch_all(c)
         .await)?;
     rows.sort_unstable_by_key(|row| (row.8, row.0));
@@ -294,12 +305,24 @@ pub(super) async fn claim(tx: &mut Tx, claim: &Claim, wakes: &mut Pending) -> Re
     Ok(claimed)
 }
 
-/// When the next unclaimed job of that lane is due.
-pub(super) async fn next_due(db: &Db, provider: &str, lane: &str) -> Result<Option<WallMs>, StoreError> {
-    let sql = "SELECT MIN(due_ms) FROM jobs
-        WHERE owner IS NULL AND state IN ('queued', 'waiting') AND provider = $1 AND lane = $2";
-    let row: (Option<WallMs>,) = on_db!(read db, |c| sqlx::query_as(sql).bind(provider).bind(lane).fetch_one(c).await)?;
-    Ok(row.0)
+/// When the next unclaimed job of that lane is due that is not pinned to one of `away`.
+pub(super) async fn next_due(
+    db: &Db,
+    provider: &str,
+    lane: &str,
+    away: &[String],
+) -> Result<Option<WallMs>, StoreError> {
+    let sql = format!(
+        "SELECT due_ms FROM jobs
+         WHERE owner IS NULL AND state IN ('queued', 'waiting') AND provider = $1 AND lane = $2
+            AND (pin IS NULL OR pin NOT IN ({away}))
+         ORDER BY due_ms, pk LIMIT 1",
+        away = db.names_in("$3")
+    );
+    let (sql, away) = (sqlx::AssertSqlSafe(sql), json(away));
+    let row: Option<(WallMs,)> =
+        on_db!(read db, |c| sqlx::query_as(sql).bind(provider).bind(lane).bind(away).fetch_optional(c).await)?;
+    Ok(row.map(|row| row.0))
 }
 
 /// The providers and lanes that unclaimed jobs wait for. One step down the index each, however many

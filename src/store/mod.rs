@@ -255,10 +255,26 @@ impl Store {
         limit: u32,
         now_ms: WallMs,
     ) -> Result<Vec<Claimed>, StoreError> {
+        self.claim_due_but(owner, provider, lane, &Arc::default(), limit, now_ms).await
+    }
+
+    /// The same without what is pinned to one of `away`: keys and budgets that others pace.
+    ///
+    /// # Errors
+    /// As [`Store::claim_due`].
+    pub async fn claim_due_but(
+        &self,
+        owner: &OwnerId,
+        provider: &str,
+        lane: &str,
+        away: &Arc<[String]>,
+        limit: u32,
+        now_ms: WallMs,
+    ) -> Result<Vec<Claimed>, StoreError> {
         self.introduce(owner).await?;
         self.inner.wakes.interested_in(provider);
-        let claim =
-            jobs::Claim { owner: owner.clone(), provider: provider.to_owned(), lane: lane.to_owned(), limit, now_ms };
+        let (owner, provider, lane) = (owner.clone(), provider.to_owned(), lane.to_owned());
+        let claim = jobs::Claim { owner, provider, lane, away: Arc::clone(away), limit, now_ms };
         if self.db().is_sqlite() {
             return self.inner.outcomes.ask(|reply| Request::Claim(claim, reply)).await;
         }
@@ -270,7 +286,20 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn next_due(&self, provider: &str, lane: &str) -> Result<Option<WallMs>, StoreError> {
-        self.db().in_time(jobs::next_due(self.db(), provider, lane)).await
+        self.next_due_but(provider, lane, &[]).await
+    }
+
+    /// The same without what is pinned to one of `away`.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn next_due_but(
+        &self,
+        provider: &str,
+        lane: &str,
+        away: &[String],
+    ) -> Result<Option<WallMs>, StoreError> {
+        self.db().in_time(jobs::next_due(self.db(), provider, lane, away)).await
     }
 
     /// The providers and lanes that unclaimed jobs wait for, in their order: some may not be configured any more.
@@ -508,68 +537,110 @@ impl Store {
     // Leases: who may spend the budget of a pacing group. By the database's clock alone. They go
     // past the batching writers, and each is answered within a few seconds.
 
-    /// Takes a lease that is nobody's, has run out, or is the owner's already. On an exclusive store
-    /// nobody but this process can live: a lease of others is taken at once.
+    /// Takes leases of pacing groups that are nobody's, have run out, or are the owner's already. On an
+    /// exclusive store nobody but this process can live: leases of others are taken at once.
+    ///
+    /// `groups` are all that the owner knows of the provider. While somebody holds another one of it,
+    /// nothing is taken: its configuration is another one, and both may have the same budgets.
     ///
     /// The owner may spend nothing before its first renewal has said how much: if it dies before,
     /// its successor knows only what was written by then.
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`]: whether it was taken is not known. Asking again is safe.
-    pub async fn lease_take(
+    /// [`StoreError::Unavailable`]: what was taken is not known. Asking again is safe.
+    pub async fn leases_take(
         &self,
         provider: &str,
-        name: &str,
+        names: &[&str],
+        groups: &[String],
         owner: &OwnerId,
         ttl: Duration,
-    ) -> Result<LeaseTake, StoreError> {
+    ) -> Result<LeasesTaken, StoreError> {
         self.inner.wakes.interested_in(provider);
-        let asked = leases::Asked { provider, name, owner };
-        let alone = self.inner.lock.is_some();
+        let (asker, asked) = (leases::Asker { provider, owner }, leases::Asked { names, groups });
         let work = async {
-            if alone {
+            if self.inner.lock.is_some() {
                 Box::pin(self.introduce(owner)).await?;
             }
-            leases::take(self.db(), asked, ttl, |other| alone && !self.known_owners().contains(other)).await
+            leases::take(self.db(), asker, asked, ttl, |other| self.is_surely_dead(other)).await
         };
         self.db().in_lease_time(work).await
     }
 
-    /// Prolongs a lease, and writes what was spent and will be until the next time. `false`:
-    /// somebody else has it, and nothing was changed.
+    /// Prolongs leases, and writes what was spent and will be until the next time. The answers are in the order of the
+    /// writes; `false`: somebody else has it, and nothing was changed.
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`]: whether it was prolonged is not known; the owner must count on
+    /// [`StoreError::Unavailable`]: whether any was prolonged is not known; the owner must count on
     /// the time that it had before. Doing it again is safe: what comes in late changes nothing.
-    pub async fn lease_renew(
+    pub async fn leases_renew(
         &self,
         provider: &str,
-        name: &str,
         owner: &OwnerId,
-        epoch: i64,
         ttl: Duration,
-        state: &str,
-    ) -> Result<bool, StoreError> {
-        let asked = leases::Asked { provider, name, owner };
-        self.db().in_lease_time(leases::renew(self.db(), asked, epoch, ttl, state)).await
+        writes: &[LeaseWrite],
+    ) -> Result<Vec<bool>, StoreError> {
+        let asker = leases::Asker { provider, owner };
+        self.db().in_lease_time(leases::renew(self.db(), asker, ttl, writes)).await
     }
 
-    /// Lets go of a lease, with all that was spent; whoever waits for it is woken ([`Wake::Lease`]). Nothing
-    /// may be spent from the moment of asking on. `false`: it is not the owner's (any more), and
-    /// nothing was changed.
+    /// Lets go of leases, with all that was spent; whoever waits for them is woken ([`Wake::Lease`]). Nothing
+    /// may be spent from the moment of asking on. The answers are in the order of the writes; `false`: it is not the
+    /// owner's (any more), and nothing was changed.
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`]: whether it was let go of is not known. Doing it again is safe.
-    pub async fn lease_release(
+    /// [`StoreError::Unavailable`]: whether any was let go of is not known. Doing it again is safe.
+    pub async fn leases_release(
         &self,
         provider: &str,
-        name: &str,
         owner: &OwnerId,
-        epoch: i64,
-        state: &str,
-    ) -> Result<bool, StoreError> {
-        let asked = leases::Asked { provider, name, owner };
-        self.db().in_lease_time(leases::release(self.db(), &self.inner.wakes, asked, epoch, state)).await
+        writes: &[LeaseWrite],
+    ) -> Result<Vec<bool>, StoreError> {
+        let asker = leases::Asker { provider, owner };
+        self.db().in_lease_time(leases::release(self.db(), &self.inner.wakes, asker, writes)).await
+    }
+
+    /// Who holds what of a provider, and who dispatches it with a heartbeat no older than `fresh`.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn lease_survey(&self, provider: &str, fresh: Duration) -> Result<LeaseSurvey, StoreError> {
+        self.inner.wakes.interested_in(provider);
+        let survey = leases::survey(self.db(), provider, fresh, |other| self.is_surely_dead(other));
+        self.db().in_lease_time(survey).await
+    }
+
+    /// Says that the owner dispatches a provider, whose pacing groups `structure` stands for: it wants its share of them.
+    /// The other dispatchers are woken ([`Wake::Lease`]). Good until it retires, or is rescued.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]; doing it again is safe.
+    pub async fn announce_dispatcher(
+        &self,
+        provider: &str,
+        owner: &OwnerId,
+        structure: &str,
+    ) -> Result<(), StoreError> {
+        let asker = leases::Asker { provider, owner };
+        let work = async {
+            Box::pin(self.introduce(owner)).await?;
+            leases::announce(self.db(), &self.inner.wakes, asker, structure).await
+        };
+        self.db().in_lease_time(work).await
+    }
+
+    /// Says that the owner takes no lease of a provider any more.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]; doing it again is safe.
+    pub async fn withdraw_dispatcher(&self, provider: &str, owner: &OwnerId) -> Result<(), StoreError> {
+        let asker = leases::Asker { provider, owner };
+        self.db().in_lease_time(leases::withdraw(self.db(), asker)).await
+    }
+
+    /// On an exclusive store nobody lives but the owners of this process.
+    fn is_surely_dead(&self, owner: &str) -> bool {
+        self.inner.lock.is_some() && !self.known_owners().contains(owner)
     }
 
     /// Every lease there ever was, by provider and name.
@@ -725,6 +796,11 @@ impl Store {
         limit: u32,
     ) -> Result<Removed, StoreError> {
         act!(self, |tx, _wakes| retention::remove(tx, succeeded_before_ms, dead_before_ms, limit).await)
+    }
+
+    /// Whether no other process can have this store open: a SQLite file that this one has locked.
+    pub fn is_exclusive(&self) -> bool {
+        self.inner.lock.is_some()
     }
 
     fn known_owners(&self) -> std::sync::MutexGuard<'_, BTreeSet<OwnerId>> {

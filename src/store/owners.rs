@@ -102,8 +102,9 @@ async fn let_go(db: &Db, wakes: &Wakes, owner: &str, why: Why, now_ms: WallMs) -
         if held.is_empty() {
             free_deliveries(&mut tx, owner, now_ms, &mut pending).await?;
             reports::forget(&mut tx, owner).await?;
-            let sql = "DELETE FROM owners WHERE id = $1";
-            on_db!(&mut tx, |c| sqlx::query(sql).bind(owner).execute(c).await.map(drop))?;
+            for sql in ["DELETE FROM dispatchers WHERE owner = $1", "DELETE FROM owners WHERE id = $1"] {
+                on_db!(&mut tx, |c| sqlx::query(sql).bind(owner).execute(c).await.map(drop))?;
+            }
             wakes.commit(tx, pending).await?;
             return Ok(released);
         }

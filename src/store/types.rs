@@ -482,6 +482,56 @@ pub enum LeaseTake {
     },
 }
 
+/// What asking for leases came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeasesTaken {
+    /// In the order of the names.
+    pub answers: Vec<LeaseTake>,
+    /// Of groups that the asker does not know: they may have had the same budgets. What is older than what
+    /// was left of a taken group says nothing new of it.
+    pub left: Vec<LeaseState>,
+}
+
+/// What is written of a lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeaseWrite {
+    /// Of which pacing group.
+    pub name: String,
+    /// In which it is held.
+    pub epoch: i64,
+    /// What was spent, and may be spent (JSON).
+    pub state: String,
+}
+
+/// Who holds what of a provider, and who dispatches it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LeaseSurvey {
+    /// Every lease that there ever was, by name.
+    pub leases: Vec<LeaseSeen>,
+    /// Those that live, by name.
+    pub dispatchers: Vec<DispatcherSeen>,
+}
+
+/// A lease as those see it who would take it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeaseSeen {
+    /// The pacing group; empty: all of the provider.
+    pub name: String,
+    /// Who took it last; one whose lease has run out is not alive. `None`: it was let go of.
+    pub owner: Option<OwnerId>,
+    /// Nothing: it can be taken.
+    pub expires_in: Duration,
+}
+
+/// A dispatcher of a provider.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DispatcherSeen {
+    /// Who.
+    pub owner: OwnerId,
+    /// Stands for the pacing groups that it knows.
+    pub structure: String,
+}
+
 /// What owners of a lease left behind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeaseState {
@@ -515,7 +565,7 @@ pub struct LeaseView {
 pub enum Wake {
     /// Jobs of that provider are due.
     Jobs(String),
-    /// A lease of that provider was let go of.
+    /// A lease of that provider was let go of, or somebody who wants some began to dispatch it.
     Lease(String),
     /// Deliveries are due.
     Deliveries,
@@ -589,6 +639,8 @@ pub struct Report {
     pub achieved_per_second: f64,
     /// Calls that are open.
     pub open: u64,
+    /// Of the breaker: `open` or `half_open`; `None`: closed.
+    pub breaker: Option<String>,
     /// Jobs in hand that wait for a permit: lane and how many.
     pub permits_waiting: Vec<(String, u64)>,
     /// The budgets that this process may spend, those with a key out of use first.
@@ -626,6 +678,11 @@ pub struct BudgetReport {
     pub pacing_errors: u64,
     /// The dialect of the last response that said something about limits.
     pub signals: Option<String>,
+    /// How far it is with limits that nobody declared: `slow_start`, `told`, `refused`, `found`, `settled` or
+    /// `probing_again`; `None`: they are declared.
+    pub probing: Option<String>,
+    /// Calls a second that the provider is believed to allow then.
+    pub found_per_second: Option<f64>,
     /// Limits of its keys together.
     pub limits: Vec<LimitReport>,
     /// Its keys.

@@ -81,7 +81,9 @@ struct Shown {
     budget_states: BTreeMap<String, i64>,
     key_states: BTreeMap<String, i64>,
     signals: BTreeMap<String, i64>,
+    probing: BTreeMap<String, i64>,
     permits_waiting: Vec<(String, u64)>,
+    breaker: i64,
     paused: bool,
     leases: u64,
 }
@@ -154,6 +156,7 @@ impl Shown {
         let (mut budget_states, mut key_states): (BTreeMap<String, i64>, BTreeMap<String, i64>) =
             (zeros(&BUDGET_STATES), zeros(&KEY_STATES));
         let (mut budgets, mut signals) = (BTreeMap::<String, Sums>::new(), BTreeMap::<String, i64>::new());
+        let mut probing = BTreeMap::<String, i64>::new();
         for budget in &told.report.budgets {
             match budgets.get_mut(&label(budget)) {
                 Some(sums) => sums.add(&Sums::of(budget, told.at_ms)),
@@ -165,6 +168,9 @@ impl Shown {
             for key in &budget.keys {
                 *key_states.entry(key.state.clone()).or_default() += 1;
             }
+            if let Some(state) = &budget.probing {
+                *probing.entry(state.clone()).or_default() += 1;
+            }
             if let Some(family) = &budget.signals {
                 *signals.entry(family.clone()).or_default() += 1;
             }
@@ -174,7 +180,13 @@ impl Shown {
             budget_states,
             key_states,
             signals,
+            probing,
             permits_waiting: told.report.permits_waiting.clone(),
+            breaker: match told.report.breaker.as_deref() {
+                None => 0,
+                Some("half_open") => 1,
+                Some(_) => 2,
+            },
             paused: told.paused,
             leases: told.leases,
         }
@@ -239,9 +251,15 @@ impl Collector for PacingMetrics {
         )?;
         write("paceline_keys", "Keys by state", &states(&shown, |shown| &shown.key_states))?;
         write("paceline_budgets", "Budgets by state", &states(&shown, |shown| &shown.budget_states))?;
+        write(
+            "paceline_budgets_probing",
+            "Budgets whose limits nobody declared, by how far they are",
+            &states(&shown, |shown| &shown.probing),
+        )?;
         let (lanes, signals) = (Family::<LaneLabel, Gauge>::default(), Family::<SignalLabel, Gauge>::default());
         let (paused, leases) =
             (Family::<super::ProviderLabel, Gauge>::default(), Family::<super::ProviderLabel, Gauge>::default());
+        let breakers = Family::<super::ProviderLabel, Gauge>::default();
         for (provider, shown) in shown.iter() {
             for (lane, waiting) in &shown.permits_waiting {
                 let label = LaneLabel { provider: provider.clone(), lane: lane.clone() };
@@ -253,10 +271,12 @@ impl Collector for PacingMetrics {
             }
             let label = super::ProviderLabel { provider: provider.clone() };
             paused.get_or_create(&label).set(i64::from(shown.paused));
+            breakers.get_or_create(&label).set(shown.breaker);
             leases.get_or_create(&label).set(count(shown.leases));
         }
         write("paceline_permits_waiting", "Jobs in hand that wait for a permit, by lane", &lanes)?;
         write("paceline_signal_families", "Budgets by the dialect of their last signal", &signals)?;
+        write("paceline_breaker_state", "0: closed, 1: half open, 2: open", &breakers)?;
         write("paceline_provider_paused", "1: an operator paused it", &paused)?;
         write("paceline_leases_held", "Pacing groups that this process may spend", &leases)
     }
@@ -306,6 +326,7 @@ mod tests {
             calls: 10,
             pacing_errors: 3,
             signals: Some("ietf".to_owned()),
+            probing: Some("settled".to_owned()),
             keys: vec![key],
             ..BudgetReport::default()
         }
@@ -339,6 +360,7 @@ mod tests {
             "paceline_keys{provider=\"geo\",state=\"refused\"} 1",
             "paceline_keys{provider=\"geo\",state=\"disabled\"} 0",
             "paceline_budgets{provider=\"geo\",state=\"open\"} 2",
+            "paceline_budgets_probing{provider=\"geo\",state=\"settled\"} 2",
             "paceline_permits_waiting{provider=\"geo\",lane=\"high\"} 7",
             "paceline_signal_families{provider=\"geo\",family=\"ietf\"} 2",
             "paceline_provider_paused{provider=\"geo\"} 1",

@@ -60,6 +60,10 @@ fn one(world: &World, links: &Links, plan: &JobPlan, began_ms: i64) -> Ready {
     if plan.at_most_once {
         body["delivery"] = "at_most_once".into();
     }
+    // Those that cost a time-out each.
+    if path.starts_with("/hang") || path.starts_with("/drip/50") {
+        body["retry"] = json!({ "max_attempts": 2 });
+    }
     if let Some(pin) = plan.pin {
         body["key"] = pin.into();
     }

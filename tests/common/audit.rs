@@ -75,6 +75,8 @@ struct JobRow {
     attempts: i64,
     owner: Option<String>,
     epoch: i64,
+    orphaned: bool,
+    created_ms: i64,
     error: Option<String>,
     idempotency_key: String,
 }
@@ -124,7 +126,7 @@ impl Facts {
     async fn read(case: &Case<'_>) -> Self {
         let world = case.world;
         let jobs: Vec<JobRow> = world
-            .rows("SELECT pk, id, state, reason, run, attempts, owner, epoch, error, idempotency_key FROM jobs")
+            .rows("SELECT pk, id, state, reason, run, attempts, owner, epoch, orphaned, created_ms, error, idempotency_key FROM jobs")
             .await;
         let attempts: Vec<AttemptRow> = world
             .rows("SELECT job_pk, run, n, at_ms, latency_ms, outcome, status, error FROM attempts ORDER BY job_pk, run, n")
@@ -412,7 +414,14 @@ fn history(case: &Case<'_>, facts: &Facts, logs: &BTreeMap<String, String>, id: 
     }
     for call in facts.calls.get(&row.idempotency_key).into_iter().flatten() {
         let at = case.provider_began_ms + i64::try_from(call.at.as_millis()).unwrap_or(i64::MAX);
-        line(format!("  {} call {} {:?}, executed: {}", clock(at), call.path, call.status, call.executed));
+        line(format!(
+            "  {} call {} with {} {:?}, executed: {}",
+            clock(at),
+            call.path,
+            call.key,
+            call.status,
+            call.executed
+        ));
     }
     for event in facts.events.get(&row.pk).into_iter().flatten() {
         line(format!("  {event:?} {:?}", facts.deliveries.get(&event.pk)));

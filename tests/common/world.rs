@@ -172,6 +172,24 @@ impl World {
         self.command(arguments).output().await.expect("it runs")
     }
 
+    /// Schema and topology, before any process runs.
+    pub async fn prepare(&self) {
+        if self.mode == Mode::Embedded {
+            return;
+        }
+        for command in [&["migrate"][..], &["topology", "apply"]] {
+            // Many tests at once may keep the database from answering for a while.
+            until(&format!("{command:?}"), SOON * 3, async || {
+                let output = self.run(command).await;
+                if !output.status.success() {
+                    eprintln!("{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+                }
+                holds(output.status.success())
+            })
+            .await;
+        }
+    }
+
     /// `serve`, all roles.
     pub fn serve(&self) -> Serve {
         self.serve_as("serve", &[])

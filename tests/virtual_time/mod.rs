@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use paceline::config::{Config, Provider};
-use paceline::dispatch::core::{Answered, CallEnd, Command, Core, Event, Now};
+use paceline::dispatch::core::{Allowance, Answered, CallEnd, Command, Core, Event, Heir, Now};
 use paceline::job::{Given, Job, JobState};
-use paceline::pace::{Signal, Time};
+use paceline::pace::{GroupId, Left, Saved, Signal, Since, Time};
 use paceline::sim::enforce::{Admission, Meter};
 use paceline::sim::{Limit, Lognormal};
 use paceline::store::{Claimed, JobPk, Next, Record, Recorded, StoredResponse};
@@ -100,6 +100,8 @@ pub struct World {
     pub claim_every: u64,
     /// The core is not woken more often, unless something happens: for days of traffic.
     pub doze: u64,
+    /// What the answers say that the calls cost.
+    pub true_costs: HashMap<JobPk, u64>,
 }
 
 impl World {
@@ -133,6 +135,7 @@ impl World {
             jumps: Vec::new(),
             claim_every: 20 * MILLI,
             doze: 1,
+            true_costs: HashMap::new(),
         }
     }
 
@@ -190,6 +193,20 @@ impl World {
             }
             self.obey();
         }
+    }
+
+    /// The lease of its only pacing group is gone.
+    pub fn suspend(&mut self) {
+        assert_eq!(self.core.group_count(), 1);
+        self.inform(Event::Suspend(vec![GroupId(0)]));
+    }
+
+    /// It is back, with what the last owner left (`None`: it cannot be read).
+    pub fn inherit(&mut self, left: Option<(&Saved, Duration, Since)>) {
+        let now = self.clock();
+        let left = left.map(|(saved, elapsed, since)| vec![Left { saved, elapsed, since }]);
+        self.core.inherit(&[Heir { group: GroupId(0), left }], now);
+        self.core.allow(GroupId(0), Allowance { until: Time::MAX, calls: u64::MAX, open: u64::MAX }, now.mono);
     }
 
     pub fn inform(&mut self, event: Event) {
@@ -290,7 +307,12 @@ impl World {
             body: Bytes::new(),
             truncated: false,
         };
-        let end = CallEnd::Answered(Box::new(Answered { response, signal, cost: None }));
+        let end = CallEnd::Answered(Box::new(Answered {
+            response,
+            signal,
+            told: Signal::default(),
+            cost: self.true_costs.get(&pk).copied(),
+        }));
         self.later(head + body + 1, Happening::Inform(Event::Ended { pk, end }));
     }
 

@@ -1,5 +1,6 @@
 //! The end of a call: what it means for its key, its budget and its job.
 
+use super::groups::Step;
 use super::message::{CallEnd, Command, Note, Now};
 use super::{Core, Open, millis};
 use crate::job::{DeadReason, JobState};
@@ -18,21 +19,23 @@ impl Core {
     /// What the end of a call means for its key, its budget and its job.
     pub(super) fn conclude(&mut self, pk: JobPk, open: Open, end: CallEnd, now: Now, random: &mut dyn FnMut() -> f64) {
         self.open -= 1;
-        let Some(held) = self.jobs.get(&pk) else { return };
-        let Open { flight, sent, .. } = open;
+        let Open { flight, pass, sent, .. } = open;
         let (key, probe) = (flight.key(), flight.is_probe());
+        self.count(key, Step::Ends, now.mono);
+        let Some(held) = self.jobs.get(&pk) else { return self.note_health(pass, None, now) };
         let reply = match &end {
             CallEnd::Answered(answer) => Reply::Answered {
                 status: answer.response.status,
                 body: &answer.response.body,
                 nothing_left: answer.signal.readings.iter().any(|reading| reading.remaining == Some(0)),
+                throttled: answer.told.limited,
             },
             CallEnd::Lost(_) => Reply::Lost,
             CallEnd::NotSent(_) | CallEnd::Impossible(_) => Reply::NotSent,
         };
         let outcome = outcome::classify(reply);
         let retry_after = match &end {
-            CallEnd::Answered(answer) => answer.signal.retry_after,
+            CallEnd::Answered(answer) => answer.retry_after(),
             _ => None,
         };
         let call = Ended {
@@ -46,6 +49,9 @@ impl Core {
             now_ms: now.wall,
         };
         let policy = self.provider.retry.with(&held.job.retry);
+        if outcome == Outcome::Success && held.claimed.failures > 0 {
+            self.retries.give_back();
+        }
         let verdict = match &end {
             CallEnd::Impossible(_) => Verdict::Dead(DeadReason::Permanent),
             _ => policy.verdict(&call, random()),
@@ -62,11 +68,16 @@ impl Core {
         };
         match &end {
             CallEnd::NotSent(_) | CallEnd::Impossible(_) => self.pool.unsent(flight, now.mono),
-            CallEnd::Answered(answer) => self.pool.finish(flight, now.mono, answer.cost),
+            CallEnd::Answered(answer) => {
+                self.pool.body_told(&flight, now.mono, &answer.told);
+                self.pool.finish(flight, now.mono, answer.cost);
+            }
             CallEnd::Lost(_) => self.pool.finish(flight, now.mono, None),
         }
         self.judge_key(key, (probe, sent.mono), outcome, &end, now);
         self.commands.push(Command::Note(Note::Called(outcome, latency_ms)));
+        let impossible = matches!(end, CallEnd::Impossible(_));
+        self.note_health(pass, (!impossible).then_some(outcome), now);
         self.apply(pk, verdict, attempt, end, now);
     }
 
@@ -74,7 +85,7 @@ impl Core {
     fn judge_key(&mut self, key: KeyId, (probe, sent): (bool, Time), outcome: Outcome, end: &CallEnd, now: Now) {
         let label = self.pool.key_label(key).to_owned();
         let CallEnd::Answered(answer) = end else { return };
-        let told = answer.signal.retry_after;
+        let told = answer.retry_after();
         match outcome {
             Outcome::Credential => {
                 self.pool.disable_key(key, Some(now.mono + PROBE_AFTER));

@@ -1,11 +1,12 @@
 //! What goes into the core and what comes out: events, commands, and the end of a call.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::clock::WallMs;
 use crate::job::{Job, JobState};
 use crate::outcome::Outcome;
-use crate::pace::{KeyId, Signal, Time};
+use crate::pace::{GroupId, KeyId, Signal, Time};
 use crate::store::{Claimed, JobPk, Record, Recorded, StoredResponse};
 
 /// Longest text of an error that is kept, in bytes.
@@ -27,8 +28,17 @@ pub struct Answered {
     pub response: StoredResponse,
     /// What its header fields said of limits.
     pub signal: Signal,
+    /// What its body said of limits.
+    pub told: Signal,
     /// What the call cost, where the body says so.
     pub cost: Option<u64>,
+}
+
+impl Answered {
+    /// The longest that it asks to wait.
+    pub(super) fn retry_after(&self) -> Option<std::time::Duration> {
+        self.signal.retry_after.max(self.told.retry_after)
+    }
 }
 
 /// How a call ended.
@@ -74,8 +84,9 @@ pub enum Event {
     Cancel(JobPk),
     /// No more jobs: what is in line goes back to the store.
     Drain,
-    /// The lease is gone: what is in line goes back to the store.
-    Suspend,
+    /// These groups are not held any more: what is pinned to them goes back to the store, and everything where nothing
+    /// is held.
+    Suspend(Vec<GroupId>),
     /// Time has passed.
     Tick,
 }
@@ -111,9 +122,13 @@ pub enum Note {
     KeyWorks(String),
     /// The quota behind this key is used up.
     QuotaExhausted(String),
+    /// The provider seems to be down: nothing is sent for so long.
+    ProviderDown(Duration),
+    /// It answers again.
+    ProviderUp,
 }
 
-/// Sending is allowed until then, and for so many calls: what a lease grants.
+/// Sending of a group is allowed until then, and for so many calls: what a lease grants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Allowance {
     /// Nothing is sent from then on.

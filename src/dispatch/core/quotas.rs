@@ -82,15 +82,23 @@ impl Quotas {
         }
     }
 
-    /// Begins anew with a new pool, and with the wall clocks that a predecessor saw `elapsed` ago.
-    pub fn inherit(&mut self, walls: &[(WallMs, u64)], elapsed: Duration, pool: &mut Pool, now: Now) {
+    /// Tells everything again to a pool in which limits were made anew, with the wall clocks that predecessors saw, each
+    /// so long ago.
+    pub fn inherit<'a>(
+        &mut self,
+        all_walls: impl Iterator<Item = (&'a [(WallMs, u64)], Duration)>,
+        pool: &mut Pool,
+        now: Now,
+    ) {
         self.told.iter_mut().for_each(|told| told.period = None);
         (self.look_at, self.keys) = (Time::ZERO, 0);
-        for (shown_ms, seen_ago_ms) in walls.iter().take(WALLS_MAX + 1) {
-            let ago = Duration::from_millis(*seen_ago_ms).saturating_add(elapsed);
-            let seen = now.mono.since(Time::ZERO).checked_sub(ago).map_or(Time::ZERO, |since| Time::ZERO + since);
-            let shows_ms = shown_ms.saturating_add(super::millis(elapsed));
-            self.saw(shows_ms.saturating_sub(mono_ms(now.mono)), seen);
+        for (walls, elapsed) in all_walls {
+            for (shown_ms, seen_ago_ms) in walls.iter().take(WALLS_MAX + 1) {
+                let ago = Duration::from_millis(*seen_ago_ms).saturating_add(elapsed);
+                let seen = now.mono.since(Time::ZERO).checked_sub(ago).map_or(Time::ZERO, |since| Time::ZERO + since);
+                let shows_ms = shown_ms.saturating_add(super::millis(elapsed));
+                self.saw(shows_ms.saturating_sub(mono_ms(now.mono)), seen);
+            }
         }
         self.look(pool, now);
     }

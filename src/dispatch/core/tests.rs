@@ -1,6 +1,7 @@
 use super::*;
 use crate::config::Config;
 use crate::job::{Given, JobState};
+use crate::pace::GroupId;
 
 fn core() -> Core {
     let text = "[[provider]]\nname = \"p\"\nbase_url = \"http://x\"\nretry = { base = \"1s\", jitter = \"none\" }\n\
@@ -44,7 +45,7 @@ fn answer(core: &mut Core, pk: JobPk, status: u16) -> (Vec<JobPk>, Vec<Record>) 
 fn answered(status: u16) -> CallEnd {
     let body = bytes::Bytes::new();
     let response = StoredResponse { status, headers: "{}".to_owned(), content_type: None, body, truncated: false };
-    CallEnd::Answered(Box::new(Answered { response, signal: Signal::default(), cost: None }))
+    CallEnd::Answered(Box::new(Answered { response, signal: Signal::default(), told: Signal::default(), cost: None }))
 }
 
 /// A backoff that is over at once: the job is due again before this dispatcher has heard that its
@@ -108,12 +109,12 @@ fn a_job_whose_key_is_gone_waits_and_gives_up_when_its_time_is_over() {
 
 #[test]
 fn nothing_leaves_beyond_what_the_lease_allows() {
-    let text = "[[provider]]\nname = \"p\"\nbase_url = \"http://x\"";
+    let text = "[[provider]]\nname = \"p\"\nbase_url = \"http://x\"\nlimits = [ { concurrency = 9 } ]";
     let config = Config::parse(text, None, &[]).expect("valid");
     let provider = Arc::new(config.providers[0].clone());
     let sent_with = |until, calls, open| {
         let mut core = Core::new(Arc::clone(&provider), Time::ZERO).expect("paceable");
-        core.allow(Allowance { until, calls, open });
+        core.allow(GroupId(0), Allowance { until, calls, open }, Time::ZERO);
         let jobs = (1..=5).map(|pk| claimed(pk, 1, 1)).collect();
         step(&mut core, Event::Claimed(jobs)).0.len()
     };

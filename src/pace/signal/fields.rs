@@ -173,9 +173,15 @@ pub(super) fn http_date(value: &str) -> Option<Duration> {
     httpdate::parse_http_date(value.trim()).ok()?.duration_since(UNIX_EPOCH).ok()
 }
 
-/// `Retry-After`: seconds, or a date read against `Date`; `Retry-After-Ms` is finer, where it is given.
+/// `Retry-After`: seconds, or a date read against `Date`; `Retry-After-Ms` is finer, where it is given. Where it says
+/// something else than the whole seconds, the longer one counts.
 pub(super) fn retry_after(heads: &Heads<'_>) -> Option<Duration> {
-    let millis = heads.most(&["retry-after-ms", "x-ms-retry-after-ms"]).map(Duration::from_millis);
+    let fields = ["retry-after-ms", "x-ms-retry-after-ms"];
+    let millis = fields.iter().flat_map(|name| heads.all(name)).filter_map(|value| value.parse::<f64>().ok());
+    let fine = millis.filter_map(|millis| seconds(millis / 1e3)).max();
     let stated = heads.longest(&["retry-after"]).map(|wait| wait.after);
-    millis.filter(|wait| *wait <= LONGEST).or(stated)
+    match (fine, stated) {
+        (Some(fine), Some(stated)) if stated.saturating_sub(fine) <= SECOND => Some(fine),
+        (fine, stated) => fine.max(stated),
+    }
 }

@@ -5,6 +5,7 @@
 //! `learn.rs`: it can only tighten.
 
 mod fields;
+mod graphql;
 mod ietf;
 mod vendors;
 mod x_ratelimit;

@@ -15,8 +15,6 @@ const ONE_WAY: Lognormal = Lognormal::ms(15, 120);
 const COSTS: std::ops::RangeInclusive<u64> = 1..=500;
 /// Where a call's cost stands.
 const COST_AT: &str = "max_tokens";
-/// Measured for at least so long, however short the windows are.
-const LEAST: Duration = Duration::from_secs(60);
 
 /// What a figure is compared with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -138,10 +136,10 @@ impl Case {
         Ok((limit, per.unwrap_or_default()))
     }
 
-    /// Windows to measure for each key.
-    pub fn windows(&self, asked: u32) -> anyhow::Result<f64> {
+    /// Windows to measure for each key: so many, and for so long.
+    pub fn windows(&self, (windows, least): (u32, Duration)) -> anyhow::Result<f64> {
         let (_, per) = self.rate()?;
-        Ok((LEAST.as_secs_f64() / per.as_secs_f64()).max(f64::from(asked)))
+        Ok((least.as_secs_f64() / per.as_secs_f64()).max(f64::from(windows)))
     }
 
     /// Calls a second that all keys allow together, at most.
@@ -284,9 +282,11 @@ fn others() -> Vec<Case> {
 fn smooth() -> Vec<Case> {
     let sixty = "{ requests = 60, per = \"6s\" }";
     let three_hundred = "{ requests = 300, per = \"10s\" }";
+    let three_thousand = "{ requests = 3000, per = \"10s\" }";
     vec![
         Case::new("smooth-counter-60", 1, &["key requests 60/6s sliding_counter"], sixty),
         Case::new("smooth-counter-300", 1, &["key requests 300/10s sliding_counter"], three_hundred).share(0.985),
+        Case::new("smooth-counter-3000", 1, &["key requests 3000/10s sliding_counter"], three_thousand).share(0.985),
         Case::new("smooth-log", 1, &["key requests 60/6s sliding_log"], sixty),
         Case::new("smooth-fixed-clock", 1, &["key requests 60/6s fixed_clock"], sixty),
         Case::new("smooth-fixed-first-call", 1, &["key requests 60/6s fixed_first_call"], sixty),

@@ -5,6 +5,8 @@ mod case;
 mod kills;
 mod steady;
 
+use std::time::Duration;
+
 use anyhow::Context as _;
 use futures_util::future::join_all;
 use paceline::sim::ProviderStats;
@@ -16,12 +18,14 @@ pub use case::Judged;
 use case::{Case, Group, Setting};
 
 /// What to run.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Choice {
-    /// Only cases whose names contain one of these; all where there are none.
+    /// Only cases whose names begin with one of these; all where there are none.
     pub only: Vec<String>,
     /// Windows for each key at least.
     pub windows: u32,
+    /// And for so long at least, however short they are.
+    pub least: Duration,
     /// The ten minutes, too.
     pub long: bool,
 }
@@ -104,7 +108,7 @@ pub async fn run(choice: &Choice, mut say: impl FnMut(String)) -> anyhow::Result
         }
         let names: Vec<&str> = cases.iter().map(|case| case.name).collect();
         say(format!("at the same time: {}", names.join(", ")));
-        rows.extend(together(&cases, choice.windows, services.as_ref()).await?);
+        rows.extend(together(&cases, (choice.windows, choice.least), services.as_ref()).await?);
     }
     Ok(Report { machine: machine.done(), rows, left_out })
 }
@@ -115,16 +119,16 @@ fn names() -> String {
 
 impl Choice {
     fn wants(&self, case: &Case) -> bool {
-        let named = self.only.iter().any(|part| case.name.contains(part.as_str()));
+        let named = self.only.iter().any(|part| case.name.starts_with(part.as_str()));
         named || (self.only.is_empty() && (self.long || case.group != Group::Long))
     }
 }
 
 /// Prepares all, then measures all at the same time.
-async fn together(cases: &[&Case], windows: u32, services: Option<&Services>) -> anyhow::Result<Vec<Row>> {
+async fn together(cases: &[&Case], least: (u32, Duration), services: Option<&Services>) -> anyhow::Result<Vec<Row>> {
     let mut prepared = Vec::new();
     for case in cases {
-        prepared.push(Prepared::new(case, windows, services).await.with_context(|| case.name)?);
+        prepared.push(Prepared::new(case, least, services).await.with_context(|| case.name)?);
     }
     let measured = join_all(prepared.into_iter().map(Prepared::measure)).await;
     measured.into_iter().zip(cases).map(|(row, case)| row.with_context(|| case.name)).collect()
@@ -137,9 +141,9 @@ enum Prepared {
 }
 
 impl Prepared {
-    async fn new(case: &Case, windows: u32, services: Option<&Services>) -> anyhow::Result<Self> {
+    async fn new(case: &Case, least: (u32, Duration), services: Option<&Services>) -> anyhow::Result<Self> {
         let steady = async |name: &str, services, processes| {
-            steady::Steady::new(case, name, windows, services, processes).await.map(Box::new)
+            steady::Steady::new(case, name, least, services, processes).await.map(Box::new)
         };
         Ok(match case.setting {
             Setting::Embedded => Self::Steady(steady(case.name, None, 1).await?),
@@ -203,4 +207,48 @@ fn row(case: &Case, stats: &ProviderStats, refused_before: u64) -> anyhow::Resul
         too_many_requests: refused_before + stats.refused_limit,
         note: None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn measured(judged: Judged, reached: f64, target: f64, too_many_requests: u64) -> Row {
+        Row {
+            name: "a case",
+            rules: Vec::new(),
+            limits: "",
+            safety: "strict",
+            keys: 1,
+            windows: 10.0,
+            calls: 1_000,
+            round_trip_ms: 45.0,
+            utilisation: 0.99,
+            utilisation_least: 0.99,
+            formula: 0.99,
+            judged,
+            reached,
+            target,
+            too_many_requests,
+            note: None,
+        }
+    }
+
+    #[test]
+    fn a_target_is_missed_by_too_little_or_by_a_single_refusal() {
+        assert!(measured(Judged::Absolute, 0.985, 0.985, 0).is_good());
+        assert!(!measured(Judged::ShareOfFormula, 0.9849, 0.985, 0).is_good());
+        assert!(!measured(Judged::ShareOfOneProcess, 1.0, 0.99, 1).is_good());
+        assert!(measured(Judged::SecondsLostPerKill, 3.0, 3.5, 0).is_good(), "less is better here");
+        assert!(!measured(Judged::SecondsLostPerKill, 3.6, 3.5, 0).is_good());
+    }
+
+    #[test]
+    fn every_case_can_be_judged() {
+        for case in case::all() {
+            let (limit, per) = case.rate().expect("a rule");
+            assert!(limit > 0 && !per.is_zero(), "{}", case.name);
+            case.provider(0).expect("the provider's options");
+        }
+    }
 }

@@ -34,11 +34,11 @@ impl Steady {
     pub async fn new(
         case: &Case,
         name: &str,
-        windows: u32,
+        least: (u32, Duration),
         services: Option<&Services>,
         processes: usize,
     ) -> anyhow::Result<Self> {
-        let windows = case.windows(windows)?;
+        let windows = case.windows(least)?;
         let (limit, per) = case.rate()?;
         let provider = ProviderSim::start(case.provider(0)?).await?;
         let (section, env) = case.declared(&provider.base_url());

@@ -1,5 +1,7 @@
 //! `paceline bench pacing`: each case beside its target.
 
+use std::time::Duration;
+
 use clap::Args as ClapArgs;
 
 use super::failed;
@@ -16,16 +18,20 @@ use crate::cli::{Exit, Failure, Out};
 #[command(after_help = "\
 Examples:
   paceline bench pacing
-  paceline bench pacing --only smooth --only bucket
+  paceline bench pacing --only smooth --only token
   paceline bench pacing --long --json")]
 pub struct Args {
-    /// Only cases with this in their names; can be repeated
+    /// Only cases whose names begin with this; can be repeated
     #[arg(long, value_name = "CASE")]
     only: Vec<String>,
 
     /// Windows to measure of every key, at least
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     windows: u32,
+
+    /// Seconds to measure, at least
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    seconds: u64,
 
     /// Also windows of a minute, which takes more than ten
     #[arg(long)]
@@ -34,9 +40,9 @@ pub struct Args {
 
 /// Measures and prints.
 pub async fn run(args: Args, out: &Out) -> Result<Exit, Failure> {
-    let Args { only, windows, long } = args;
+    let Args { only, windows, seconds, long } = args;
     let mut trouble = None;
-    let choice = Choice { only, windows, long };
+    let choice = Choice { only, windows, least: Duration::from_secs(seconds), long };
     let said = |what| {
         if let Err(error) = out.note(what) {
             trouble = Some(error);
