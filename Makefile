@@ -52,7 +52,7 @@ bench-pacing: ## how much of an allowed rate is used, and that nothing is refuse
 # FILES narrows it down (window.rs signal/fields.rs), MISSED=1 tries only what was missed the last time.
 .PHONY: mutants
 mutants: ## change the pacing in every way, one at a time: does a test notice? MUTANTS_MINUTES=240 at most
-	nice -n 19 tests/mutants/run.py $(if $(MISSED),--missed) $(FILES)
+	tests/mutants/run.py $(if $(MISSED),--missed) $(FILES)
 
 # FROM is the first seed. A seed that fails is printed: PACING_SEED=… cargo test --test pacing_crashes runs it again.
 .PHONY: soak-pacing

@@ -130,6 +130,11 @@ impl Breaker {
         }
     }
 
+    /// Whether a call that has this pass, and has not left yet, still may.
+    pub fn honours(&self, pass: Pass) -> bool {
+        pass.round == self.round && !matches!(self.state, State::Open { .. })
+    }
+
     /// A call leaves. To be asked only while there is room.
     pub fn pass(&mut self) -> Pass {
         let probe = match &mut self.state {

@@ -17,8 +17,10 @@ mod record;
 mod report;
 mod shell;
 mod spread;
+mod strays;
 mod tell;
 mod tenures;
+mod view;
 
 pub use intake::{Closed, Intake};
 pub use shell::{DispatchError, Dispatcher, DispatcherParts};

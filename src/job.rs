@@ -10,8 +10,8 @@ mod request;
 mod state;
 
 pub use envelope::{
-    Callback, Catalog, Delivery, Envelope, EventKind, Given, Instant, Job, ProviderRules, REPLAY_LANE,
-    RetryOverrides, split_routing_key,
+    Callback, Catalog, Delivery, Envelope, EventKind, Given, Instant, Job, ProviderRules, REPLAY_LANE, RetryOverrides,
+    split_routing_key,
 };
 pub use reason::DeadReason;
 pub use request::{Body, Request};

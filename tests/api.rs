@@ -263,8 +263,9 @@ async fn a_provider_is_shown_as_its_dispatcher_tells_it() {
     assert_eq!((&unknown["state"], &unknown["keys"]), (&json!("open"), &json!({ "unknown": 2 })));
     api.submit(json!({ "id": "hi", "provider": "geo", "lane": "high", "request": { "path": "/" } })).await.ok(202);
     let me = "12-ab".to_owned();
-    let lease = api.store.lease_take("geo", "", &me, Duration::from_secs(60)).await.expect("asked");
-    assert!(matches!(lease, paceline::store::LeaseTake::Taken { epoch: 1, .. }));
+    let groups = [String::new()];
+    let leases = api.store.leases_take("geo", &[""], &groups, &me, Duration::from_secs(60)).await.expect("asked");
+    assert!(matches!(leases.answers[..], [paceline::store::LeaseTake::Taken { epoch: 1, .. }]));
     let limit = LimitReport { unit: "requests".into(), amount: 600, per_ms: Some(60_000), used: 7, most: 600 };
     let a1 = KeyReport { label: "a1".into(), state: "refused".into(), until_ms: Some(0), limits: vec![limit] };
     let gone = KeyReport { label: "gone".into(), state: "open".into(), ..KeyReport::default() };
@@ -282,6 +283,7 @@ async fn a_provider_is_shown_as_its_dispatcher_tells_it() {
         allowed_per_second: Some(10.0),
         achieved_per_second: 2.5,
         open: 3,
+        breaker: Some("half_open".into()),
         permits_waiting: vec![("high".into(), 4)],
         budgets: vec![budget("a1", a1), budget("gone", gone)],
         keys_left_out: 0,
@@ -296,6 +298,7 @@ async fn a_provider_is_shown_as_its_dispatcher_tells_it() {
         ("achieved_per_second", json!(2.5)),
         ("utilisation", json!(0.25)),
         ("open_calls", json!(3)),
+        ("breaker", json!("half_open")),
         ("pacing_errors", json!(1)),
         ("keys", json!({ "refused": 1, "unknown": 1 })),
         ("keys_left_out", json!(0)),

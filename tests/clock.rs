@@ -3,9 +3,11 @@
 
 mod virtual_time;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use paceline::clock::parse_rfc3339;
+use paceline::dispatch::core::Core;
 use paceline::job::JobState;
 use paceline::pace::{GroupId, Since};
 use paceline::sim::{Limit, Lognormal};
@@ -153,6 +155,7 @@ fn a_restart_in_the_middle_of_a_day_keeps_the_quota_whatever_the_clock_shows_the
                 let saved = serde_json::from_str(&serde_json::to_string(&saved).unwrap()).unwrap();
                 world.now += pause;
                 world.jumps.push((world.now, by_ms));
+                world.core = Core::new(Arc::clone(&world.provider), world.clock().mono).unwrap();
                 world.inherit(Some((&saved, Duration::from_nanos(pause), since)));
                 world.run(30 * DAY);
                 world.assert_one_end_each(0);

@@ -520,7 +520,8 @@ async fn a_redelivery_after_the_commit_is_the_same_job() {
         let broker = Broker::connect().await;
         let serve = world.serving().await;
         let queue = world.queue("default");
-        let consumed = async |what: &str| until(what, SOON, async || holds(broker.queue(&queue).await? == (0, 1))).await;
+        let consumed =
+            async |what: &str| until(what, SOON, async || holds(broker.queue(&queue).await? == (0, 1))).await;
         for round in 0..3 {
             let jobs = (0..40).map(|n| (format!("r{n}"), job(n)));
             broker.publish_all(&world.provider, jobs).await;

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Counter {
     Log,
-    SlidingCounter,
+    Sliding,
     OnTheClock,
     FromTheFirstCall,
     Bucket,
@@ -44,7 +44,7 @@ const PROMISES: [(Pace, Counter); 14] = [
     (Pace::FixedWindow, Counter::FromTheFirstCall),
     (Pace::TokenBucket, Counter::Bucket),
     (Pace::TokenBucket, Counter::LeakyBucket),
-    (Pace::Smooth, Counter::SlidingCounter),
+    (Pace::Smooth, Counter::Sliding),
     (Pace::Smooth, Counter::Log),
     (Pace::Smooth, Counter::OnTheClock),
     (Pace::Smooth, Counter::FromTheFirstCall),
@@ -56,7 +56,7 @@ const PROMISES: [(Pace, Counter); 14] = [
 impl Counter {
     /// Whether it takes back what a call did not cost in the end.
     fn corrects(self) -> bool {
-        !matches!(self, Counter::SlidingCounter | Counter::LeakyBucket | Counter::Open)
+        !matches!(self, Counter::Sliding | Counter::LeakyBucket | Counter::Open)
     }
 }
 
@@ -89,7 +89,7 @@ fn rule((pace, counter): (Pace, Counter), at: At, cost: bool, largest: u64, dice
         if pace == Pace::Smooth { largest as f64 + n as f64 * SECOND as f64 / window as f64 } else { burst as f64 };
     let server: Box<dyn Fn() -> Box<dyn Server>> = match counter {
         Counter::Log => Box::new(move || Box::new(SlidingLog::new(n, window))),
-        Counter::SlidingCounter => Box::new(move || Box::new(SlidingCounter::new(n, window, phase))),
+        Counter::Sliding => Box::new(move || Box::new(SlidingCounter::new(n, window, phase))),
         Counter::OnTheClock | Counter::Calendar => {
             Box::new(move || Box::new(FixedWindow::on_the_clock(n, window, phase)))
         }
@@ -182,7 +182,7 @@ fn seeds(count: u64) -> std::ops::Range<u64> {
 
 fn no_refusal(pace: Pace) {
     for promise in PROMISES.into_iter().filter(|promise| promise.0 == pace) {
-        let seeds = seeds(40);
+        let seeds = seeds(120);
         let runs = seeds.end - seeds.start;
         let (mut arrived, mut seconds) = (0, 0);
         for seed in seeds {
@@ -191,7 +191,7 @@ fn no_refusal(pace: Pace) {
             seconds += nanos / SECOND;
         }
         println!("{promise:?}: {arrived} calls in {seconds} s of {runs} runs");
-        assert!(runs < 40 || arrived > 40 * runs, "{promise:?}: only {arrived} calls");
+        assert!(runs < 120 || arrived > 40 * runs, "{promise:?}: only {arrived} calls");
     }
 }
 
@@ -355,4 +355,27 @@ fn one_large_cost_that_nobody_saw_counts_wholly() {
     let _sent_unseen = depart(&mut first, 100, t(100));
     let mut second = heir(&spec, &written, 1_000, 1, t(1_000));
     assert!(slot(&mut second, 50, t(1_000)) >= t(20_100));
+}
+
+/// Permits were in hand when it was written; they are given back, and calls of a route take their place unseen.
+#[test]
+fn what_was_on_its_way_and_given_back_hides_no_calls_of_another_limit() {
+    for algorithm in [Algorithm::SlidingWindow, Algorithm::FixedWindow, Algorithm::TokenBucket] {
+        let limit = LimitSpec::requests(10, Duration::from_secs(10), algorithm).with_burst(10);
+        let of_route = LimitSpec::requests(10, Duration::from_secs(60), Algorithm::SlidingWindow);
+        let routes = vec![RouteSpec { limits: vec![of_route], key_limits: Vec::new() }];
+        let spec = PoolSpec { routes, ..one_key(limit) };
+        let mut first = Pool::new(&spec, t(0)).unwrap();
+        let flights: Vec<Flight> = (0..10).map(|_| depart(&mut first, 1, t(0))).collect();
+        let written = first.save(t(10));
+        flights.into_iter().for_each(|flight| first.unsent(flight, t(20)));
+        let routed = Ask { routes: Routes::NONE.with(0), ..Ask::default() };
+        for _ in 0..10 {
+            let Acquire::Granted(permit) = first.acquire(&routed, t(30)) else { panic!("{algorithm:?}") };
+            let _sent_unseen = first.depart(permit, t(30));
+        }
+        let mut second = heir(&spec, &written, 90, 10, t(100));
+        let Acquire::At(at) = second.acquire(&routed, t(100)) else { panic!("{algorithm:?}: at once") };
+        assert!(at >= t(60_030), "{algorithm:?}: {at:?}");
+    }
 }

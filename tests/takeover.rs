@@ -138,7 +138,7 @@ async fn a_kill_takes_only_the_places_that_may_be_in_use() {
 async fn eight_budgets(world: &World) -> ProviderHandle {
     let labels: Vec<String> = (1..=4).flat_map(|n| [format!("a{n}"), format!("k{n}")]).collect();
     let options = ProviderOptions {
-        keys: labels.iter().map(|label| SimKey::new(label, &format!("takeover-key-{label}"))).collect(),
+        keys: labels.iter().map(|label| SimKey::new(label, format!("takeover-key-{label}"))).collect(),
         rules: vec![format!("key requests {LIMIT}/2s sliding_log").parse().expect("a rule")],
         delay_before: Some(Lognormal::ms(15, 120)),
         latency: Some(Lognormal::ms(20, 100)),

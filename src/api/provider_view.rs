@@ -86,6 +86,7 @@ pub struct ProviderJson {
     achieved_per_second: f64,
     utilisation: Option<f64>,
     open_calls: u64,
+    breaker: String,
     pacing_errors: u64,
     /// How many keys are in which state; `unknown`: no dispatcher told.
     keys: BTreeMap<String, u64>,
@@ -188,6 +189,7 @@ impl ProviderJson {
             allowed_per_second: all.allowed_per_second,
             achieved_per_second: all.achieved_per_second,
             open_calls: all.open,
+            breaker: all.breaker.unwrap_or_else(|| "closed".to_owned()),
             pacing_errors: budgets.iter().map(|budget| budget.pacing_errors).sum(),
             keys,
             budgets,
@@ -214,6 +216,8 @@ fn merge(reports: &[ReportView], leases: &[LeaseView]) -> Report {
         rates.push(report.allowed_per_second);
         all.achieved_per_second += report.achieved_per_second;
         all.open += report.open;
+        // Each dispatcher has its own: one that is open is worth telling.
+        all.breaker = all.breaker.take().max(report.breaker.clone());
         for (lane, jobs) in &report.permits_waiting {
             match all.permits_waiting.iter_mut().find(|(known, _)| known == lane) {
                 Some((_, sum)) => *sum += jobs,

@@ -11,18 +11,21 @@ mod ending;
 mod groups;
 mod message;
 mod orders;
+mod outage;
 mod quotas;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::breaker::{Breaker, Pass};
 use crate::clock::WallMs;
 use crate::config::Provider;
 use crate::job::{DeadReason, Delivery, Job, JobState};
 use crate::pace::{
     Ask, BadSpec, Flight, KeyId, Line, Next as Slot, Permit, Pool, PoolSnapshot, Signal, Ticket, Time, Why,
 };
+use crate::retry::RetryBudget;
 use crate::store::{Attempt, Claimed, JobPk, Next, Order, Record, Recorded, StoredResponse, WaitReason};
 
 use quotas::Quotas;
@@ -66,7 +69,7 @@ enum Stage {
     /// Waits for a permit.
     InLine(Ticket),
     /// `at_most_once`: has its permit, and is being committed as started.
-    Starting(Permit),
+    Starting(Permit, Pass),
     /// Being sent.
     Open(Box<Open>),
     /// Its record is being committed; then it goes back in line (`true`) or is let go of.
@@ -76,6 +79,7 @@ enum Stage {
 #[derive(Debug)]
 struct Open {
     flight: Flight,
+    pass: Pass,
     sent: Now,
     mark: Mark,
     /// The end of the call, while the mark is still being committed: records of one job never
@@ -116,6 +120,8 @@ pub struct Core {
     starting: usize,
     doors: Doors,
     groups: groups::Groups,
+    breaker: Breaker,
+    retries: RetryBudget,
     next_slot: Option<Time>,
     commands: Vec<Command>,
     /// The last word of operators.
@@ -133,6 +139,7 @@ impl Core {
         let in_line = vec![0; provider.pool.lanes.len()];
         let groups = groups::of(&pool);
         let quotas = Quotas::new(&provider.quotas);
+        let breaker = Breaker::new(provider.breaker);
         Ok(Self {
             provider,
             pool,
@@ -146,6 +153,8 @@ impl Core {
             starting: 0,
             doors: Doors::Open,
             groups,
+            breaker,
+            retries: RetryBudget::default(),
             next_slot: None,
             commands: Vec::new(),
             orders: Vec::new(),
@@ -186,7 +195,8 @@ impl Core {
             .map(|(at, _)| now.mono + Duration::from_millis(u64::try_from(at.saturating_sub(now.wall)).unwrap_or(0)));
         // Pauses end and blocked jobs are handed back without any event.
         let patience = (!self.line.is_empty()).then(|| now.mono + PATIENCE / 5);
-        [self.next_slot, mark, deadline, patience].into_iter().flatten().min()
+        let breaker = self.breaker.open_until();
+        [self.next_slot, mark, deadline, patience, breaker].into_iter().flatten().min()
     }
 
     /// How every limit, key and budget stands. Costs a visit to each.
@@ -196,7 +206,11 @@ impl Core {
 
     /// How many jobs of each lane should wait in line: what the budgets allow in the next seconds.
     pub fn target(&mut self, now: Now) -> usize {
-        if self.doors != Doors::Open || !self.holds_something(now.mono) { 0 } else { self.allowance(now.mono) }
+        if self.doors != Doors::Open || !self.holds_something(now.mono) {
+            return 0;
+        }
+        let probes = self.breaker.room(now.mono).map_or(usize::MAX, |room| usize::try_from(room).unwrap_or(usize::MAX));
+        self.allowance(now.mono).min(probes)
     }
 
     /// What the budgets that are held here allow in the next seconds.
@@ -240,6 +254,10 @@ impl Core {
         if pin == Some(None) {
             return self.wait_for_key(pk, WaitReason::NoKey, None, now);
         }
+        let is_retry = self.jobs.get(&pk).is_some_and(|held| held.claimed.failures > 0);
+        if let Some(wait) = is_retry.then(|| self.retries.take(now.mono).err()).flatten() {
+            return self.wait_for_key(pk, WaitReason::Backoff, Some(now.mono + wait), now);
+        }
         if let Some(deadline) = job.deadline_ms {
             self.deadlines.insert((deadline, pk));
         }
@@ -263,6 +281,9 @@ impl Core {
         if !self.may_wait_here(pin) {
             return self.record(pk, Next::Release, None, false, now);
         }
+        if let Some(until) = self.breaker.open_until().filter(|until| *until > now.mono) {
+            return self.wait_for_key(pk, WaitReason::Breaker, Some(until), now);
+        }
         let Some(held) = self.jobs.get_mut(&pk) else { return };
         held.renew();
         held.stage = Stage::InLine(self.line.push(pk, held.lane, held.ask));
@@ -281,7 +302,7 @@ impl Core {
     fn launch(&mut self, now: Now) {
         self.next_slot = None;
         self.shut_what_ended(now.mono);
-        while self.open + self.starting < OPEN_MAX {
+        while self.open + self.starting < OPEN_MAX && self.provider_is_up(now.mono) {
             match self.line.next(&mut self.pool, now.mono) {
                 Slot::Ready(pk, permit, _) => self.permitted(pk, permit, now),
                 Slot::At(time) => {
@@ -298,26 +319,31 @@ impl Core {
             return self.pool.abandon(permit, now.mono);
         };
         self.in_line[held.lane] -= 1;
+        let pass = self.breaker.pass();
         if held.job.delivery == Delivery::AtMostOnce {
             let key = permit.key();
-            held.stage = Stage::Starting(permit);
+            held.stage = Stage::Starting(permit, pass);
             self.starting += 1;
             self.count(key, Step::Starts, now.mono);
             return self.push_record(pk, Next::Running, None, now);
         }
-        self.send(pk, permit, Mark::Unmarked, now);
+        self.send(pk, permit, pass, Mark::Unmarked, now);
     }
 
-    fn send(&mut self, pk: JobPk, permit: Permit, mark: Mark, now: Now) {
+    fn send(&mut self, pk: JobPk, permit: Permit, pass: Pass, mark: Mark, now: Now) {
         let key = permit.key();
         let flight = self.pool.depart(permit, now.mono);
-        let Some(held) = self.jobs.get_mut(&pk) else { return self.pool.unsent(flight, now.mono) };
+        let Some(held) = self.jobs.get_mut(&pk) else {
+            self.pool.unsent(flight, now.mono);
+            return self.note_health(pass, None, now);
+        };
         let job = Arc::clone(&held.job);
         held.renew();
         held.claimed.attempts += 1;
         held.claimed.first_attempt_ms.get_or_insert(now.wall);
-        held.stage = Stage::Open(Box::new(Open { flight, sent: now, mark, ended: None }));
+        held.stage = Stage::Open(Box::new(Open { flight, pass, sent: now, mark, ended: None }));
         self.open += 1;
+        self.retries.called(now.mono);
         self.count(key, Step::Leaves, now.mono);
         if mark == Mark::Unmarked {
             self.opened.push_back((now.mono, pk));
@@ -346,12 +372,12 @@ impl Core {
     fn recorded(&mut self, pk: JobPk, recorded: Recorded, now: Now, random: &mut dyn FnMut() -> f64) {
         let Some(held) = self.jobs.get_mut(&pk) else { return };
         match std::mem::replace(&mut held.stage, Stage::Recording { again: false }) {
-            Stage::Starting(permit) => {
+            Stage::Starting(permit, pass) => {
                 let in_time = !is_past_deadline(&held.job, now);
                 self.starting -= 1;
                 self.count(permit.key(), Step::Started, now.mono);
-                let may_go = in_time && self.may_leave(permit.key(), now.mono);
-                self.started(pk, permit, recorded, may_go, now);
+                let may_go = in_time && self.may_leave(permit.key(), now.mono) && self.breaker.honours(pass);
+                self.started(pk, (permit, pass), recorded, may_go, now);
             }
             Stage::Open(mut open) => {
                 open.mark = Mark::Marked;
@@ -372,12 +398,13 @@ impl Core {
     }
 
     /// An `at_most_once` call was committed as started. The lease may have ended meanwhile, or the
-    /// job's time: then it does not leave.
-    fn started(&mut self, pk: JobPk, permit: Permit, recorded: Recorded, may_go: bool, now: Now) {
+    /// job's time, or the provider is down: then it does not leave.
+    fn started(&mut self, pk: JobPk, (permit, pass): (Permit, Pass), recorded: Recorded, may_go: bool, now: Now) {
         if recorded == Recorded::Done && may_go {
-            return self.send(pk, permit, Mark::Marked, now);
+            return self.send(pk, permit, pass, Mark::Marked, now);
         }
         self.pool.abandon(permit, now.mono);
+        self.note_health(pass, None, now);
         match recorded {
             Recorded::Done => self.record(pk, Next::Release, None, false, now),
             Recorded::Superseded => self.forget(pk, now),
@@ -436,12 +463,13 @@ impl Core {
         }
     }
 
-    /// Waits until its key or budget may be of use again, within what its policy allows.
+    /// Waits until its key, its budget, its provider or the budget of retries may be of use again, within what its policy allows.
     fn wait_for_key(&mut self, pk: JobPk, reason: WaitReason, until: Option<Time>, now: Now) {
         let Some(held) = self.jobs.get(&pk) else { return };
         let policy = self.provider.retry.with(&held.job.retry);
         let age = Duration::from_millis(u64::try_from(now.wall.saturating_sub(held.claimed.created_ms)).unwrap_or(0));
-        let elsewhere = held.ask.pin.is_none() && !self.groups.hold_all();
+        let others = matches!(reason, WaitReason::NoKey | WaitReason::Paused) && !self.groups.hold_all();
+        let elsewhere = held.ask.pin.is_none() && others;
         let (shortest, longest) = if elsewhere { ELSEWHERE_AFTER } else { BLOCKED_FOR };
         let span = until.map_or(age / 2, |until| until.since(now.mono)).min(longest);
         let due_ms = now.wall.saturating_add(millis(if until.is_some() { span } else { span.max(shortest) }));
@@ -449,7 +477,7 @@ impl Core {
         let over_ms = held.claimed.first_attempt_ms.map(|first| first.saturating_add(millis(policy.max_elapsed)));
         let due_ms = over_ms.map_or(due_ms, |over_ms| due_ms.min(over_ms.max(now.wall)));
         if policy.is_over(held.claimed.first_attempt_ms, now.wall) {
-            let error = format!("no usable key for too long ({})", reason.as_str());
+            let error = format!("could not be sent for too long ({})", reason.as_str());
             self.finish(pk, JobState::Dead, Some(DeadReason::GaveUp), Some(error), now);
         } else {
             self.wait(pk, reason, due_ms, Duration::ZERO, None, now);

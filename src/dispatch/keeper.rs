@@ -9,19 +9,14 @@ use sha2::{Digest as _, Sha256};
 use super::core::{Event, Heir, Now};
 use super::lease::{self, Inherited, Standing};
 use super::shell::{Dispatcher, DispatcherParts, Input, send};
-use super::spread::{Holder, Turn, spread};
+use super::strays::adopt_strays;
 use super::tenures::Tenures;
+use super::view::{Own, View};
 use crate::config::Provider;
 use crate::kill_point::{KillPoint, reached};
 use crate::pace::{GroupId, Measure, Time};
-use crate::store::{LeaseSurvey, LeaseTake, LeaseWrite, OwnerId, StoreError};
+use crate::store::{LeaseSurvey, LeaseTake, LeaseWrite, StoreError};
 
-/// Jobs of a lane that is gone are moved so many at a time.
-const STRAYS_BATCH: u32 = 500;
-/// Who has its share looks this often whether the others still live, and sooner where a lease is about to run out.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// Two looks are at least so far apart, unless somebody says that there is something to see.
-const LOOK_APART: Duration = Duration::from_millis(20);
 /// A dispatcher whose heartbeat is older has no share.
 const FRESH: Duration = lease::TTL;
 /// The ages of two states were read at most so far apart.
@@ -280,7 +275,8 @@ impl Dispatcher {
         keeping.waits_told = false;
         let me = &self.parts.owner;
         keeping.announced = survey.dispatchers.iter().any(|dispatcher| dispatcher.owner == *me);
-        let view = View::of(keeping, &survey, me, now.mono);
+        let own = Own { names: &keeping.names, structure: &keeping.structure, tenures: &keeping.tenures };
+        let view = View::of(&own, &survey, me, &mut keeping.free_since, now.mono);
         let mut turn = view.turn(me);
         keeping.look_at = now.mono + view.next_look(&turn);
         if keeping.keep_until > now.mono {
@@ -403,79 +399,6 @@ impl Taken {
     }
 }
 
-/// What a look showed.
-struct View<'a> {
-    /// Of each group, by its number.
-    holders: Vec<Holder<'a>>,
-    alive: Vec<&'a str>,
-    /// Somebody holds a group that is not configured here.
-    strangers: bool,
-    /// When the first lease of others runs out, unless it is renewed.
-    expires_in: Duration,
-}
-
-impl<'a> View<'a> {
-    fn of(keeping: &mut Keeping, survey: &'a LeaseSurvey, me: &'a OwnerId, now: Time) -> Self {
-        let numbers: std::collections::HashMap<&str, usize> =
-            keeping.names.iter().enumerate().map(|(number, name)| (name.as_str(), number)).collect();
-        let same = survey.dispatchers.iter().filter(|dispatcher| *dispatcher.structure == *keeping.structure);
-        let mut alive: Vec<&str> = same.map(|dispatcher| dispatcher.owner.as_str()).collect();
-        let mut holders = vec![Holder::Nobody(Duration::ZERO); keeping.names.len()];
-        let (mut strangers, mut expires_in) = (false, Duration::MAX);
-        for seen in &survey.leases {
-            let other = seen.owner.as_deref().filter(|owner| owner != me);
-            let Some(&number) = numbers.get(seen.name.as_str()) else {
-                strangers |= other.is_some() && !seen.expires_in.is_zero();
-                continue;
-            };
-            holders[number] = match other {
-                Some(owner) if !seen.expires_in.is_zero() => {
-                    expires_in = expires_in.min(seen.expires_in);
-                    Holder::Other(owner)
-                }
-                _ => Holder::Nobody(Duration::ZERO),
-            };
-            if let Holder::Other(owner) = holders[number] {
-                alive.push(owner);
-            }
-        }
-        // Whose lease ran out does not live, whatever its last heartbeat.
-        let ran_out = |owner: &&str| {
-            survey.leases.iter().any(|seen| seen.owner.as_deref() == Some(owner) && seen.expires_in.is_zero())
-        };
-        alive.sort_unstable();
-        alive.dedup();
-        alive.retain(|owner| *owner == me || !ran_out(owner));
-        for (number, holder) in holders.iter_mut().enumerate() {
-            match keeping.tenures.standing(GroupId(number as u32)) {
-                Standing::Held => *holder = Holder::Me,
-                Standing::Leaving | Standing::Busy => *holder = Holder::Other(me),
-                Standing::Without => {}
-            }
-            let free_since = &mut keeping.free_since[number];
-            match holder {
-                Holder::Nobody(since) => *since = now.since(*free_since.get_or_insert(now)),
-                Holder::Me | Holder::Other(_) => *free_since = None,
-            }
-        }
-        Self { holders, alive, strangers, expires_in }
-    }
-
-    fn turn(&self, me: &OwnerId) -> Turn {
-        spread(me, &self.alive, &self.holders)
-    }
-
-    /// Who lacks something looks soon again; who has its share, when something may come free.
-    fn next_look(&self, turn: &Turn) -> Duration {
-        let mine = self.holders.iter().filter(|holder| **holder == Holder::Me).count() + turn.take.len();
-        let lacks = self.strangers || mine < self.holders.len() / self.alive.len().max(1);
-        let left = self.holders.iter().filter(|holder| matches!(holder, Holder::Nobody(_))).count() > turn.take.len();
-        let every = if lacks || left { lease::ASK_EVERY } else { LOOK_EVERY };
-        // A millisecond more: it has run out then.
-        every.min(self.expires_in.saturating_add(Duration::from_millis(1))).max(LOOK_APART)
-    }
-}
-
 async fn look(parts: &DispatcherParts, announce: Option<&str>) -> Result<LeaseSurvey, StoreError> {
     let (store, provider) = (&parts.store, &parts.provider.name);
     if let Some(structure) = announce {
@@ -517,35 +440,4 @@ pub(super) fn counted(provider: &Provider) -> lease::Counted {
         Measure::Concurrency(_) => lease::Counted { open: true, ..counted },
         Measure::Requests(_) | Measure::Cost(_) => lease::Counted { calls: true, ..counted },
     })
-}
-
-/// Jobs of lanes that are not configured any more go with the default one: nobody would claim them.
-async fn adopt_strays(parts: DispatcherParts) {
-    let provider = &parts.provider;
-    let is_stray = |lane: &str| !provider.pool.lanes.iter().any(|known| known.name == lane);
-    let awaited = match parts.store.awaited().await {
-        Ok(awaited) => awaited,
-        Err(error) => {
-            return tracing::warn!(provider = provider.name, %error, "lanes that are gone were not looked for");
-        }
-    };
-    for (_, lane) in awaited.iter().filter(|(name, lane)| *name == provider.name && is_stray(lane)) {
-        let mut jobs = 0;
-        let moved = loop {
-            match parts.store.move_lane(&provider.name, lane, "default", STRAYS_BATCH).await {
-                Ok(0) => break Ok(()),
-                Ok(moved) => jobs += moved,
-                Err(error) => break Err(error),
-            }
-        };
-        tracing::warn!(
-            provider = provider.name,
-            lane,
-            jobs,
-            "this lane is not configured any more: its jobs go with the default one"
-        );
-        if let Err(error) = moved {
-            tracing::warn!(provider = provider.name, lane, %error, "the rest stays until this process dispatches anew");
-        }
-    }
 }

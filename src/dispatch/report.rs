@@ -35,6 +35,8 @@ pub(super) struct Hands {
     pub permits_waiting: Vec<(String, u64)>,
     /// Calls that are open.
     pub open: u64,
+    /// Of the breaker, where it is not closed.
+    pub breaker: Option<String>,
 }
 
 impl Reporter {
@@ -54,6 +56,7 @@ impl Reporter {
             allowed_per_second: pool.allowed_per_second.map(rounded),
             achieved_per_second: rounded(rates.iter().sum()),
             open: hands.open,
+            breaker: hands.breaker,
             permits_waiting: hands.permits_waiting,
             budgets: budgets.map(|(budget, rate)| of_budget(budget, *rate, not_before, now)).collect(),
             keys_left_out: 0,

@@ -377,6 +377,10 @@ impl Dispatcher {
             Note::QuotaExhausted(key) => {
                 tracing::error!(provider, key, "the quota behind this key is used up; its budget is parked");
             }
+            Note::ProviderDown(wait) => {
+                tracing::error!(provider, ?wait, "the provider seems to be down; jobs wait until it is tried again");
+            }
+            Note::ProviderUp => tracing::info!(provider, "the provider answers again"),
         }
     }
 }

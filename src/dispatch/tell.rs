@@ -44,7 +44,11 @@ impl Dispatcher {
                 let lanes = self.parts.provider.pool.lanes.iter().enumerate();
                 let waiting =
                     |(n, lane): (usize, &crate::pace::LaneSpec)| (lane.name.clone(), self.core.in_line(n) as u64);
-                let hands = Hands { permits_waiting: lanes.map(waiting).collect(), open: self.core.counts().1 as u64 };
+                let hands = Hands {
+                    permits_waiting: lanes.map(waiting).collect(),
+                    open: self.core.counts().1 as u64,
+                    breaker: self.core.breaker_trouble().map(str::to_owned),
+                };
                 let pool = self.core.snapshot(now.mono);
                 let report = self.teller.reporter.report(&pool, hands, now);
                 let told = Told { report, at_ms: now.wall, paused: pool.held, leases };

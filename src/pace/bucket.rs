@@ -137,4 +137,9 @@ impl Bucket {
         let room = self.depth.saturating_sub(self.gcra.flows_in(debt).saturating_sub(1));
         room.saturating_add(self.gcra.flows_in(horizon))
     }
+
+    /// The same if nothing were missing now.
+    pub fn allowance_when_full(&self, horizon: u64) -> u64 {
+        self.depth.saturating_add(self.gcra.flows_in(horizon))
+    }
 }

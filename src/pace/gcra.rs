@@ -47,6 +47,11 @@ impl Gcra {
         Gcra { catches_up, ..self }
     }
 
+    /// How late a taking may be and count as if it were in time.
+    pub fn caught_up(&self) -> u64 {
+        self.catches_up
+    }
+
     /// How long `amount` takes to flow back, rounded up to a nanosecond.
     pub fn span(&self, amount: u64) -> u64 {
         if amount == 1 { self.one } else { self.long_span(amount) }

@@ -391,6 +391,18 @@ impl Limit {
         }
     }
 
+    /// The same for calls that other limits count, too: what was on its way may have been given back since, and something
+    /// else been sent in its place.
+    pub fn passed_unseen(&mut self, horizon: u64, now: Time, within: u64) -> u64 {
+        let allowed = self.allowed_unseen(horizon, now, within);
+        match &self.meter {
+            Meter::Window(window) => allowed.saturating_add(window.later(now)),
+            Meter::Smooth(smooth) => allowed.saturating_add(smooth.window().later(now)),
+            Meter::Bucket(bucket) => bucket.allowance_when_full(horizon),
+            Meter::Gate(_) => allowed,
+        }
+    }
+
     /// Calls (or units) a second that it allows in the long run; `None` where time does not limit it.
     pub fn per_second(&self) -> Option<f64> {
         match self.counts {

@@ -315,7 +315,7 @@ impl Pool {
         let bank = &mut self.bank;
         let tightest = |limits: &mut [Limit]| {
             let requests = limits.iter_mut().filter(|limit| limit.counts_requests());
-            requests.map(|limit| limit.allowed_unseen(horizon, now, within)).min().unwrap_or(u64::MAX)
+            requests.map(|limit| limit.passed_unseen(horizon, now, within)).min().unwrap_or(u64::MAX)
         };
         // Limits of the provider exist only where there is one group.
         let provider = tightest(&mut bank.limits).min(calls);

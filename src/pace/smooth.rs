@@ -16,9 +16,11 @@ const EXACT: u64 = 512;
 const PRECISION: u64 = 8;
 /// And is not searched for anew within this part of it.
 const LAZINESS: u64 = 4;
-/// A departure that is late by no more than this does not delay those after it: timers have a grain of a millisecond,
-/// which at 30 calls a second would add up to a call in 25. The provider sees it as a part of the spread of delays.
+/// A departure that is late by no more than this, or by this part of the distance between two calls, does not delay
+/// those after it: timers have a grain of a millisecond, which at 30 calls a second would add up to a call in 25. The
+/// provider sees it as a part of the spread of delays.
 const CAUGHT_UP_NANOS: u64 = 5_000_000;
+const CAUGHT_UP_PART: u64 = 4;
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -52,7 +54,9 @@ impl Smooth {
     /// `cap` units a window of `span` nanoseconds at most, and `rate` (at most `cap`) units a window on average.
     pub fn new(cap: u64, span: u64, rate: f64, burst: Option<u64>, correctable: bool) -> Smooth {
         let stretched = (span as f64 * (cap as f64 / rate.max(1e-9))).ceil();
-        let pace = Gcra::new(cap, stretched as u64, correctable).catching_up(CAUGHT_UP_NANOS);
+        let pace = Gcra::new(cap, stretched as u64, correctable);
+        let caught_up = CAUGHT_UP_NANOS.max(pace.span(1) / CAUGHT_UP_PART);
+        let pace = pace.catching_up(caught_up);
         let window = Window::new(cap, span);
         let (burst, largest) = (burst.unwrap_or(0), if correctable { cap } else { 1 });
         Smooth { pace, burst, largest, pending: 0, window, counted: false, heaviest: 0.0, searched: None }
@@ -196,7 +200,7 @@ impl Smooth {
     }
 
     pub fn allowance(&mut self, horizon: u64, now: Time, within: u64) -> u64 {
-        let even = self.pace.flows_in(horizon.saturating_add(CAUGHT_UP_NANOS));
+        let even = self.pace.flows_in(horizon.saturating_add(self.pace.caught_up()));
         let even = even.saturating_add(self.burst.max(self.largest));
         even.min(self.window.allowance(horizon, now, within))
     }

@@ -377,10 +377,15 @@ impl Window {
                 (entry.1, later) = (entry.1 - moved, later + moved);
             }
         }
-        later += log.iter().filter(|entry| entry.0 > now).map(|entry| entry.1).sum::<u64>();
+        later += self.later(now);
         let before = self.past.iter().flat_map(|past| &past.before).copied();
         let counted = before.chain(log).filter(|entry| entry.0 <= now && entry.1 > 0);
         (super::saved::lots(counted, self.span, lots, now), later)
+    }
+
+    /// Calls of a predecessor that may be counted later than `now`.
+    pub fn later(&self, now: Time) -> u64 {
+        self.log.iter().rev().take_while(|entry| entry.0 > now).map(|entry| entry.1).sum()
     }
 
     /// What others used, by the time until it is free.

@@ -127,6 +127,7 @@ impl Allows {
     /// Calls that may have left after so many seconds.
     pub fn by(&self, seconds: f64) -> f64 {
         match self.step {
+            _ if self.at_once == f64::INFINITY => f64::INFINITY,
             Some(step) => self.at_once * (1.0 + (seconds / step).floor()),
             None => self.at_once + self.expected * seconds,
         }

@@ -1,59 +1,84 @@
 //! How many retries a provider gets: a share of its calls, so that an outage is not multiplied. Pure.
 //!
 //! Retries of the last ten seconds are at most a fifth of the calls of the last ten seconds, and one a second
-//! more, so that a quiet provider gets retries at all. What comes over that waits longer than its backoff:
-//! by a bucket that is refilled at the present rate, and from which a retry takes when it is planned.
+//! more, so that a quiet provider gets retries at all. What comes over that waits. A retry that is answered well does not
+//! count: when the outage is over, what is left is not held up.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::pace::Time;
 
-/// How far back calls count, and how many seconds' worth of retries may come at once.
+/// How far back calls and retries count.
 const WINDOW: Duration = Duration::from_secs(10);
 /// The share of the calls that may be retries.
 const SHARE: f64 = 0.2;
 /// Retries a second that are always allowed.
 const ALWAYS_PER_SECOND: f64 = 1.0;
-/// The window is counted in parts of this length.
+/// The window is counted in parts of this length. Whoever has to wait waits for so long at least.
 const PART: Duration = Duration::from_secs(1);
+/// Those that wait come back so far apart from each other, all within the window.
+const TURN: Duration = Duration::from_millis(10);
+
+/// What happened in a part of the window.
+#[derive(Debug)]
+struct Part {
+    from: Time,
+    calls: u32,
+    retries: u32,
+}
 
 /// The retries of one provider.
 #[derive(Debug, Default)]
 pub struct RetryBudget {
-    /// Calls made, by parts of the window: (its beginning, calls).
-    calls: VecDeque<(Time, u32)>,
-    /// When everything that was given a place is paid for.
-    paid_at: Time,
+    parts: VecDeque<Part>,
+    /// When the last one that waits comes back.
+    turn_at: Time,
 }
 
 impl RetryBudget {
-    /// A call leaves.
+    /// A call leaves, whether it is a retry or not.
     pub fn called(&mut self, now: Time) {
-        self.forget(now);
-        match self.calls.back_mut().filter(|(from, _)| now < *from + PART) {
-            Some((_, calls)) => *calls = calls.saturating_add(1),
-            None => self.calls.push_back((now, 1)),
+        let part = self.part(now);
+        part.calls = part.calls.saturating_add(1);
+    }
+
+    /// Takes one retry out of the budget.
+    ///
+    /// # Errors
+    /// How long to wait before asking again: 1 to 10 s, so that those that wait come back one after the other.
+    pub fn take(&mut self, now: Time) -> Result<(), Duration> {
+        let part = self.part(now);
+        part.retries = part.retries.saturating_add(1);
+        let sum = |of: fn(&Part) -> u32| self.parts.iter().map(|part| u64::from(of(part))).sum::<u64>() as f64;
+        let allowed = SHARE * sum(|part| part.calls) + ALWAYS_PER_SECOND * WINDOW.as_secs_f64();
+        if sum(|part| part.retries) <= allowed {
+            return Ok(());
+        }
+        let part = self.part(now);
+        part.retries -= 1;
+        let next = self.turn_at.max(now + PART) + TURN;
+        self.turn_at = if next <= now + WINDOW { next } else { now + PART + TURN };
+        Err(self.turn_at.since(now))
+    }
+
+    /// A retry was answered well: it does not count.
+    pub fn give_back(&mut self) {
+        if let Some(part) = self.parts.iter_mut().rev().find(|part| part.retries > 0) {
+            part.retries -= 1;
         }
     }
 
-    /// How long a retry waits that could go after `backoff`.
-    pub fn book(&mut self, backoff: Duration, now: Time) -> Duration {
-        self.forget(now);
-        let calls: u64 = self.calls.iter().map(|(_, calls)| u64::from(*calls)).sum();
-        // Of a provider that was quiet before, the rate since then counts.
-        let span = self.calls.front().map_or(WINDOW, |(from, _)| now.since(*from).clamp(PART, WINDOW));
-        let per_second = SHARE * calls as f64 / span.as_secs_f64() + ALWAYS_PER_SECOND;
-        // A bucket of ten seconds' worth: it is full where everything was paid for ten seconds ago.
-        let full = Time::ZERO + now.since(Time::ZERO).saturating_sub(WINDOW);
-        self.paid_at = self.paid_at.max(full) + Duration::from_secs_f64(1.0 / per_second);
-        backoff.max(self.paid_at.since(now))
-    }
-
-    fn forget(&mut self, now: Time) {
-        while self.calls.front().is_some_and(|(from, _)| *from + WINDOW <= now) {
-            self.calls.pop_front();
+    /// The part of now; what is older than the window is forgotten.
+    fn part(&mut self, now: Time) -> &mut Part {
+        while self.parts.front().is_some_and(|part| part.from + WINDOW <= now) {
+            self.parts.pop_front();
         }
+        if self.parts.back().is_none_or(|part| part.from + PART <= now) {
+            self.parts.push_back(Part { from: now, calls: 0, retries: 0 });
+        }
+        let last = self.parts.len() - 1;
+        &mut self.parts[last]
     }
 }
 
@@ -66,43 +91,71 @@ mod tests {
     }
 
     #[test]
-    fn a_few_retries_wait_for_their_backoff_only() {
+    fn a_quiet_provider_gets_one_a_second() {
         let mut budget = RetryBudget::default();
-        let backoff = Duration::from_millis(300);
-        for _ in 0..10 {
-            assert_eq!(budget.book(backoff, at(0.0)), backoff);
-        }
-        assert!(budget.book(backoff, at(0.0)) > backoff, "ten seconds' worth are spent");
+        assert!((0..10).all(|_| budget.take(at(0.0)).is_ok()));
+        assert!(budget.take(at(0.0)).is_err());
+        assert!(budget.take(at(9.9)).is_err());
+        assert!(budget.take(at(10.1)).is_ok());
     }
 
     #[test]
-    fn in_an_outage_retries_stay_a_fifth_of_the_calls_and_one_a_second() {
+    fn a_busy_one_gets_a_fifth_of_its_calls_besides() {
         let mut budget = RetryBudget::default();
-        // 100 new calls a second for a minute; all fail, and so do their retries.
-        let (mut due, mut made) = (Vec::<Time>::new(), 0_u32);
+        (0..100).for_each(|n| budget.called(at(f64::from(n) / 20.0)));
+        let taken = (0..100).filter(|_| budget.take(at(5.0)).is_ok()).count();
+        assert_eq!(taken, 20 + 10);
+    }
+
+    #[test]
+    fn whoever_waits_comes_back_one_after_the_other() {
+        let mut budget = RetryBudget::default();
+        (0..10).for_each(|_| assert!(budget.take(at(0.0)).is_ok()));
+        let waits: Vec<Duration> = (0..3).filter_map(|_| budget.take(at(0.0)).err()).collect();
+        assert_eq!(waits, [1_010, 1_020, 1_030].map(Duration::from_millis));
+        let latest = (0..5_000).filter_map(|_| budget.take(at(0.0)).err()).max();
+        assert_eq!(latest, Some(WINDOW));
+    }
+
+    #[test]
+    fn a_retry_that_is_answered_well_does_not_count() {
+        let mut budget = RetryBudget::default();
+        for _ in 0..1_000 {
+            assert!(budget.take(at(0.0)).is_ok());
+            budget.give_back();
+        }
+    }
+
+    #[test]
+    fn in_an_outage_no_ten_seconds_have_more_than_that() {
+        let mut budget = RetryBudget::default();
+        let (mut due, mut retries, mut calls) = (Vec::<Time>::new(), Vec::new(), Vec::new());
+        // 100 new calls a second; all fail, and so do their retries.
         for step in 0..6_000 {
             let now = at(f64::from(step) / 100.0);
-            let ready = due.iter().filter(|time| **time <= now).count();
-            due.retain(|time| *time > now);
-            made += u32::try_from(ready).unwrap();
-            for _ in 0..=ready {
-                budget.called(now);
-                let wait = budget.book(Duration::from_millis(100), now);
-                due.push(now + wait);
+            let (ready, later): (Vec<Time>, Vec<Time>) = due.into_iter().partition(|time| *time <= now);
+            due = later;
+            for _ in ready {
+                match budget.take(now) {
+                    Ok(()) => {
+                        retries.push(now);
+                        calls.push(now);
+                        budget.called(now);
+                        due.push(now + Duration::from_millis(100));
+                    }
+                    Err(wait) => due.push(now + wait),
+                }
             }
+            budget.called(now);
+            calls.push(now);
+            due.push(now + Duration::from_millis(100));
         }
-        // r = 0.2 (100 + r) + 1 a second, and what the bucket held at first.
-        let most = 60.0 * 26.25 + 10.0 * 26.25;
-        assert!(f64::from(made) <= most, "{made} retries");
-        assert!(f64::from(made) > 0.8 * 60.0 * 26.25, "{made} retries");
-    }
-
-    #[test]
-    fn a_long_backoff_does_not_pay_for_others() {
-        let mut budget = RetryBudget::default();
-        let hour = Duration::from_secs(3_600);
-        assert_eq!(budget.book(hour, at(0.0)), hour);
-        let soon = budget.book(Duration::from_millis(100), at(0.0));
-        assert!(soon < Duration::from_secs(2), "{soon:?}");
+        for end in (20..60).map(|second| at(f64::from(second))) {
+            let within = |of: &[Time]| of.iter().filter(|time| end <= **time + WINDOW && **time < end).count() as f64;
+            let allowed = SHARE * within(&calls) + 10.0;
+            // A part is forgotten as a whole: some calls count a second less, or some retries.
+            assert!(within(&retries) <= allowed * 1.15, "{} of {allowed}", within(&retries));
+            assert!(within(&retries) >= allowed * 0.7, "{} of {allowed}", within(&retries));
+        }
     }
 }

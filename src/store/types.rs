@@ -639,6 +639,8 @@ pub struct Report {
     pub achieved_per_second: f64,
     /// Calls that are open.
     pub open: u64,
+    /// Of the breaker: `open` or `half_open`; `None`: closed.
+    pub breaker: Option<String>,
     /// Jobs in hand that wait for a permit: lane and how many.
     pub permits_waiting: Vec<(String, u64)>,
     /// The budgets that this process may spend, those with a key out of use first.

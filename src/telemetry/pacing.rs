@@ -83,6 +83,7 @@ struct Shown {
     signals: BTreeMap<String, i64>,
     probing: BTreeMap<String, i64>,
     permits_waiting: Vec<(String, u64)>,
+    breaker: i64,
     paused: bool,
     leases: u64,
 }
@@ -181,6 +182,11 @@ impl Shown {
             signals,
             probing,
             permits_waiting: told.report.permits_waiting.clone(),
+            breaker: match told.report.breaker.as_deref() {
+                None => 0,
+                Some("half_open") => 1,
+                Some(_) => 2,
+            },
             paused: told.paused,
             leases: told.leases,
         }
@@ -253,6 +259,7 @@ impl Collector for PacingMetrics {
         let (lanes, signals) = (Family::<LaneLabel, Gauge>::default(), Family::<SignalLabel, Gauge>::default());
         let (paused, leases) =
             (Family::<super::ProviderLabel, Gauge>::default(), Family::<super::ProviderLabel, Gauge>::default());
+        let breakers = Family::<super::ProviderLabel, Gauge>::default();
         for (provider, shown) in shown.iter() {
             for (lane, waiting) in &shown.permits_waiting {
                 let label = LaneLabel { provider: provider.clone(), lane: lane.clone() };
@@ -264,10 +271,12 @@ impl Collector for PacingMetrics {
             }
             let label = super::ProviderLabel { provider: provider.clone() };
             paused.get_or_create(&label).set(i64::from(shown.paused));
+            breakers.get_or_create(&label).set(shown.breaker);
             leases.get_or_create(&label).set(count(shown.leases));
         }
         write("paceline_permits_waiting", "Jobs in hand that wait for a permit, by lane", &lanes)?;
         write("paceline_signal_families", "Budgets by the dialect of their last signal", &signals)?;
+        write("paceline_breaker_state", "0: closed, 1: half open, 2: open", &breakers)?;
         write("paceline_provider_paused", "1: an operator paused it", &paused)?;
         write("paceline_leases_held", "Pacing groups that this process may spend", &leases)
     }

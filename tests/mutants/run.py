@@ -27,6 +27,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 WORK = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve() / "mutants"
 CRATE = WORK / "crate"
+# The same without any mutant: what is changed meanwhile is of no concern.
+PLAIN = WORK / "plain"
 RESULTS = WORK / "results.txt"
 # Of processor time: a mutant that loops for ever is noticed on a busy machine, and a slow one is not taken for it.
 CPU_SECONDS = 60
@@ -44,21 +46,20 @@ def cargo(*args, cwd, **more):
 
 def put_together():
     """The crate as it is, without any mutant."""
-    for part in ("src", "tests"):
-        shutil.rmtree(CRATE / part, ignore_errors=True)
-    shutil.copytree(ROOT / "src/pace", CRATE / "src/pace")
-    shutil.copytree(ROOT / "tests/oracle", CRATE / "tests/oracle")
-    shutil.copy(HERE / "Cargo.toml", CRATE)
-    shutil.copy(ROOT / "Cargo.lock", CRATE)
+    shutil.rmtree(PLAIN, ignore_errors=True)
+    shutil.copytree(ROOT / "src/pace", PLAIN / "src/pace")
+    shutil.copytree(ROOT / "tests/oracle", PLAIN / "tests/oracle")
+    shutil.copy(HERE / "Cargo.toml", PLAIN)
+    shutil.copy(ROOT / "Cargo.lock", PLAIN)
     lib = (HERE / "lib.rs").read_text()
     for test in sorted((ROOT / "tests").glob("pacing*.rs")):
         used = set(re.findall(r"paceline::(\w+)", test.read_text()))
         if used - {"pace"}:
             say(f"{test.name} is left out, since it needs more than the pacing")
             continue
-        shutil.copy(test, CRATE / "tests")
+        shutil.copy(test, PLAIN / "tests")
         lib += f'\n#[cfg(test)]\n#[path = "../tests/{test.name}"]\nmod {test.stem};\n'
-    (CRATE / "src/lib.rs").write_text(lib)
+    (PLAIN / "src/lib.rs").write_text(lib)
 
 
 def list_of_mutants():
@@ -69,14 +70,16 @@ def list_of_mutants():
         install = ["cargo", "install", "--quiet", "--locked", "--debug", "--root", str(WORK / "tools"), "cargo-mutants"]
         subprocess.run(install, env=env, check=True)
     args = [program, "mutants", "--list", "--json", "--file", "src/pace/**"]
-    text = subprocess.run(args, cwd=CRATE, check=True, stdout=subprocess.PIPE, text=True).stdout
+    text = subprocess.run(args, cwd=PLAIN, check=True, stdout=subprocess.PIPE, text=True).stdout
     (WORK / "list.json").write_text(text)
     return [mutant["name"] for mutant in json.loads(text)]
 
 
 def weave(unviable):
     """All mutants but those into the sources; returns number → name."""
-    put_together()
+    for part in ("src", "tests"):
+        shutil.rmtree(CRATE / part, ignore_errors=True)
+    shutil.copytree(PLAIN, CRATE, dirs_exist_ok=True)
     (WORK / "unviable.txt").write_text("".join(f"{number}\n" for number in sorted(unviable)))
     args = ["run", "--quiet", "--", WORK / "list.json", CRATE, WORK / "unviable.txt"]
     text = cargo(*map(str, args), cwd=HERE / "weave", check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -110,6 +113,7 @@ def culprit(message):
 
 
 def woven_program():
+    put_together()
     names, unviable = list_of_mutants(), set()
     while True:
         woven = weave(unviable)
@@ -127,6 +131,7 @@ def woven_program():
 
 def attempt(program, number):
     def bounded():
+        os.nice(19)
         resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 5))
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
 

@@ -85,7 +85,8 @@ impl Site {
         let queue = services.map_or("embedded:", |services| services.amqp.expose());
         let name = format!("bench-{}-{name}", std::process::id());
         let text = format!(
-            "[store]\nurl = \"{store_url}\"\n[queue]\nurl = \"{queue}\"\n[[provider]]\nname = \"{name}\"\n{provider}"
+            "[store]\nurl = \"{store_url}\"\n[queue]\nurl = \"{queue}\"\n\
+             [metrics]\nlisten = \"127.0.0.1:0\"\n[[provider]]\nname = \"{name}\"\n{provider}"
         );
         let file = scratch.path("paceline.toml");
         std::fs::write(&file, &text)?;

@@ -245,7 +245,7 @@ fn span(ms: u64) -> String {
     if ms < 1_000 {
         return format!("{ms}ms");
     }
-    if ms < 10_000 && ms % 1_000 != 0 {
+    if ms < 10_000 && !ms.is_multiple_of(1_000) {
         return format!("{:.1}s", ms as f64 / 1e3);
     }
     let mut seconds = Duration::from_millis(ms + 500).as_secs();

@@ -134,6 +134,7 @@ async fn show(args: &One, backend: &Backend, out: &Out) -> Result<Exit, Failure>
     let achieved = rate(&provider["achieved_per_second"]);
     out.line(format!("calls/s    {achieved} of {} allowed", rate(&provider["allowed_per_second"])))?;
     out.line(format!("open       {}", cell(&provider["open_calls"])))?;
+    out.line(format!("breaker    {}", cell(&provider["breaker"])))?;
     out.line(format!("429s       {}\n", cell(&provider["pacing_errors"])))?;
     lanes(&provider, out)?;
     budgets(&provider, out)?;

@@ -19,10 +19,10 @@ impl Core {
     /// What the end of a call means for its key, its budget and its job.
     pub(super) fn conclude(&mut self, pk: JobPk, open: Open, end: CallEnd, now: Now, random: &mut dyn FnMut() -> f64) {
         self.open -= 1;
-        let Open { flight, sent, .. } = open;
+        let Open { flight, pass, sent, .. } = open;
         let (key, probe) = (flight.key(), flight.is_probe());
         self.count(key, Step::Ends, now.mono);
-        let Some(held) = self.jobs.get(&pk) else { return };
+        let Some(held) = self.jobs.get(&pk) else { return self.note_health(pass, None, now) };
         let reply = match &end {
             CallEnd::Answered(answer) => Reply::Answered {
                 status: answer.response.status,
@@ -49,6 +49,9 @@ impl Core {
             now_ms: now.wall,
         };
         let policy = self.provider.retry.with(&held.job.retry);
+        if outcome == Outcome::Success && held.claimed.failures > 0 {
+            self.retries.give_back();
+        }
         let verdict = match &end {
             CallEnd::Impossible(_) => Verdict::Dead(DeadReason::Permanent),
             _ => policy.verdict(&call, random()),
@@ -73,6 +76,8 @@ impl Core {
         }
         self.judge_key(key, (probe, sent.mono), outcome, &end, now);
         self.commands.push(Command::Note(Note::Called(outcome, latency_ms)));
+        let impossible = matches!(end, CallEnd::Impossible(_));
+        self.note_health(pass, (!impossible).then_some(outcome), now);
         self.apply(pk, verdict, attempt, end, now);
     }
 

@@ -1,6 +1,7 @@
 //! What goes into the core and what comes out: events, commands, and the end of a call.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::clock::WallMs;
 use crate::job::{Job, JobState};
@@ -121,6 +122,10 @@ pub enum Note {
     KeyWorks(String),
     /// The quota behind this key is used up.
     QuotaExhausted(String),
+    /// The provider seems to be down: nothing is sent for so long.
+    ProviderDown(Duration),
+    /// It answers again.
+    ProviderUp,
 }
 
 /// Sending of a group is allowed until then, and for so many calls: what a lease grants.
