@@ -14,9 +14,9 @@ use paceline::pace::*;
 use std::time::{Duration, Instant};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Counter {
+enum Counting {
     Log,
-    Sliding,
+    SlidingCounter,
     OnTheClock,
     FromTheFirstCall,
     Bucket,
@@ -36,33 +36,33 @@ enum Pace {
 }
 
 /// Every algorithm with every server that it promises not to be refused by (docs/pacing.md).
-const PROMISES: [(Pace, Counter); 14] = [
-    (Pace::SlidingWindow, Counter::Log),
-    (Pace::SlidingWindow, Counter::OnTheClock),
-    (Pace::SlidingWindow, Counter::FromTheFirstCall),
-    (Pace::FixedWindow, Counter::OnTheClock),
-    (Pace::FixedWindow, Counter::FromTheFirstCall),
-    (Pace::TokenBucket, Counter::Bucket),
-    (Pace::TokenBucket, Counter::LeakyBucket),
-    (Pace::Smooth, Counter::Sliding),
-    (Pace::Smooth, Counter::Log),
-    (Pace::Smooth, Counter::OnTheClock),
-    (Pace::Smooth, Counter::FromTheFirstCall),
-    (Pace::Smooth, Counter::Bucket),
-    (Pace::Concurrency, Counter::Open),
-    (Pace::Quota, Counter::Calendar),
+const PROMISES: [(Pace, Counting); 14] = [
+    (Pace::SlidingWindow, Counting::Log),
+    (Pace::SlidingWindow, Counting::OnTheClock),
+    (Pace::SlidingWindow, Counting::FromTheFirstCall),
+    (Pace::FixedWindow, Counting::OnTheClock),
+    (Pace::FixedWindow, Counting::FromTheFirstCall),
+    (Pace::TokenBucket, Counting::Bucket),
+    (Pace::TokenBucket, Counting::LeakyBucket),
+    (Pace::Smooth, Counting::SlidingCounter),
+    (Pace::Smooth, Counting::Log),
+    (Pace::Smooth, Counting::OnTheClock),
+    (Pace::Smooth, Counting::FromTheFirstCall),
+    (Pace::Smooth, Counting::Bucket),
+    (Pace::Concurrency, Counting::Open),
+    (Pace::Quota, Counting::Calendar),
 ];
 
-impl Counter {
+impl Counting {
     /// Whether it takes back what a call did not cost in the end.
     fn corrects(self) -> bool {
-        !matches!(self, Counter::Sliding | Counter::LeakyBucket | Counter::Open)
+        !matches!(self, Counting::SlidingCounter | Counting::LeakyBucket | Counting::Open)
     }
 }
 
 /// One limit of that kind; the costs of calls are at most `largest`.
-fn rule((pace, counter): (Pace, Counter), at: At, cost: bool, largest: u64, dice: &mut Dice) -> Rule {
-    let cost = cost && !matches!((pace, counter), (Pace::Concurrency, _) | (_, Counter::LeakyBucket));
+fn rule((pace, counter): (Pace, Counting), at: At, cost: bool, largest: u64, dice: &mut Dice) -> Rule {
+    let cost = cost && !matches!((pace, counter), (Pace::Concurrency, _) | (_, Counting::LeakyBucket));
     let window = (300 + dice.below(11_000)) * MILLI;
     let n = if cost { largest + dice.below(900) } else { 1 + dice.below(60) };
     let burst = if cost { largest + dice.below(100) } else { 1 + dice.below(10) };
@@ -81,22 +81,22 @@ fn rule((pace, counter): (Pace, Counter), at: At, cost: bool, largest: u64, dice
         Pace::Quota => Algorithm::Quota(Reset { longest: per, calendar: 1 }),
     };
     let mut limit = if cost { LimitSpec::cost(n, per, algorithm) } else { LimitSpec::requests(n, per, algorithm) };
-    if pace == Pace::TokenBucket || (pace == Pace::Smooth && dice.below(3) == 0 && counter != Counter::Bucket) {
+    if pace == Pace::TokenBucket || (pace == Pace::Smooth && dice.below(3) == 0 && counter != Counting::Bucket) {
         limit = limit.with_burst(burst);
     }
     // A bucket that meets smooth calls needs room for those that delays push together.
     let room =
         if pace == Pace::Smooth { largest as f64 + n as f64 * SECOND as f64 / window as f64 } else { burst as f64 };
     let server: Box<dyn Fn() -> Box<dyn Server>> = match counter {
-        Counter::Log => Box::new(move || Box::new(SlidingLog::new(n, window))),
-        Counter::Sliding => Box::new(move || Box::new(SlidingCounter::new(n, window, phase))),
-        Counter::OnTheClock | Counter::Calendar => {
+        Counting::Log => Box::new(move || Box::new(SlidingLog::new(n, window))),
+        Counting::SlidingCounter => Box::new(move || Box::new(SlidingCounter::new(n, window, phase))),
+        Counting::OnTheClock | Counting::Calendar => {
             Box::new(move || Box::new(FixedWindow::on_the_clock(n, window, phase)))
         }
-        Counter::FromTheFirstCall => Box::new(move || Box::new(FixedWindow::from_the_first_call(n, window))),
-        Counter::Bucket => Box::new(move || Box::new(TokenBucket::new(room, n, window))),
-        Counter::LeakyBucket => Box::new(move || Box::new(LeakyBucket::new(room - 1.0, n, window))),
-        Counter::Open => unreachable!("made above"),
+        Counting::FromTheFirstCall => Box::new(move || Box::new(FixedWindow::from_the_first_call(n, window))),
+        Counting::Bucket => Box::new(move || Box::new(TokenBucket::new(room, n, window))),
+        Counting::LeakyBucket => Box::new(move || Box::new(LeakyBucket::new(room - 1.0, n, window))),
+        Counting::Open => unreachable!("made above"),
     };
     let tells = pace == Pace::FixedWindow && dice.below(2) == 0;
     Rule { at, limit, server, tells, calendar: (pace == Pace::Quota).then_some(phase) }
@@ -114,7 +114,7 @@ fn any_delay(dice: &mut Dice) -> Delay {
 }
 
 /// Everything is decided by the seed: owners that live for up to `longest` seconds, `promise` and sometimes others.
-fn any_reign(promise: (Pace, Counter), owners: u64, longest: u64, dice: &mut Dice) -> Reign {
+fn any_reign(promise: (Pace, Counting), owners: u64, longest: u64, dice: &mut Dice) -> Reign {
     let cost = dice.below(3) == 0;
     let largest = if cost { 1 + dice.below(100) } else { 1 };
     let mut promises = vec![promise];
@@ -150,7 +150,7 @@ fn any_life(longest: u64, dice: &mut Dice) -> u64 {
 }
 
 /// Runs one seed: calls that arrived, and virtual nanoseconds.
-fn attempt(promise: (Pace, Counter), seed: u64) -> Result<(u64, u64), String> {
+fn attempt(promise: (Pace, Counting), seed: u64) -> Result<(u64, u64), String> {
     let place = PROMISES.iter().position(|other| *other == promise).unwrap();
     let mut dice = Dice(seed << 8 | place as u64);
     // Mostly many short lives, now and then a few long ones.

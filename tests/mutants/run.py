@@ -32,6 +32,10 @@ PLAIN = WORK / "plain"
 RESULTS = WORK / "results.txt"
 # Of processor time: a mutant that loops for ever is noticed on a busy machine, and a slow one is not taken for it.
 CPU_SECONDS = 60
+# Tests in the order in which they are worth their time; the others follow.
+FIRST = [["pacing_crashes", "pacing_takeover", "pacing_signals", "pacing_line", "pacing_groups"], ["pacing::"]]
+# What is found out about limits that nobody declared stands above these files.
+DECLARED = "ask bucket calls counter edge gate gcra limit period saved shelf slot smooth spec spread time window".split()
 MEMORY_BYTES = 4 << 30
 
 
@@ -129,14 +133,26 @@ def woven_program():
     return program, woven
 
 
-def attempt(program, number):
+def attempt(program, number, name=""):
+    skipped = [test for tests in FIRST for test in tests]
+    if Path(name.split(":")[0]).stem in DECLARED:
+        skipped.append("pacing_unknown")
+    rest = [arg for test in skipped for arg in ("--skip", test)]
+    for tests in [*FIRST, rest]:
+        result = run_tests(program, number, tests)
+        if result != "missed":
+            return result
+    return "missed"
+
+
+def run_tests(program, number, tests):
     def bounded():
         os.nice(19)
         resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 5))
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
 
     # One failing test is enough; the flag is not stable yet, hence the variable.
-    args = [program, "-Zunstable-options", "--fail-fast", "-q"]
+    args = [program, "-Zunstable-options", "--fail-fast", "-q", *tests]
     env = dict(os.environ, MUTANT=str(number), RUSTC_BOOTSTRAP="1", PROPTEST_MAX_SHRINK_ITERS="0", RUST_BACKTRACE="0")
     env.pop("PACING_SEED", None)
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -183,7 +199,7 @@ def main():
     ]
     for number, name in wanted:
         if name not in done and time.monotonic() < ends:
-            done[name] = attempt(program, number)
+            done[name] = attempt(program, number, name)
             with RESULTS.open("a") as results:
                 results.write(f"{done[name]} {name}\n")
             if done[name] == "missed":
