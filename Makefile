@@ -32,6 +32,7 @@ test: ## every test, against real RabbitMQ and PostgreSQL
 chaos: ## kill, freeze, cut and restart everything at random, then ask whether every promise was kept
 	CHAOS_ROUNDS=$(ROUNDS) CHAOS_SEED=$(SEED) CHAOS_MODE=$(MODE) CHAOS_JOBS=$(JOBS) \
 	deploy/services run cargo test --locked --test chaos -- --ignored --nocapture rounds
+	deploy/services run cargo test --locked --test kill_points -- --ignored --nocapture
 
 .PHONY: lint
 lint: ## format, clippy, documentation, dependencies, shell and Python scripts

@@ -114,6 +114,7 @@ async fn killed_at_every_point_embedded() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes minutes: make chaos"]
 async fn killed_at_every_point_with_rabbitmq_and_postgresql() {
     killed_everywhere(Mode::Scaled).await;
 }
