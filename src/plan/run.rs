@@ -15,7 +15,7 @@ use crate::job::{Catalog, Given, Job};
 use crate::pace::{Ask, KeySpec, Pool, Time};
 
 /// Instants simulated at most, whatever is not done by then.
-const STEPS_MAX: u64 = 6_000_000;
+const STEPS_MAX: u64 = 3_000_000;
 /// Periods that have to be seen before a rate is taken to be steady.
 const PERIODS: f64 = 5.0;
 /// A run that has come so far that this many times its calls would be all is not broken off.

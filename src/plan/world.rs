@@ -24,6 +24,8 @@ const COMMIT: Duration = Duration::from_millis(2);
 const ROOM_EVERY: Duration = Duration::from_millis(20);
 /// The same while nothing goes: well below the time for which the core claims ahead.
 const ROOM_SELDOM: Duration = Duration::from_millis(500);
+/// A look after a long time of nothing may be late by that part of the time that has passed.
+const LATE: u32 = 20_000;
 /// Jobs of one claim at most.
 const CLAIM_MAX: usize = 500;
 
@@ -193,7 +195,8 @@ impl Planned {
     fn look_again(&mut self, went: bool, starved: bool, core: &Core, agenda: &mut Agenda<Own>) {
         let now = agenda.now();
         let (in_line, open) = core.counts();
-        self.idle = if went || in_line + open > 0 { ROOM_EVERY } else { (self.idle * 2).min(ROOM_SELDOM) };
+        let seldom = ROOM_SELDOM.max(now.mono.since(Time::ZERO) / LATE);
+        self.idle = if went || in_line + open > 0 { ROOM_EVERY } else { (self.idle * 2).min(seldom) };
         let busy = if self.target >= CLAIM_MAX { ROOM_EVERY } else { ROOM_EVERY * 5 };
         let poll = starved.then(|| self.idle.max(busy));
         let due = self.due.peek().map(|Reverse((at, _))| {
