@@ -13,7 +13,9 @@ use crate::bench::site::{Services, Site};
 
 /// A process has sent its first call after so long.
 const START: Duration = Duration::from_secs(60);
-/// At least so much passes before measuring.
+/// So many windows pass before measuring (what a start does differently is over then, and edges of fixed windows are
+/// known), and so much time.
+const WARM_UP_WINDOWS: f64 = 1.5;
 const WARM_UP: Duration = Duration::from_secs(3);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Jobs in reserve: a measurement that ran out of them would measure its own end.
@@ -43,7 +45,7 @@ impl Steady {
         let provider = ProviderSim::start(case.provider(0)?).await?;
         let (section, env) = case.declared(&provider.base_url());
         let site = Site::new(name, services, &section, env).await?;
-        let seconds = per.as_secs_f64() * (windows + 2.0) + 2.0 * WARM_UP.as_secs_f64();
+        let seconds = per.as_secs_f64() * (windows + WARM_UP_WINDOWS + 1.5) + 2.0 * WARM_UP.as_secs_f64();
         let jobs = (case.calls_per_second()? * seconds * RESERVE) as u64 + limit * case.keys as u64;
         site.enqueue(case.jobs(&site.provider, jobs)).await?;
         Ok(Self { case: case.clone(), windows, provider, site, processes, jobs })
@@ -70,7 +72,7 @@ impl Steady {
     async fn observe(&self) -> anyhow::Result<Row> {
         let (_, per) = self.case.rate()?;
         self.provider.wait_accepted(1, START).await?;
-        tokio::time::sleep((per / 2).max(WARM_UP)).await;
+        tokio::time::sleep(per.mul_f64(WARM_UP_WINDOWS).max(WARM_UP)).await;
         let before = self.provider.stats();
         self.provider.reset_measures();
         let began = Instant::now();
