@@ -169,10 +169,12 @@ async fn a_pause_holds_everything_back(world: &World) {
         let all = jobs(world, "b", 300, &json!({}));
         let message = |job: &Value| (job["id"].as_str().expect("an id").to_owned(), job.to_string().into_bytes());
         broker.publish_all(&world.provider, all.iter().map(message)).await;
-        until("the inlet stops consuming", SOON, async || holds(broker.queue(&world.queue("default")).await?.1 == 0))
-            .await;
-        let kept = broker.queue(&world.queue("default")).await.expect("a queue").0;
-        assert!(kept >= 100, "{kept} messages of 300 are in the broker");
+        // What a consumer had in hand is back in the queue a moment after it is gone.
+        until("the inlet stops consuming, and most messages are in the broker", SOON, async || {
+            let (kept, consumers) = broker.queue(&world.queue("default")).await?;
+            holds(consumers == 0 && kept >= 100)
+        })
+        .await;
         broker.close().await;
     }
     // One that was in hand, and one that nobody has looked at.
