@@ -431,7 +431,7 @@ fn message() -> impl Strategy<Value = (Vec<u8>, BasicProperties, Option<&'static
 async fn whatever_a_producer_publishes_becomes_a_job_or_a_dead_letter() {
     const MESSAGES: usize = 400;
     in_world(Mode::Scaled, async |world: &World| {
-        let more = "lanes = { high = 8, default = 4 }\ntimeout = \"1s\"\nretry = { max_attempts = 1 }\nbreaker = { failures = 1000000 }";
+        let more = "lanes = { high = 8, default = 4 }\ntimeout = \"1s\"\nretry = { max_attempts = 1 }";
         world.provider("http://127.0.0.1:9/", &[("k1", "fuzz-key-0123456789")], more);
         let serve = world.serving().await;
         let broker = Broker::connect().await;
