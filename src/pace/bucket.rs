@@ -92,7 +92,9 @@ impl Bucket {
 
     /// Somebody else took so much.
     pub fn foreign(&mut self, amount: u64, now: Time) {
-        self.gcra.take(amount, now);
+        if amount > 0 {
+            self.gcra.take(amount, now);
+        }
     }
 
     /// Until when its rate is used up; calls in flight not counted.

@@ -29,11 +29,12 @@ WORK = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve() / "mu
 CRATE = WORK / "crate"
 # The same without any mutant: what is changed meanwhile is of no concern.
 PLAIN = WORK / "plain"
+FRESH = WORK / "fresh"
 RESULTS = WORK / "results.txt"
 # Of processor time: a mutant that loops for ever is noticed on a busy machine, and a slow one is not taken for it.
 CPU_SECONDS = 60
-# Tests in the order in which they are worth their time; the others follow.
-FIRST = [["pacing_crashes", "pacing_takeover", "pacing_signals", "pacing_line", "pacing_groups"], ["pacing::"]]
+# Tests are tried in the order of what they cost, in three goes: those that take less than so many seconds first.
+GOES_SECONDS = [0.05, 1.0, float("inf")]
 # What is found out about limits that nobody declared stands above these files.
 DECLARED = "ask bucket calls counter edge gate gcra limit period saved shelf slot smooth spec spread time window".split()
 MEMORY_BYTES = 4 << 30
@@ -67,6 +68,7 @@ def put_together():
 
 
 def list_of_mutants():
+    """Their names, and the numbers of those that are known not to compile."""
     program = shutil.which("cargo-mutants") or str(WORK / "tools/bin/cargo-mutants")
     if not Path(program).exists():
         say("building cargo-mutants, once")
@@ -75,18 +77,28 @@ def list_of_mutants():
         subprocess.run(install, env=env, check=True)
     args = [program, "mutants", "--list", "--json", "--file", "src/pace/**"]
     text = subprocess.run(args, cwd=PLAIN, check=True, stdout=subprocess.PIPE, text=True).stdout
-    (WORK / "list.json").write_text(text)
-    return [mutant["name"] for mutant in json.loads(text)]
+    known, before = WORK / "unviable.txt", WORK / "list.json"
+    same = known.exists() and before.exists() and before.read_text() == text
+    unviable = set(map(int, known.read_text().split())) if same else set()
+    before.write_text(text)
+    return [mutant["name"] for mutant in json.loads(text)], unviable
 
 
 def weave(unviable):
     """All mutants but those into the sources; returns number → name."""
-    for part in ("src", "tests"):
-        shutil.rmtree(CRATE / part, ignore_errors=True)
-    shutil.copytree(PLAIN, CRATE, dirs_exist_ok=True)
+    shutil.rmtree(FRESH, ignore_errors=True)
+    shutil.copytree(PLAIN, FRESH)
     (WORK / "unviable.txt").write_text("".join(f"{number}\n" for number in sorted(unviable)))
-    args = ["run", "--quiet", "--", WORK / "list.json", CRATE, WORK / "unviable.txt"]
+    args = ["run", "--quiet", "--", WORK / "list.json", FRESH, WORK / "unviable.txt"]
     text = cargo(*map(str, args), cwd=HERE / "weave", check=True, stdout=subprocess.PIPE, text=True).stdout
+    # What is the same stays as old as it is, so that it is not built again.
+    for old in [path for path in CRATE.rglob("*.rs") if not (FRESH / path.relative_to(CRATE)).exists()]:
+        old.unlink()
+    for new in [path for path in FRESH.rglob("*") if path.is_file()]:
+        old = CRATE / new.relative_to(FRESH)
+        if not old.exists() or old.read_bytes() != new.read_bytes():
+            old.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(new, old)
     return {int(number): name for number, name in (line.split(" ", 1) for line in text.splitlines())}
 
 
@@ -118,7 +130,7 @@ def culprit(message):
 
 def woven_program():
     put_together()
-    names, unviable = list_of_mutants(), set()
+    names, unviable = list_of_mutants()
     while True:
         woven = weave(unviable)
         program, more = build()
@@ -133,12 +145,24 @@ def woven_program():
     return program, woven
 
 
-def attempt(program, number, name=""):
-    skipped = [test for tests in FIRST for test in tests]
-    if Path(name.split(":")[0]).stem in DECLARED:
-        skipped.append("pacing_unknown")
-    rest = [arg for test in skipped for arg in ("--skip", test)]
-    for tests in [*FIRST, rest]:
+def by_cost(program):
+    """The names of all tests, by what they cost without any mutant."""
+    flags = ["-Zunstable-options", "--report-time", "--test-threads=1"]
+    env = dict(os.environ, RUSTC_BOOTSTRAP="1")
+    run = subprocess.run([program, *flags], cwd=CRATE, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    if run.returncode:
+        sys.exit("mutants: the tests fail without any mutant")
+    costs = {name: float(cost) for name, cost in re.findall(r"^test (\S+) \.\.\. ok <([\d.]+)s>", run.stdout, re.M)}
+    found = [[], [], []]
+    for name, cost in costs.items():
+        found[next(n for n, most in enumerate(GOES_SECONDS) if cost < most)].append(name)
+    return found
+
+
+def attempt(program, number, name, goes):
+    declared = Path(name.split(":")[0]).stem in DECLARED
+    for tests in goes:
+        tests = [test for test in tests if not (declared and test.startswith("pacing_unknown"))]
         result = run_tests(program, number, tests)
         if result != "missed":
             return result
@@ -152,7 +176,7 @@ def run_tests(program, number, tests):
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
 
     # One failing test is enough; the flag is not stable yet, hence the variable.
-    args = [program, "-Zunstable-options", "--fail-fast", "-q", *tests]
+    args = [program, "-Zunstable-options", "--fail-fast", "-q", "--exact", *tests]
     env = dict(os.environ, MUTANT=str(number), RUSTC_BOOTSTRAP="1", PROPTEST_MAX_SHRINK_ITERS="0", RUST_BACKTRACE="0")
     env.pop("PACING_SEED", None)
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -189,8 +213,7 @@ def main():
         done = {name: result for result, name in (line.split(" ", 1) for line in RESULTS.read_text().splitlines()[1:])}
     else:
         RESULTS.write_text(f"{digest}\n")
-    if attempt(program, 0) != "missed":
-        sys.exit("mutants: the tests fail without any mutant")
+    goes = by_cost(program)
     wanted = [
         (number, name)
         for number, name in woven.items()
@@ -199,7 +222,7 @@ def main():
     ]
     for number, name in wanted:
         if name not in done and time.monotonic() < ends:
-            done[name] = attempt(program, number, name)
+            done[name] = attempt(program, number, name, goes)
             with RESULTS.open("a") as results:
                 results.write(f"{done[name]} {name}\n")
             if done[name] == "missed":
