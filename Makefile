@@ -36,11 +36,12 @@ chaos: ## kill, freeze, cut and restart everything at random, then ask whether e
 	deploy/services run cargo test --locked --test kill_points -- --ignored --nocapture
 
 .PHONY: lint
-lint: ## format, clippy, documentation, dependencies, shell and Python scripts
+lint: ## format, clippy, documentation, dependencies, deployment, shell and Python scripts
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --locked --no-deps
 	deploy/lint scripts
+	deploy/lint deployment
 	deploy/lint dependencies
 
 .PHONY: bench
