@@ -327,9 +327,8 @@ const NO_SECRET: &str = "whsec_bm8gc2VjcmV0LCBub3RoaW5nIGlzIHNlbnQ=";
 /// Lets every secret that is named as it should be come from where none has to be.
 fn leave_out_secrets(table: &mut toml::Table) {
     // A URL that stands somewhere else is left out whole: the usual one is in its place.
-    table.retain(|name, value| {
-        name != "url" || !value.as_str().is_some_and(|text| text.parse::<SecretSource>().is_ok())
-    });
+    table
+        .retain(|name, value| name != "url" || value.as_str().is_none_or(|text| text.parse::<SecretSource>().is_err()));
     for (name, value) in table.iter_mut() {
         match value {
             toml::Value::String(text) if name == "secret" && text.parse::<SecretSource>().is_ok() => {

@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 const KEY: &str = "kill-point-key-01234";
 const JOBS: usize = 6;
 /// Cases at once for each processor: they mostly wait for leases and rescues.
-const AT_ONCE: usize = 2;
+const AT_ONCE: usize = 4;
 const DIES_WITHIN: Duration = Duration::from_secs(90);
 const DRAINS_WITHIN: Duration = Duration::from_secs(90);
 
@@ -114,7 +114,6 @@ async fn killed_at_every_point_embedded() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes minutes: make chaos"]
 async fn killed_at_every_point_with_rabbitmq_and_postgresql() {
     killed_everywhere(Mode::Scaled).await;
 }
