@@ -6,6 +6,7 @@
 mod file;
 mod limits;
 mod overrides;
+mod policy;
 mod provider;
 
 use std::net::SocketAddr;
@@ -20,6 +21,7 @@ use crate::job::Catalog;
 use crate::secrets::{Secret, SecretError, SecretSource};
 
 pub use limits::{Quota, QuotaPlace};
+pub use policy::Policy;
 pub use provider::{Auth, Provider, Route};
 
 /// What is wrong with the configuration.
@@ -134,7 +136,7 @@ impl Scope {
 }
 
 /// A bearer token of the API.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Token {
     /// For logs.
     pub name: String,

@@ -2,14 +2,8 @@
 //!
 //! Whatever an answer holds there instead of a plausible number, the estimate stands.
 
-use std::fmt;
-use std::sync::Arc;
-
-use serde::Deserialize as _;
-use serde::de::{self, DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde_json::value::RawValue;
-
 use crate::pace::MAX_AMOUNT;
+use crate::pointer::Pointer;
 
 /// A JSON pointer (RFC 6901) into response bodies.
 ///
@@ -20,9 +14,7 @@ use crate::pace::MAX_AMOUNT;
 /// assert_eq!(from.read(br#"{"usage":{"total_tokens":-1}}"#), None);
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CostFrom {
-    path: Arc<[String]>,
-}
+pub struct CostFrom(Pointer);
 
 impl CostFrom {
     /// Reads a JSON pointer that leads somewhere.
@@ -30,96 +22,17 @@ impl CostFrom {
     /// # Errors
     /// What was expected, for the person who wrote it.
     pub fn parse(pointer: &str) -> Result<Self, String> {
-        let wrong = || format!("expected a JSON pointer such as \"/usage/total_tokens\", found {pointer:?}");
-        let rest = pointer.strip_prefix('/').ok_or_else(wrong)?;
-        let path = rest.split('/').map(unescaped).collect::<Option<Vec<_>>>().ok_or_else(wrong)?;
-        Ok(Self { path: path.into() })
+        Pointer::parse(pointer).map(Self)
     }
 
     /// The whole number at that place of a body; `None` where there is none, where it is negative or absurdly large
     /// ([`MAX_AMOUNT`]), and where the body is not JSON. Takes time in proportion to the body, and no memory.
     pub fn read(&self, body: &[u8]) -> Option<u64> {
-        let mut json = serde_json::Deserializer::from_slice(body);
-        let found = Place { path: &self.path }.deserialize(&mut json).ok()??;
-        json.end().ok()?;
-        Some(found).filter(|cost| *cost <= MAX_AMOUNT)
-    }
-}
-
-/// `~1` stands for `/` and `~0` for `~`.
-fn unescaped(token: &str) -> Option<String> {
-    let mut out = String::with_capacity(token.len());
-    let mut rest = token.chars();
-    while let Some(c) = rest.next() {
-        out.push(match c {
-            '~' => match rest.next()? {
-                '0' => '~',
-                '1' => '/',
-                _ => return None,
-            },
-            c => c,
-        });
-    }
-    Some(out)
-}
-
-/// What is left of the way to the number.
-#[derive(Clone, Copy)]
-struct Place<'a> {
-    path: &'a [String],
-}
-
-impl<'de> DeserializeSeed<'de> for Place<'_> {
-    type Value = Option<u64>;
-
-    fn deserialize<D: de::Deserializer<'de>>(self, deserializer: D) -> Result<Option<u64>, D::Error> {
-        if self.path.is_empty() {
-            // As it was written: `1.0`, `1e3`, `"1"` and `-1` are no whole numbers of units.
-            let number = <&RawValue>::deserialize(deserializer)?;
-            return Ok(number.get().parse().ok());
-        }
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Place<'_> {
-    type Value = Option<u64>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object or an array")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Option<u64>, A::Error> {
-        let Some((name, path)) = self.path.split_first() else { return Ok(None) };
-        let mut found = None;
-        while let Some(key) = map.next_key::<String>()? {
-            if key == *name {
-                // Of two members of one name the larger cost counts.
-                found = map.next_value_seed(Place { path })?.max(found);
-            } else {
-                map.next_value::<IgnoredAny>()?;
-            }
-        }
-        Ok(found)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Option<u64>, A::Error> {
-        let Some((index, path)) = self.path.split_first() else { return Ok(None) };
-        let wanted: Option<usize> = index.parse().ok();
-        let (mut found, mut n) = (None, 0);
-        loop {
-            let more = if Some(n) == wanted {
-                let value = seq.next_element_seed(Place { path })?;
-                found = value.flatten();
-                value.is_some()
-            } else {
-                seq.next_element::<IgnoredAny>()?.is_some()
-            };
-            if !more {
-                return Ok(found);
-            }
-            n += 1;
-        }
+        let mut most: Option<u64> = None;
+        // As it was written: `1.0`, `1e3`, `"1"` and `-1` are no whole numbers of units. Of two members of one name the
+        // larger cost counts.
+        let whole = self.0.visit(body, &mut |value| most = most.max(value.get().parse().ok()));
+        most.filter(|cost| whole && *cost <= MAX_AMOUNT)
     }
 }
 

@@ -14,7 +14,7 @@ pub use envelope::{
     split_routing_key,
 };
 pub use reason::DeadReason;
-pub use request::{Body, Request};
+pub use request::{Body, Request, is_reserved};
 pub use state::{IllegalEvent, JobEvent, JobState, transition};
 
 /// A field that is wrong, and what was expected there.

@@ -2,7 +2,12 @@
 //!
 //! The body's reason is read before the status where providers are known to put it there
 //! (403 and 429 mean several things). What follows for the job is said in [`crate::retry`], what
-//! follows for keys and budgets in [`crate::dispatch`].
+//! follows for keys and budgets in [`crate::dispatch`]. What a configuration says of answers stands above
+//! the table ([`Rules`]).
+
+mod rules;
+
+pub use rules::{Answer, BodyPattern, HeaderPattern, Rule, Rules, Ruling, Statuses};
 
 /// How much of a body is searched for a reason, in bytes.
 const REASON_BYTES_MAX: usize = 4 * 1024;
@@ -77,7 +82,7 @@ impl Outcome {
 }
 
 /// One row: these statuses, with one of these reasons in the body where any are listed.
-struct Rule {
+struct Row {
     statuses: &'static [(u16, u16)],
     reasons: &'static [&'static str],
     outcome: Outcome,
@@ -116,19 +121,19 @@ const KEY_REASONS: &[&str] = &[
 ];
 
 /// The table. The first row that fits decides.
-const RULES: &[Rule] = &[
-    Rule { statuses: &[(402, 402)], reasons: &[], outcome: Outcome::QuotaExhausted },
-    Rule { statuses: &[(403, 403), (429, 429)], reasons: QUOTA_REASONS, outcome: Outcome::QuotaExhausted },
-    Rule { statuses: &[(429, 429)], reasons: &[], outcome: Outcome::RateLimited },
-    Rule { statuses: &[(403, 403), (503, 503)], reasons: RATE_REASONS, outcome: Outcome::RateLimited },
-    Rule { statuses: &[(401, 401)], reasons: &[], outcome: Outcome::Credential },
-    Rule { statuses: &[(403, 403)], reasons: KEY_REASONS, outcome: Outcome::Credential },
-    Rule { statuses: &[(200, 299), (304, 304)], reasons: &[], outcome: Outcome::Success },
-    Rule { statuses: &[(300, 399)], reasons: &[], outcome: Outcome::Redirect },
-    Rule { statuses: &[(408, 408), (425, 425)], reasons: &[], outcome: Outcome::Transient },
-    Rule { statuses: &[(501, 501), (505, 505)], reasons: &[], outcome: Outcome::Permanent },
-    Rule { statuses: &[(500, 599)], reasons: &[], outcome: Outcome::Transient },
-    Rule { statuses: &[(0, u16::MAX)], reasons: &[], outcome: Outcome::Permanent },
+const TABLE: &[Row] = &[
+    Row { statuses: &[(402, 402)], reasons: &[], outcome: Outcome::QuotaExhausted },
+    Row { statuses: &[(403, 403), (429, 429)], reasons: QUOTA_REASONS, outcome: Outcome::QuotaExhausted },
+    Row { statuses: &[(429, 429)], reasons: &[], outcome: Outcome::RateLimited },
+    Row { statuses: &[(403, 403), (503, 503)], reasons: RATE_REASONS, outcome: Outcome::RateLimited },
+    Row { statuses: &[(401, 401)], reasons: &[], outcome: Outcome::Credential },
+    Row { statuses: &[(403, 403)], reasons: KEY_REASONS, outcome: Outcome::Credential },
+    Row { statuses: &[(200, 299), (304, 304)], reasons: &[], outcome: Outcome::Success },
+    Row { statuses: &[(300, 399)], reasons: &[], outcome: Outcome::Redirect },
+    Row { statuses: &[(408, 408), (425, 425)], reasons: &[], outcome: Outcome::Transient },
+    Row { statuses: &[(501, 501), (505, 505)], reasons: &[], outcome: Outcome::Permanent },
+    Row { statuses: &[(500, 599)], reasons: &[], outcome: Outcome::Transient },
+    Row { statuses: &[(0, u16::MAX)], reasons: &[], outcome: Outcome::Permanent },
 ];
 
 /// What a reply means.
@@ -143,11 +148,11 @@ pub fn classify(reply: Reply<'_>) -> Outcome {
         return Outcome::RateLimited;
     }
     let head = &body[..body.len().min(REASON_BYTES_MAX)];
-    let fits = |rule: &&Rule| {
-        rule.statuses.iter().any(|(from, to)| (*from..=*to).contains(&status))
-            && (rule.reasons.is_empty() || rule.reasons.iter().any(|reason| contains(head, reason)))
+    let fits = |row: &&Row| {
+        row.statuses.iter().any(|(from, to)| (*from..=*to).contains(&status))
+            && (row.reasons.is_empty() || row.reasons.iter().any(|reason| contains(head, reason)))
     };
-    RULES.iter().find(fits).map_or(Outcome::Permanent, |rule| rule.outcome)
+    TABLE.iter().find(fits).map_or(Outcome::Permanent, |row| row.outcome)
 }
 
 /// Whether the provider may have executed the call: the question of `at_most_once`.
@@ -161,6 +166,24 @@ pub fn may_have_been_executed(outcome: Outcome, reply: Reply<'_>) -> bool {
         | Outcome::Permanent => false,
         // 425 (RFC 8470): the server was unwilling to process the request.
         Outcome::Transient => !matches!(reply, Reply::NotSent | Reply::Answered { status: 425, .. }),
+    }
+}
+
+/// What a reply means under what the configuration rules of it, and whether the provider may have executed the call. A
+/// ruling changes what an answer means, never whether the call may be made again `at_most_once`: only the table knows
+/// the answers to calls that surely were not executed.
+pub fn under(ruling: Option<Outcome>, reply: Reply<'_>) -> (Outcome, bool) {
+    let table = classify(reply);
+    let executed = may_have_been_executed(table, reply);
+    match ruling {
+        None => (table, executed),
+        Some(outcome) => {
+            let told_to_come_back = matches!(
+                table,
+                Outcome::RateLimited | Outcome::QuotaExhausted | Outcome::Credential | Outcome::Transient
+            );
+            (outcome, executed || !told_to_come_back)
+        }
     }
 }
 
@@ -233,5 +256,20 @@ mod tests {
         }
         assert!(!may_have_been_executed(Outcome::Transient, Reply::NotSent));
         assert!(may_have_been_executed(Outcome::Unknown, Reply::Lost));
+    }
+
+    #[test]
+    fn a_ruling_never_makes_a_call_look_as_if_it_surely_was_not_executed() {
+        let answered = |status| Reply::Answered { status, body: b"", nothing_left: false, throttled: false };
+        for ruled in Outcome::ALL {
+            for status in [429, 402, 401, 425] {
+                assert_eq!(under(Some(ruled), answered(status)), (ruled, false), "{status}");
+            }
+            for status in [200, 204, 301, 400, 404, 409, 408, 500, 503] {
+                assert_eq!(under(Some(ruled), answered(status)), (ruled, true), "{status}");
+            }
+        }
+        assert_eq!(under(None, answered(404)), (Outcome::Permanent, false));
+        assert_eq!(under(None, answered(500)), (Outcome::Transient, true));
     }
 }

@@ -136,6 +136,7 @@ impl RetryPolicy {
         match call.outcome {
             Outcome::Success => Verdict::Succeeded,
             Outcome::Redirect | Outcome::Permanent => Verdict::Dead(DeadReason::Permanent),
+            _ if once && call.executed => Verdict::Dead(DeadReason::OutcomeUnknown),
             Outcome::RateLimited | Outcome::QuotaExhausted | Outcome::Credential => {
                 if self.is_over(call.first_ms, call.now_ms) {
                     Verdict::Dead(DeadReason::GaveUp)
@@ -143,7 +144,6 @@ impl RetryPolicy {
                     Verdict::NextSlot
                 }
             }
-            Outcome::Transient | Outcome::Unknown if once && call.executed => Verdict::Dead(DeadReason::OutcomeUnknown),
             Outcome::Transient | Outcome::Unknown => {
                 let failures = call.failures.saturating_add(1);
                 if failures >= self.max_attempts {
@@ -263,6 +263,10 @@ mod tests {
         assert_eq!(once(Outcome::Transient, true), Verdict::Dead(DeadReason::OutcomeUnknown));
         assert!(matches!(once(Outcome::Transient, false), Verdict::Backoff(_)));
         assert_eq!(once(Outcome::RateLimited, false), Verdict::NextSlot);
+        // Only a ruling of the configuration says so of an answer that does not.
+        for outcome in [Outcome::RateLimited, Outcome::QuotaExhausted, Outcome::Credential] {
+            assert_eq!(once(outcome, true), Verdict::Dead(DeadReason::OutcomeUnknown));
+        }
     }
 
     #[test]

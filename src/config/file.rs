@@ -104,6 +104,12 @@ pub(super) struct Provider {
     #[serde(default)]
     pub retry: Retry,
     #[serde(default)]
+    pub idempotency_header: Option<String>,
+    #[serde(default)]
+    pub success: Option<StatusList>,
+    #[serde(default)]
+    pub outcomes: Vec<OutcomeRule>,
+    #[serde(default)]
     pub breaker: Breaker,
     #[serde(default)]
     pub ca_file: Option<PathBuf>,
@@ -193,6 +199,110 @@ pub(super) struct Route {
     pub key_limits: Vec<Limit>,
     #[serde(default)]
     pub cost_from: Option<String>,
+    #[serde(default)]
+    pub timeout: Option<HumanDuration>,
+    #[serde(default)]
+    pub retry: Retry,
+    #[serde(default)]
+    pub idempotency_header: Option<String>,
+    #[serde(default)]
+    pub success: Option<StatusList>,
+    #[serde(default)]
+    pub outcomes: Vec<OutcomeRule>,
+}
+
+/// One rule of `outcomes`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OutcomeRule {
+    #[serde(default)]
+    pub status: Option<StatusList>,
+    #[serde(default)]
+    pub header: Option<String>,
+    #[serde(default)]
+    pub pointer: Option<String>,
+    #[serde(default)]
+    pub equals: Option<Scalar>,
+    pub outcome: Meaning,
+    #[serde(default)]
+    pub retry_after_pointer: Option<String>,
+}
+
+/// What an answer can be declared to mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Meaning {
+    Success,
+    Transient,
+    Permanent,
+    Throttled,
+    Quota,
+    KeyRefused,
+    Unknown,
+}
+
+/// `404`, `"5xx"`, or a list of these; as text.
+#[derive(Debug)]
+pub(super) struct StatusList(pub Vec<String>);
+
+impl<'de> Deserialize<'de> for StatusList {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = StatusList;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a status such as 404, a class such as \"5xx\", or a list of these")
+            }
+
+            fn visit_i64<E: de::Error>(self, status: i64) -> Result<StatusList, E> {
+                Ok(StatusList(vec![status.to_string()]))
+            }
+
+            fn visit_str<E: de::Error>(self, status: &str) -> Result<StatusList, E> {
+                Ok(StatusList(vec![status.to_owned()]))
+            }
+
+            fn visit_seq<A: de::SeqAccess<'de>>(self, mut seq: A) -> Result<StatusList, A::Error> {
+                let mut list = Vec::new();
+                while let Some(StatusList(more)) = seq.next_element()? {
+                    list.extend(more);
+                }
+                Ok(StatusList(list))
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+/// A text, a whole number or a boolean; as text.
+#[derive(Debug)]
+pub(super) struct Scalar(pub String);
+
+impl<'de> Deserialize<'de> for Scalar {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = Scalar;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text, a whole number, true or false")
+            }
+
+            fn visit_bool<E: de::Error>(self, value: bool) -> Result<Scalar, E> {
+                Ok(Scalar(value.to_string()))
+            }
+
+            fn visit_i64<E: de::Error>(self, value: i64) -> Result<Scalar, E> {
+                Ok(Scalar(value.to_string()))
+            }
+
+            fn visit_str<E: de::Error>(self, value: &str) -> Result<Scalar, E> {
+                Ok(Scalar(value.to_owned()))
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
 }
 
 /// A duration, or `"1 month"`: months are not all of one length.

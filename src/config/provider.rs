@@ -2,17 +2,18 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use url::Url;
 
 use super::limits::{self, Quota, QuotaPlace};
+use super::policy::{Policy, Written};
 use super::{Lookup, Problems, file, secret};
 use crate::breaker::BreakerPolicy;
-use crate::cost::CostFrom;
-use crate::job::{ProviderRules, REPLAY_LANE, is_name};
+use crate::glob;
+use crate::job::{ProviderRules, REPLAY_LANE, is_name, is_reserved};
 use crate::pace::{BudgetSpec, KeySpec, LaneSpec, PoolSpec, RouteSpec, Safety};
-use crate::retry::RetryPolicy;
 use crate::secrets::Secret;
 
 /// The lane of jobs that name none.
@@ -44,8 +45,8 @@ pub struct Route {
     pub method: Option<String>,
     /// `*` stands for any text, slashes too.
     pub path: String,
-    /// Where the answers to these calls tell their true cost.
-    pub cost_from: Option<CostFrom>,
+    /// How these calls are made: what it says, else what the provider says.
+    pub policy: Arc<Policy>,
 }
 
 /// A configured provider.
@@ -57,8 +58,8 @@ pub struct Provider {
     pub base_url: Url,
     /// How a key is put on a call.
     pub auth: Auth,
-    /// Of a whole call.
-    pub timeout: Duration,
+    /// How calls are made that no route says more of.
+    pub policy: Arc<Policy>,
     /// An extra certificate authority to trust (PEM).
     pub ca_file: Option<PathBuf>,
     /// Limits, keys (by label), budgets, routes and lanes, as they are paced.
@@ -69,8 +70,6 @@ pub struct Provider {
     pub routes: Vec<Route>,
     /// Which limits of `pool` begin anew by the calendar.
     pub quotas: Vec<Quota>,
-    /// What follows a failure.
-    pub retry: RetryPolicy,
     /// When it is left alone because it is down.
     pub breaker: BreakerPolicy,
 }
@@ -93,14 +92,19 @@ impl Provider {
             keys: keys.collect(),
             credential_header,
             credential_query,
-            idempotency_header: "idempotency-key".to_owned(),
+            idempotency_headers: self.policies().map(|policy| policy.idempotency_header.as_str().to_owned()).collect(),
         }
     }
 
-    /// Where the answer to a call tells its true cost: policies are those of the first route that matches.
-    pub fn cost_from(&self, method: &str, path: &str) -> Option<&CostFrom> {
-        let first = self.routes_of(method, path).next()?;
-        self.routes[first].cost_from.as_ref()
+    /// How a call is made: as the first route that matches it says.
+    pub fn policy_of(&self, method: &str, path: &str) -> &Arc<Policy> {
+        let first = self.routes_of(method, path).next();
+        first.map_or(&self.policy, |route| &self.routes[route].policy)
+    }
+
+    /// The policies of all calls that it may be asked for.
+    pub fn policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
+        std::iter::once(&self.policy).chain(self.routes.iter().map(|route| &route.policy))
     }
 
     /// Indices of the routes that match a call.
@@ -120,7 +124,7 @@ impl Route {
             return Err(wrong());
         }
         if path.starts_with('/') || path.starts_with('*') {
-            Ok(Self { method, path: path.to_owned(), cost_from: None })
+            Ok(Self { method, path: path.to_owned(), policy: Arc::default() })
         } else {
             Err(wrong())
         }
@@ -128,7 +132,7 @@ impl Route {
 
     /// Paths are compared as they arrive at most servers: percent-decoded, runs of `/` as one.
     fn matches(&self, method: &str, path: &str) -> bool {
-        self.method.as_deref().is_none_or(|m| m == method) && glob(&self.path, &normalised(path))
+        self.method.as_deref().is_none_or(|m| m == method) && glob::matches(&self.path, &normalised(path))
     }
 }
 
@@ -143,29 +147,6 @@ fn normalised(path: &str) -> String {
     out
 }
 
-/// `*` stands for any text. Linear: on a mismatch only the last `*` is tried further on.
-fn glob(pattern: &str, text: &str) -> bool {
-    let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
-    let (mut p, mut t) = (0, 0);
-    let mut star: Option<(usize, usize)> = None;
-    while t < text.len() {
-        if pattern.get(p) == Some(&b'*') {
-            star = Some((p, t));
-            p += 1;
-        } else if pattern.get(p) == text.get(t) {
-            p += 1;
-            t += 1;
-        } else if let Some((at, from)) = star {
-            star = Some((at, from + 1));
-            p = at + 1;
-            t = from + 1;
-        } else {
-            return false;
-        }
-    }
-    pattern[p..].iter().all(|b| *b == b'*')
-}
-
 pub(super) fn build(raw: file::Provider, env: &Lookup<'_>, problems: &mut Problems) -> Option<Provider> {
     let place = format!("provider {:?}", raw.name);
     if !is_name(&raw.name) {
@@ -173,10 +154,15 @@ pub(super) fn build(raw: file::Provider, env: &Lookup<'_>, problems: &mut Proble
     }
     let base_url = base_url(&raw.base_url).map_err(|e| problems.add(format!("{place}: base_url"), e)).ok();
     let auth = auth(raw.auth.as_ref()).map_err(|e| problems.add(format!("{place}: auth"), e)).ok();
-    let timeout = raw.timeout.map_or(Duration::from_secs(30), |d| d.0);
-    if timeout.is_zero() {
-        problems.add(format!("{place}: timeout"), "expected more than 0s");
-    }
+    let written = Written {
+        retry: &raw.retry,
+        timeout: raw.timeout.map(|d| d.0),
+        idempotency_header: raw.idempotency_header.as_deref(),
+        success: raw.success.as_ref(),
+        outcomes: &raw.outcomes,
+        cost_from: None,
+    };
+    let policy = Arc::new(Policy::default().with(&format!("{place}: "), &written, problems));
     if raw.signals.as_deref().is_some_and(|s| s != "auto") {
         problems.add(format!("{place}: signals"), "expected \"auto\"");
     }
@@ -200,7 +186,16 @@ pub(super) fn build(raw: file::Provider, env: &Lookup<'_>, problems: &mut Proble
         keys.push(KeySpec { label: "none".to_owned(), weight: 1, budget: None });
         secrets.push(None);
     }
-    let (routes, route_specs) = routes(&place, &raw.route, &mut quotas, problems);
+    let (routes, route_specs) = routes(&place, &raw.route, &policy, &mut quotas, problems);
+    for name in std::iter::once(&policy).chain(routes.iter().map(|route| &route.policy)).map(|p| &p.idempotency_header)
+    {
+        if is_reserved(name.as_str()) || matches!(&auth, Some(Auth::Header { name: key, .. }) if key == name) {
+            problems
+                .add(format!("{place}: idempotency_header"), format!("{name} is set to something else on every call"));
+        }
+    }
+    // A call may be on its way for as long as the most patient of them waits.
+    let timeout = routes.iter().map(|route| route.policy.timeout).fold(policy.timeout, Duration::max);
     let mut limits = |name: &str, at, raw: &[_], problems: &mut _| {
         limits::build(&format!("{place}: {name}"), at, raw, &mut quotas, problems)
     };
@@ -215,19 +210,17 @@ pub(super) fn build(raw: file::Provider, env: &Lookup<'_>, problems: &mut Proble
         lanes: lanes(&place, &raw.lanes, problems),
     };
     problems.take(&place, pool.check());
-    let retry = retry(&place, &raw.retry, problems);
     let breaker = breaker(&place, &raw.breaker, problems);
     Some(Provider {
         name: raw.name,
         base_url: base_url?,
         auth: auth?,
-        timeout,
+        policy,
         ca_file: raw.ca_file,
         pool,
         secrets,
         routes,
         quotas,
-        retry,
         breaker,
     })
 }
@@ -314,6 +307,7 @@ fn claim_name(place: &str, name: &str, taken: &mut BTreeSet<String>, problems: &
 fn routes(
     place: &str,
     raw: &[file::Route],
+    policy: &Policy,
     quotas: &mut Vec<Quota>,
     problems: &mut Problems,
 ) -> (Vec<Route>, Vec<RouteSpec>) {
@@ -322,9 +316,15 @@ fn routes(
     for (n, route) in raw.iter().enumerate() {
         let place = format!("{place}: route[{n}]");
         let Some(mut parsed) = problems.take(&format!("{place}.match"), Route::parse(&route.r#match)) else { continue };
-        if let Some(pointer) = &route.cost_from {
-            parsed.cost_from = problems.take(&format!("{place}.cost_from"), CostFrom::parse(pointer));
-        }
+        let written = Written {
+            retry: &route.retry,
+            timeout: route.timeout.map(|d| d.0),
+            idempotency_header: route.idempotency_header.as_deref(),
+            success: route.success.as_ref(),
+            outcomes: &route.outcomes,
+            cost_from: route.cost_from.as_deref(),
+        };
+        parsed.policy = Arc::new(policy.with(&format!("{place}."), &written, problems));
         let mut limits =
             |name: &str, at, raw: &[_]| limits::build(&format!("{place}.{name}"), at, raw, quotas, problems);
         specs.push(RouteSpec {
@@ -357,24 +357,6 @@ fn lanes(place: &str, raw: &std::collections::BTreeMap<String, u32>, problems: &
     }
     lanes.push(LaneSpec { name: REPLAY_LANE.to_owned(), weight: 1 });
     lanes
-}
-
-fn retry(place: &str, raw: &file::Retry, problems: &mut Problems) -> RetryPolicy {
-    let standard = RetryPolicy::default();
-    let policy = RetryPolicy {
-        max_attempts: raw.max_attempts.unwrap_or(standard.max_attempts),
-        base: raw.base.map_or(standard.base, |d| d.0),
-        cap: raw.cap.map_or(standard.cap, |d| d.0),
-        jitter: raw.jitter.unwrap_or(standard.jitter),
-        max_elapsed: raw.max_elapsed.map_or(standard.max_elapsed, |d| d.0),
-    };
-    if !(1..=100).contains(&policy.max_attempts) {
-        problems.add(format!("{place}: retry.max_attempts"), "expected 1 to 100");
-    }
-    if policy.cap < policy.base {
-        problems.add(format!("{place}: retry.cap"), "expected at least retry.base");
-    }
-    policy
 }
 
 fn breaker(place: &str, raw: &file::Breaker, problems: &mut Problems) -> BreakerPolicy {
@@ -417,11 +399,5 @@ mod tests {
         assert!(matches("/v1/search", "GET", "/v1/%73earch"), "nor does percent-encoding");
         assert!(Route::parse("search").is_err());
         assert!(Route::parse("post /x").is_err());
-    }
-
-    #[test]
-    fn globs_with_many_stars_stay_linear() {
-        let pattern = "*a".repeat(30) + "b";
-        assert!(!glob(&pattern, &"a".repeat(20_000)));
     }
 }

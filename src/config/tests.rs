@@ -49,7 +49,7 @@ fn a_full_configuration_loads() {
     assert_eq!(provider.pool.keys.len(), 3);
     assert_eq!(provider.pool.keys[2].budget, Some(0));
     assert_eq!(provider.secrets[0].as_ref().map(|s| s.expose()), Some("k1"));
-    assert_eq!(provider.retry.max_attempts, 3);
+    assert_eq!(provider.policy.retry.max_attempts, 3);
     let breaker = BreakerPolicy { failures: 7, ratio: 0.125, open: Duration::from_secs(2), ..BreakerPolicy::default() };
     assert_eq!(provider.breaker, breaker);
     assert_eq!(provider.pool.counted_within, Duration::from_secs(30), "the timeout unless given");
@@ -175,8 +175,8 @@ fn the_environment_overrides_single_values() {
     .expect("valid");
     assert_eq!(config.api.listen.port(), 9999);
     let provider = config.provider("geocoder").expect("there");
-    assert_eq!(provider.timeout, Duration::from_secs(7));
-    assert_eq!(provider.retry.max_attempts, 9);
+    assert_eq!(provider.policy.timeout, Duration::from_secs(7));
+    assert_eq!(provider.policy.retry.max_attempts, 9);
     assert!(config.webhooks.allow_http);
     assert!(matches!(config.queue, QueueConfig::Amqp(_)));
     assert_eq!(config.store.url.expose(), "sqlite://elsewhere.db", "PACELINE__ wins over DATABASE_URL");
@@ -276,7 +276,7 @@ fn the_first_route_that_matches_says_where_the_cost_stands() {
     let config = load(text, &[]).expect("valid");
     let from = |method, path| {
         let body = br#"{"usage":{"total_tokens":7,"tokens":8}}"#;
-        config.providers[0].cost_from(method, path).and_then(|from| from.read(body))
+        config.providers[0].policy_of(method, path).cost_from.as_ref().and_then(|from| from.read(body))
     };
     assert_eq!(from("POST", "/v1/chat"), Some(7));
     assert_eq!(from("GET", "/v1/chat"), Some(8));
@@ -284,4 +284,78 @@ fn the_first_route_that_matches_says_where_the_cost_stands() {
     assert_eq!(from("GET", "/v2"), None);
     let message = error(&text.replace("/usage/tokens", "usage.tokens"), &[]);
     assert!(message.contains("route[2].cost_from: expected a JSON pointer"), "{message}");
+}
+
+#[test]
+fn routes_have_policies_of_their_own_and_inherit_the_rest() {
+    let text = r#"
+        [[provider]]
+        name = "p"
+        base_url = "http://x"
+        timeout = "5s"
+        retry = { max_attempts = 3, base = "2s" }
+        success = "2xx"
+        idempotency_header = "X-Key"
+        outcomes = [ { status = "5xx", outcome = "unknown" } ]
+        [[provider.route]]
+        match = "/v1/a"
+        timeout = "1m"
+        retry = { max_attempts = 9 }
+        success = [200, "404"]
+        outcomes = [ { status = 409, header = "x-error", outcome = "quota" }, { pointer = "/ok", equals = false, outcome = "permanent" } ]
+        [[provider.route]]
+        match = "/v1/*"
+    "#;
+    let config = load(text, &[]).expect("valid");
+    let provider = &config.providers[0];
+    let (own, other) = (provider.policy_of("GET", "/v1/a"), provider.policy_of("GET", "/v1/b"));
+    assert_eq!((own.retry.max_attempts, own.retry.base), (9, Duration::from_secs(2)));
+    assert_eq!((own.timeout, other.timeout), (Duration::from_secs(60), Duration::from_secs(5)));
+    assert_eq!((own.answers.rules.len(), other.answers.rules.len()), (3, 1), "those of the route come first");
+    assert_eq!(own.answers.success.as_ref().map(ToString::to_string).as_deref(), Some("200, 404"));
+    assert_eq!(other.as_ref(), provider.policy.as_ref());
+    assert!(own.is_idempotent && own.idempotency_header == "x-key");
+    assert_eq!(provider.pool.counted_within, Duration::from_secs(60), "as long as a call can be on its way");
+    assert!(provider.rules().idempotency_headers.contains("x-key"));
+}
+
+#[test]
+fn policies_that_make_no_sense_are_refused_with_their_place() {
+    let load = |policy: &str, route: &str| {
+        let text = format!(
+            "[[provider]]\nname = \"p\"\nbase_url = \"http://x\"\n{policy}\n[[provider.route]]\nmatch = \"/a\"\n{route}\n"
+        );
+        error(&text, &[])
+    };
+    for (policy, route, parts) in [
+        ("", "timeout = \"0s\"", &["route[0].timeout", "more than 0s"][..]),
+        ("", "retry = { max_attempts = 0 }", &["route[0].retry.max_attempts"]),
+        ("retry = { cap = \"10s\" }", "retry = { base = \"1m\" }", &["route[0].retry.cap"]),
+        ("", "success = []", &["route[0].success", "at least one"]),
+        ("success = 99", "", &["provider \"p\": success", "status such as 404"]),
+        ("success = 4.5", "", &["a status such as 404", "line 4"]),
+        ("outcomes = [ { outcome = \"quota\" } ]", "", &["outcomes[0]", "status, header and pointer"]),
+        ("outcomes = [ { status = 409, outcome = \"fatal\" } ]", "", &["key_refused", "line 4"]),
+        (
+            "outcomes = [ { status = 409, equals = \"x\", outcome = \"quota\" } ]",
+            "",
+            &["outcomes[0]", "needs a pointer"],
+        ),
+        ("", "outcomes = [ { pointer = \"error\", outcome = \"quota\" } ]", &["route[0].outcomes[0].pointer"]),
+        ("", "outcomes = [ { header = \"x y\", outcome = \"quota\" } ]", &["route[0].outcomes[0].header"]),
+        ("", "outcomes = [ { status = \"6xx\", outcome = \"quota\" } ]", &["route[0].outcomes[0].status"]),
+        (
+            "",
+            "outcomes = [ { status = 409, outcome = \"quota\", retry_after_pointer = \"x\" } ]",
+            &["retry_after_pointer"],
+        ),
+        ("", "idempotency_header = \"a b\"", &["route[0].idempotency_header"]),
+        ("idempotency_header = \"Authorization\"", "", &["idempotency_header", "something else"]),
+        ("auth = { header = \"x-k\" }\nidempotency_header = \"X-K\"", "", &["idempotency_header", "something else"]),
+    ] {
+        let message = load(policy, route);
+        assert!(parts.iter().all(|part| message.contains(part)), "{policy} {route}: {message}");
+    }
+    let many = "{ status = 409, outcome = \"quota\" },".repeat(65);
+    assert!(load(&format!("outcomes = [{many}]"), "").contains("outcomes: expected at most 64 rules"));
 }

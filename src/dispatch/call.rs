@@ -8,9 +8,10 @@ use tokio::sync::mpsc;
 use super::core::{Answered, CallEnd, Event, Now};
 use super::shell::{Input, send};
 use crate::clock::Clock;
-use crate::cost::CostFrom;
+use crate::config::Policy;
 use crate::job::Job;
 use crate::kill_point::{KillPoint, reached};
+use crate::outcome::{self, Rules, Ruling};
 use crate::pace::Signal;
 use crate::provider::{Answer, CallError, Client, header_pairs};
 use crate::secrets::Secret;
@@ -32,18 +33,12 @@ impl Call {
         Self { pk, clock, sender, ended: false }
     }
 
-    /// `cost_from`: where the answer tells the true cost.
-    pub(super) async fn make(
-        mut self,
-        client: &Client,
-        job: &Job,
-        secret: Option<&Secret>,
-        cost_from: Option<&CostFrom>,
-    ) {
+    /// `policy`: how it is made, and how its answer is read.
+    pub(super) async fn make(mut self, client: &Client, job: &Job, secret: Option<&Secret>, policy: &Policy) {
         let mut signal = Signal::default();
         reached(KillPoint::BeforeSend);
         let result = client
-            .call(job, secret, |status, headers| {
+            .call(job, secret, policy, |status, headers| {
                 let wall = u64::try_from(self.clock.wall_ms()).map(Duration::from_millis).ok();
                 signal = Signal::parse(header_pairs(headers), status, wall);
                 reached(KillPoint::AfterFirstByte);
@@ -55,10 +50,11 @@ impl Call {
             Ok(answer) => {
                 // Half a document is none.
                 let whole = !answer.truncated;
-                let cost = cost_from.filter(|_| whole).and_then(|from| from.read(&answer.body));
+                let cost = policy.cost_from.as_ref().filter(|_| whole).and_then(|from| from.read(&answer.body));
                 let graphql = whole && answer.status == 200 && job.request.path.contains(GRAPHQL);
                 let told = if graphql { Signal::of_graphql(&answer.body) } else { Signal::default() };
-                CallEnd::Answered(Box::new(Answered { response: kept(answer), signal, told, cost }))
+                let ruling = ruling(&policy.answers, &answer, told.limited);
+                CallEnd::Answered(Box::new(Answered { response: kept(answer), signal, told, cost, ruling }))
             }
             Err(CallError::NotSent(text)) => CallEnd::NotSent(text),
             Err(CallError::Lost(text)) => CallEnd::Lost(text),
@@ -83,6 +79,12 @@ impl Drop for Call {
             self.end(CallEnd::Lost("the call was abandoned".to_owned()));
         }
     }
+}
+
+fn ruling(rules: &Rules, answer: &Answer, throttled: bool) -> Option<Ruling> {
+    let headers: Vec<(&str, &str)> = header_pairs(&answer.headers).collect();
+    let Answer { status, ref body, truncated, .. } = *answer;
+    rules.judge(&outcome::Answer { status, headers: &headers, body, truncated }, throttled)
 }
 
 fn kept(answer: Answer) -> StoredResponse {

@@ -25,7 +25,7 @@ use crate::job::{DeadReason, Delivery, Job, JobState};
 use crate::pace::{
     Ask, BadSpec, Flight, KeyId, Line, Next as Slot, Permit, Pool, PoolSnapshot, Signal, Ticket, Time, Why,
 };
-use crate::retry::RetryBudget;
+use crate::retry::{RetryBudget, RetryPolicy};
 use crate::store::{Attempt, Claimed, JobPk, Next, Order, Record, Recorded, StoredResponse, WaitReason};
 
 use quotas::Quotas;
@@ -264,6 +264,11 @@ impl Core {
         self.line_up(pk, now);
     }
 
+    /// When and how often this job may be tried.
+    fn retry_policy(&self, job: &Job) -> RetryPolicy {
+        self.provider.policy_of(&job.request.method, &job.request.path).retry.with(&job.retry)
+    }
+
     fn lane_of(&self, name: &str) -> usize {
         let lanes = &self.provider.pool.lanes;
         let named = |name: &str| lanes.iter().position(|lane| lane.name == name);
@@ -466,7 +471,7 @@ impl Core {
     /// Waits until its key, its budget, its provider or the budget of retries may be of use again, within what its policy allows.
     fn wait_for_key(&mut self, pk: JobPk, reason: WaitReason, until: Option<Time>, now: Now) {
         let Some(held) = self.jobs.get(&pk) else { return };
-        let policy = self.provider.retry.with(&held.job.retry);
+        let policy = self.retry_policy(&held.job);
         let age = Duration::from_millis(u64::try_from(now.wall.saturating_sub(held.claimed.created_ms)).unwrap_or(0));
         let others = matches!(reason, WaitReason::NoKey | WaitReason::Paused) && !self.groups.hold_all();
         let elsewhere = held.ask.pin.is_none() && others;

@@ -336,8 +336,8 @@ impl Dispatcher {
         let secret = self.parts.provider.secrets.get(index).cloned().flatten();
         let call = Call::new(pk, Arc::clone(&self.parts.clock), self.sender.clone());
         let client = self.client.clone();
-        let cost_from = self.parts.provider.cost_from(&job.request.method, &job.request.path).cloned();
-        self.tasks.spawn(async move { call.make(&client, &job, secret.as_ref(), cost_from.as_ref()).await });
+        let policy = Arc::clone(self.parts.provider.policy_of(&job.request.method, &job.request.path));
+        self.tasks.spawn(async move { call.make(&client, &job, secret.as_ref(), &policy).await });
     }
 
     fn record(&mut self, record: Box<Record>) {

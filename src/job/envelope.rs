@@ -32,8 +32,8 @@ pub struct ProviderRules {
     pub credential_header: Option<String>,
     /// The query parameter that carries the key.
     pub credential_query: Option<String>,
-    /// The header field of the idempotency key, in lower case.
-    pub idempotency_header: String,
+    /// The header fields of the idempotency key, in lower case: that of the provider, and those of its routes.
+    pub idempotency_headers: BTreeSet<String>,
 }
 
 impl Default for ProviderRules {
@@ -44,7 +44,7 @@ impl Default for ProviderRules {
             keys: BTreeMap::new(),
             credential_header: Some("authorization".to_owned()),
             credential_query: None,
-            idempotency_header: "idempotency-key".to_owned(),
+            idempotency_headers: BTreeSet::from(["idempotency-key".to_owned()]),
         }
     }
 }

@@ -30,6 +30,11 @@ const HOP_BY_HOP: [&str; 12] = [
 const CREDENTIALS: [&str; 6] =
     ["api-key", "authorization", "cookie", "proxy-authenticate", "proxy-authorization", "x-api-key"];
 
+/// Whether a header field, in lower case, is set by the client or the connection on every call.
+pub fn is_reserved(name: &str) -> bool {
+    HOP_BY_HOP.contains(&name) || CREDENTIALS.contains(&name) || name == "content-type"
+}
+
 /// `request` of an envelope, as written.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -125,7 +130,7 @@ impl Request {
             if HOP_BY_HOP.contains(&lower) {
                 return Err(Invalid::at(&path, "this field belongs to the connection and is set by the client"));
             }
-            if lower == rules.idempotency_header {
+            if rules.idempotency_headers.contains(lower) {
                 return Err(Invalid::at(&path, "use the field idempotency_key of the job instead"));
             }
             if HeaderValue::from_str(value).is_err() {

@@ -175,8 +175,8 @@ impl<'a> Forecast<'a> {
     }
 
     fn dead(&self) -> u64 {
-        let attempts = i32::try_from(self.provider.retry.max_attempts).unwrap_or(i32::MAX);
-        let jobs = self.wanted / self.work.calls_per_job(self.provider.retry.max_attempts);
+        let attempts = i32::try_from(self.provider.policy.retry.max_attempts).unwrap_or(i32::MAX);
+        let jobs = self.wanted / self.work.calls_per_job(self.provider.policy.retry.max_attempts);
         (jobs * self.work.failures.powi(attempts)).round() as u64
     }
 
@@ -217,7 +217,7 @@ impl<'a> Forecast<'a> {
 
     fn backlog(&self, run: &Run, lasting: f64) -> Option<Backlog> {
         let Amount::Arrivals { span: coming, .. } = self.work.amount else { return None };
-        let per_job = self.work.calls_per_job(self.provider.retry.max_attempts);
+        let per_job = self.work.calls_per_job(self.provider.policy.retry.max_attempts);
         let excess = (self.arriving() - lasting).max(0.0) / per_job;
         let end = u64::try_from(coming.as_nanos()).unwrap_or(u64::MAX);
         let (jobs_at_end, drains) = if run.complete {
@@ -398,8 +398,8 @@ impl<'a> Forecast<'a> {
         if takes.basis == Basis::Arithmetic {
             notes.push("too long to simulate until its rate is steady: by arithmetic from the limits alone".to_owned());
         }
-        if self.work.latency.p99 >= self.provider.timeout {
-            let timeout = HumanDuration(self.provider.timeout);
+        if self.work.latency.p99 >= self.provider.policy.timeout {
+            let timeout = HumanDuration(self.provider.policy.timeout);
             notes.push(format!("more than one call in a hundred gets no answer within the timeout of {timeout}"));
         }
         if self.provider.pool.counted_within < self.work.mean_latency() {

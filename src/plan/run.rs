@@ -146,7 +146,7 @@ pub fn calls_wanted(work: &Work, provider: &Provider) -> f64 {
         Amount::Jobs(jobs) => jobs as f64,
         Amount::Arrivals { per_second, span } => per_second * span.as_secs_f64(),
     };
-    jobs * work.calls_per_job(provider.retry.max_attempts)
+    jobs * work.calls_per_job(provider.policy.retry.max_attempts)
 }
 
 /// Calls after which everything repeats: what the limits allow in a period of the one that binds.

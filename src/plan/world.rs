@@ -113,7 +113,7 @@ impl Planned {
         let lanes = supplies.len();
         let tally = Tally { lanes: (0..lanes).map(|_| LaneTally::default()).collect(), ..Tally::default() };
         Self {
-            timeout: provider.timeout,
+            timeout: provider.policy.timeout,
             latency: work.latency,
             failures: work.failures,
             dice: Dice::new(work.seed),
@@ -295,7 +295,7 @@ impl World for Planned {
         };
         agenda.tell(answer, Event::Head { pk, signal: Box::default() });
         let (signal, told) = (Signal::default(), Signal::default());
-        let end = CallEnd::Answered(Box::new(Answered { response, signal, told, cost: None }));
+        let end = CallEnd::Answered(Box::new(Answered { response, signal, told, cost: None, ruling: None }));
         agenda.tell(answer, Event::Ended { pk, end });
     }
 

@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 
 use super::{redact, request};
-use crate::config::{Auth, Provider};
+use crate::config::{Auth, Policy, Provider};
 use crate::job::Job;
 use crate::secrets::Secret;
 
@@ -28,7 +28,6 @@ pub struct Client {
     http: reqwest::Client,
     base_url: url::Url,
     auth: Auth,
-    timeout: Duration,
 }
 
 /// Why there is no client.
@@ -80,6 +79,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`] where its certificate authority or TLS cannot be set up.
     pub fn new(provider: &Provider) -> Result<Self, ClientError> {
+        let shortest = provider.policies().map(|policy| policy.timeout).min().unwrap_or(CONNECT_TIMEOUT);
         let mut builder = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
@@ -87,7 +87,7 @@ impl Client {
             .referer(false)
             .user_agent(concat!("paceline/", env!("CARGO_PKG_VERSION")))
             // Shorter than the whole: a connection that does not come is known not to have been used.
-            .connect_timeout(CONNECT_TIMEOUT.min(provider.timeout.mul_f32(0.8)))
+            .connect_timeout(CONNECT_TIMEOUT.min(shortest.mul_f32(0.8)))
             .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
             .pool_idle_timeout(IDLE_TIMEOUT)
             .tcp_nodelay(true);
@@ -100,11 +100,10 @@ impl Client {
             http: builder.build().map_err(ClientError::Tls)?,
             base_url: provider.base_url.clone(),
             auth: provider.auth.clone(),
-            timeout: provider.timeout,
         })
     }
 
-    /// Makes the call. `on_head` hears of the first byte of the answer: windows are anchored
+    /// Makes the call as its policy says. `on_head` hears of the first byte of the answer: windows are anchored
     /// there, long before a slow body ends.
     ///
     /// # Errors
@@ -113,21 +112,22 @@ impl Client {
         &self,
         job: &Job,
         key: Option<&Secret>,
+        policy: &Policy,
         on_head: impl FnOnce(u16, &HeaderMap),
     ) -> Result<Answer, CallError> {
-        let request = request::build(&self.base_url, &self.auth, key, job)?;
+        let request = request::build(&self.base_url, &self.auth, key, &policy.idempotency_header, job)?;
         let forms = key.map(|k| redact::forms(k.expose(), &self.auth)).unwrap_or_default();
-        let deadline = tokio::time::Instant::now() + self.timeout;
+        let deadline = tokio::time::Instant::now() + policy.timeout;
         let response = tokio::time::timeout_at(deadline, self.http.execute(request))
             .await
-            .map_err(|_| CallError::Lost(format!("no answer within {:?}", self.timeout)))?
+            .map_err(|_| CallError::Lost(format!("no answer within {:?}", policy.timeout)))?
             .map_err(|e| not_answered(e, &forms))?;
         on_head(response.status().as_u16(), response.headers());
         let status = response.status().as_u16();
         let headers = masked(response.headers(), &forms);
         let (body, truncated) = tokio::time::timeout_at(deadline, read(response))
             .await
-            .map_err(|_| CallError::Lost(format!("status {status}, then no whole body within {:?}", self.timeout)))?
+            .map_err(|_| CallError::Lost(format!("status {status}, then no whole body within {:?}", policy.timeout)))?
             .map_err(|e| CallError::Lost(format!("status {status}, then half a body: {}", chain(e, &forms))))?;
         Ok(Answer { status, headers, body: redact::bytes(body, &forms), truncated })
     }

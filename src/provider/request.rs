@@ -58,6 +58,7 @@ pub(super) fn build(
     base: &Url,
     auth: &Auth,
     key: Option<&Secret>,
+    idempotency_header: &HeaderName,
     job: &Job,
 ) -> Result<reqwest::Request, RequestError> {
     let mut url = url(base, &job.request)?;
@@ -80,7 +81,7 @@ pub(super) fn build(
         }
     };
     if let Ok(value) = HeaderValue::from_str(&job.idempotency_key) {
-        headers.insert("idempotency-key", value);
+        headers.insert(idempotency_header, value);
     }
     if let Some(key) = key {
         put_key(&mut url, &mut headers, auth, key)?;
@@ -127,7 +128,11 @@ mod tests {
 
     fn built(base: &str, auth: Auth, request: serde_json::Value) -> reqwest::Request {
         let base = Url::parse(base).expect("valid");
-        build(&base, &auth, Some(&Secret::new("k y&1".into())), &job(request)).expect("builds")
+        build(&base, &auth, Some(&Secret::new("k y&1".into())), &idempotency_key(), &job(request)).expect("builds")
+    }
+
+    fn idempotency_key() -> HeaderName {
+        HeaderName::from_static("idempotency-key")
     }
 
     fn bearer() -> Auth {
@@ -168,7 +173,8 @@ mod tests {
         let mut catalog = Catalog::default();
         catalog.providers.insert("p".into(), ProviderRules::default());
         let job = Job::parse(envelope, &Given::default(), &catalog).expect("valid");
-        let call = build(&Url::parse("https://x").expect("valid"), &bearer(), None, &job).expect("builds");
+        let call =
+            build(&Url::parse("https://x").expect("valid"), &bearer(), None, &idempotency_key(), &job).expect("builds");
         let body = call.body().and_then(reqwest::Body::as_bytes).expect("bytes");
         assert_eq!(body, br#"{"z":1.10,"a":12345678901234567890123}"#);
         assert_eq!(call.headers()["idempotency-key"], "j");

@@ -119,7 +119,7 @@ fn print_provider(provider: &Provider, out: &Out) -> Result<(), Failure> {
     let lanes: Vec<String> = pool.lanes.iter().map(|lane| format!("{} {}", lane.name, lane.weight)).collect();
     out.line(format!("  lanes    {}", lanes.join(", ")))?;
     out.line(format!("  safety   {}, counted within {}", safety(pool.safety), HumanDuration(pool.counted_within)))?;
-    let retry = provider.retry;
+    let retry = provider.policy.retry;
     out.line(format!(
         "  retry    {} attempts, backoff {} to {}, for {} at most",
         retry.max_attempts,
@@ -181,14 +181,14 @@ fn provider(provider: &Provider, review: &Review) -> Value {
         "name": provider.name,
         "base_url": provider.base_url.as_str(),
         "auth": auth(&provider.auth),
-        "timeout_ms": u64::try_from(provider.timeout.as_millis()).unwrap_or(u64::MAX),
+        "timeout_ms": u64::try_from(provider.policy.timeout.as_millis()).unwrap_or(u64::MAX),
         "keys": pool.keys.iter().map(|key| key.label.as_str()).collect::<Vec<_>>(),
         "lanes": pool.lanes.iter().map(|lane| (lane.name.clone(), json!(lane.weight))).collect::<serde_json::Map<_, _>>(),
         "limits": limits(&pool.limits),
         "key_limits": limits(&pool.key_limits),
         "budgets": budgets.collect::<Vec<_>>(),
         "routes": routes.collect::<Vec<_>>(),
-        "max_attempts": provider.retry.max_attempts,
+        "max_attempts": provider.policy.retry.max_attempts,
         "expected": review.expected,
     })
 }

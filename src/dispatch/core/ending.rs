@@ -33,14 +33,18 @@ impl Core {
             CallEnd::Lost(_) => Reply::Lost,
             CallEnd::NotSent(_) | CallEnd::Impossible(_) => Reply::NotSent,
         };
-        let outcome = outcome::classify(reply);
+        let ruling = match &end {
+            CallEnd::Answered(answer) => answer.ruling.map(|ruling| ruling.outcome),
+            _ => None,
+        };
+        let (outcome, executed) = outcome::under(ruling, reply);
         let retry_after = match &end {
             CallEnd::Answered(answer) => answer.retry_after(),
             _ => None,
         };
         let call = Ended {
             outcome,
-            executed: outcome::may_have_been_executed(outcome, reply),
+            executed,
             delivery: held.job.delivery,
             failures: held.claimed.failures,
             previous: held.claimed.backoff,
@@ -48,7 +52,7 @@ impl Core {
             first_ms: held.claimed.first_attempt_ms,
             now_ms: now.wall,
         };
-        let policy = self.provider.retry.with(&held.job.retry);
+        let policy = self.retry_policy(&held.job);
         if outcome == Outcome::Success && held.claimed.failures > 0 {
             self.retries.give_back();
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::clock::WallMs;
 use crate::job::{Job, JobState};
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, Ruling};
 use crate::pace::{GroupId, KeyId, Signal, Time};
 use crate::store::{Claimed, JobPk, Record, Recorded, StoredResponse};
 
@@ -32,12 +32,15 @@ pub struct Answered {
     pub told: Signal,
     /// What the call cost, where the body says so.
     pub cost: Option<u64>,
+    /// What the configuration says of such an answer.
+    pub ruling: Option<Ruling>,
 }
 
 impl Answered {
     /// The longest that it asks to wait.
     pub(super) fn retry_after(&self) -> Option<std::time::Duration> {
-        self.signal.retry_after.max(self.told.retry_after)
+        let ruled = self.ruling.and_then(|ruling| ruling.retry_after);
+        self.signal.retry_after.max(self.told.retry_after).max(ruled)
     }
 }
 
