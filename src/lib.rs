@@ -38,6 +38,7 @@ pub mod pointer;
 pub mod provider;
 pub mod readiness;
 pub mod replays;
+pub mod reload;
 pub mod retry;
 pub mod schedule;
 pub mod secrets;

@@ -4,40 +4,43 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use paceline::config::{Config, QueueConfig};
+use paceline::config::QueueConfig;
 use paceline::dispatch::{Dispatcher, DispatcherParts};
 use paceline::inlet::topology::Topology;
 use paceline::inlet::{Inlet, InletParts};
 use paceline::store::Store;
-use paceline::telemetry::{DispatchMetrics, InletMetrics};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::system::Parts;
+use crate::generation::Parts;
 
 /// At shutdown calls in flight have this long to end.
 const GRACE: Duration = Duration::from_secs(25);
 
-/// Builds every dispatcher, then starts them.
-pub fn start(
-    parts: &mut Parts,
-    tasks: &mut JoinSet<anyhow::Result<()>>,
-    shutdown: &CancellationToken,
-) -> anyhow::Result<()> {
-    let metrics = DispatchMetrics::default();
-    metrics.register(&mut parts.registry);
-    if parts.config.providers.is_empty() {
+/// Every dispatcher, and their way in; not begun.
+pub struct Dispatchers {
+    list: Vec<Dispatcher>,
+    inlet: Option<Inlet>,
+    store: Store,
+    /// Names of the providers.
+    providers: BTreeSet<String>,
+}
+
+/// Builds every dispatcher.
+pub fn build(parts: &Parts<'_>) -> anyhow::Result<Dispatchers> {
+    let Parts { shared, config, owner } = parts;
+    if config.providers.is_empty() {
         tracing::warn!("no provider is configured: there is nothing to dispatch");
     }
     let mut lanes = Vec::new();
-    let mut dispatchers = Vec::new();
-    for provider in &parts.config.providers {
+    let mut list = Vec::new();
+    for provider in &config.providers {
         let dispatcher = Dispatcher::new(DispatcherParts {
             provider: Arc::new(provider.clone()),
-            store: parts.store.clone(),
-            clock: Arc::clone(&parts.clock),
-            owner: parts.owner.clone(),
-            metrics: metrics.clone(),
+            store: shared.store.clone(),
+            clock: Arc::clone(&shared.clock),
+            owner: (*owner).clone(),
+            metrics: shared.metrics.dispatch.clone(),
             grace: GRACE,
         })?;
         let prefetch = dispatcher.prefetch();
@@ -47,45 +50,45 @@ pub fn start(
                 .filter(|(lane, _)| *lane != "replay")
                 .map(|(lane, intake)| (provider.name.clone(), lane.to_owned(), prefetch, intake)),
         );
-        dispatchers.push(dispatcher);
+        list.push(dispatcher);
     }
-    for dispatcher in dispatchers {
-        let shutdown = shutdown.clone();
-        tasks.spawn(async move {
-            dispatcher.run(shutdown).await;
-            Ok(())
-        });
+    let inlet = match &config.queue {
+        QueueConfig::Amqp(url) => {
+            let parts = InletParts {
+                store: shared.store.clone(),
+                clock: Arc::clone(&shared.clock),
+                owner: (*owner).clone(),
+                catalog: config.catalog(),
+                envelope_bytes_max: config.api.envelope_bytes_max,
+                readiness: shared.readiness.clone(),
+                metrics: shared.metrics.inlet.clone(),
+            };
+            Some(Inlet::new(parts, url.clone(), Topology::of(config), lanes))
+        }
+        QueueConfig::Embedded => None,
+    };
+    let providers = config.providers.iter().map(|provider| provider.name.clone()).collect();
+    Ok(Dispatchers { list, inlet, store: shared.store.clone(), providers })
+}
+
+impl Dispatchers {
+    /// Starts them all.
+    pub fn start(self, tasks: &mut JoinSet<anyhow::Result<()>>, shutdown: &CancellationToken) {
+        for dispatcher in self.list {
+            let shutdown = shutdown.clone();
+            tasks.spawn(async move { Ok(dispatcher.run(shutdown).await) });
+        }
+        tasks.spawn(report_unconfigured(self.providers, self.store));
+        if let Some(inlet) = self.inlet {
+            let shutdown = shutdown.clone();
+            tasks.spawn(async move { Ok(inlet.run(shutdown).await) });
+        }
     }
-    tasks.spawn(report_unconfigured(Arc::clone(&parts.config), parts.store.clone()));
-    if let QueueConfig::Amqp(url) = &parts.config.queue {
-        let inlet_metrics = InletMetrics::default();
-        inlet_metrics.register(&mut parts.registry);
-        let inlet = Inlet::new(
-            InletParts {
-                store: parts.store.clone(),
-                clock: Arc::clone(&parts.clock),
-                owner: parts.owner.clone(),
-                catalog: parts.config.catalog(),
-                envelope_bytes_max: parts.config.api.envelope_bytes_max,
-                readiness: parts.readiness.clone(),
-                metrics: inlet_metrics,
-            },
-            url.clone(),
-            Topology::of(&parts.config),
-            lanes,
-        );
-        let shutdown = shutdown.clone();
-        tasks.spawn(async move {
-            inlet.run(shutdown).await;
-            Ok(())
-        });
-    }
-    Ok(())
 }
 
 /// Jobs of a provider that is gone wait for ever: somebody should know.
-async fn report_unconfigured(config: Arc<Config>, store: Store) -> anyhow::Result<()> {
-    let is_gone = |name: &str| !config.providers.iter().any(|provider| provider.name == name);
+async fn report_unconfigured(providers: BTreeSet<String>, store: Store) -> anyhow::Result<()> {
+    let is_gone = |name: &str| !providers.contains(name);
     match store.awaited().await {
         Ok(awaited) => {
             let gone: BTreeSet<&str> =

@@ -4,20 +4,13 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use paceline::webhook::{Notifier, Schedule, WebhookSecrets, WebhookSettings};
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
-use crate::system::Parts;
+use crate::generation::Parts;
 
-/// Builds the notifier and starts it. Without `webhooks.secret` there is nothing to sign with, and
-/// no callback was accepted.
-pub fn start(
-    parts: &mut Parts,
-    tasks: &mut JoinSet<anyhow::Result<()>>,
-    shutdown: &CancellationToken,
-) -> anyhow::Result<()> {
+/// Builds the notifier. `None`: without `webhooks.secret` there is nothing to sign with, and no callback was accepted.
+pub fn build(parts: &Parts<'_>) -> anyhow::Result<Option<Notifier>> {
     let config = &parts.config.webhooks;
-    let Some(secret) = &config.secret else { return Ok(()) };
+    let Some(secret) = &config.secret else { return Ok(None) };
     let secrets = WebhookSecrets::new(secret).context("webhooks.secret")?;
     let settings = WebhookSettings {
         allow_http: config.allow_http,
@@ -25,14 +18,9 @@ pub fn start(
         timeout: config.timeout,
         schedule: Schedule::new(config.schedule.clone()).context("webhooks.schedule")?,
         public_url: parts.config.api.public_url.clone(),
+        stats: parts.shared.metrics.webhooks.clone(),
         ..WebhookSettings::new(secrets)
     };
-    let notifier = Notifier::new(parts.store.clone(), Arc::clone(&parts.clock), settings).context("webhooks")?;
-    notifier.stats().register(parts.registry.sub_registry_with_prefix("paceline"));
-    let shutdown = shutdown.clone();
-    tasks.spawn(async move {
-        notifier.run(shutdown).await;
-        Ok(())
-    });
-    Ok(())
+    let (store, clock) = (parts.shared.store.clone(), Arc::clone(&parts.shared.clock));
+    Notifier::new(store, clock, settings).context("webhooks").map(Some)
 }

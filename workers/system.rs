@@ -6,13 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use paceline::api::{ApiParts, Tokens, figures_router, router};
+use paceline::api::{ApiParts, Live, Tokens};
 use paceline::clock::{Clock, SystemClock};
 use paceline::config::Config;
 use paceline::readiness::Readiness;
-use paceline::replays::Replayer;
-use paceline::schedule::{self, Scheduler};
-use paceline::store::{OwnerId, Store, StoreError, StoreOptions};
+use paceline::store::{Store, StoreError, StoreOptions};
 use paceline::supervise::Reconnect;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
@@ -20,7 +18,9 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::{api, dispatcher, notifier};
+use crate::api;
+use crate::generation::{Built, Generation, Metrics, Shared};
+use crate::reload::Reloads;
 
 /// The store is asked this often whether it is there.
 const PING_EVERY: Duration = Duration::from_secs(2);
@@ -47,7 +47,7 @@ impl Role {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Api, Self::Dispatcher, Self::Notifier, Self::Scheduler];
 
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::Api => "api",
             Self::Dispatcher => "dispatcher",
@@ -63,26 +63,18 @@ pub struct System {
     pub store: Store,
     /// Where the API listens, if it does.
     pub api: Option<SocketAddr>,
-    owner: OwnerId,
-    clock: Arc<dyn Clock>,
+    pub(crate) shared: Shared,
+    pub(crate) config: Config,
+    pub(crate) work: Generation,
+    /// What it answers, if it listens.
+    pub(crate) live: Option<Live>,
     tasks: JoinSet<anyhow::Result<()>>,
-    shutdown: CancellationToken,
-}
-
-/// What the roles are built from.
-pub struct Parts {
-    pub config: Arc<Config>,
-    pub store: Store,
-    pub clock: Arc<dyn Clock>,
-    pub owner: OwnerId,
-    pub readiness: Readiness,
-    pub registry: Registry,
+    pub(crate) shutdown: CancellationToken,
 }
 
 impl System {
     /// Opens the store (waiting for a database that is not there yet) and starts the roles.
     pub async fn start(config: Config, roles: &[Role], shutdown: CancellationToken) -> anyhow::Result<Self> {
-        let config = Arc::new(config);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let readiness = Readiness::default();
         readiness.declare("store");
@@ -108,67 +100,81 @@ impl System {
             starting.stop().await;
         }
         let store = opened?;
-        let owner = format!("{}-{:08x}", std::process::id(), rand::random::<u32>());
-        let mut parts = Parts { config, store: store.clone(), clock, owner, readiness, registry: Registry::default() };
+        let shared =
+            Shared { roles: roles.to_vec(), store: store.clone(), clock, readiness, metrics: Metrics::default() };
+        let mut registry = Registry::default();
+        shared.metrics.register(roles, &config, &mut registry);
         let mut tasks = JoinSet::new();
-        let api = listener.as_ref().filter(|_| has_api).map(TcpListener::local_addr).transpose()?;
-        start_upkeep(&parts, roles, &mut tasks, &shutdown);
-        if roles.contains(&Role::Dispatcher) {
-            dispatcher::start(&mut parts, &mut tasks, &shutdown)?;
-        }
-        if roles.contains(&Role::Notifier) {
-            notifier::start(&mut parts, &mut tasks, &shutdown)?;
-        }
-        let (owner, clock) = (parts.owner.clone(), Arc::clone(&parts.clock));
+        tasks.spawn(watch_store(store.clone(), shared.readiness.clone(), shutdown.clone()));
+        let work = Built::new(&shared, &config)?.start(&shared, &shutdown);
+        let (mut live, mut api) = (None, None);
         if let Some(listener) = listener {
-            let parts = ApiParts {
-                store: parts.store,
-                catalog: Arc::new(parts.config.catalog()),
-                clock: parts.clock,
-                tokens,
-                readiness: parts.readiness,
-                registry: parts.registry,
-                envelope_bytes_max: parts.config.api.envelope_bytes_max,
-            };
             let address = listener.local_addr()?;
-            let router = match has_api {
-                true => {
-                    tracing::info!(%address, "the API listens");
-                    router(parts)
-                }
-                false => {
-                    tracing::info!(%address, "the metrics can be had");
-                    figures_router(parts)
-                }
-            };
-            tasks.spawn(api::run(listener, router, shutdown.clone().cancelled_owned()));
+            let parts = api_parts(&shared, &config, registry);
+            let now_live = if has_api { Live::api(parts) } else { Live::figures(parts) };
+            match has_api {
+                true => tracing::info!(%address, "the API listens"),
+                false => tracing::info!(%address, "the metrics can be had"),
+            }
+            api = has_api.then_some(address);
+            tasks.spawn(api::run(listener, now_live.router(), shutdown.clone().cancelled_owned()));
+            live = Some(now_live);
         }
-        Ok(Self { store, api, owner, clock, tasks, shutdown })
+        Ok(Self { store, api, shared, config, work, live, tasks, shutdown })
     }
 
     /// Runs until the shutdown token, then until everything has drained.
     ///
     /// # Errors
     /// The first part that failed; the others were drained.
-    pub async fn finish(mut self) -> anyhow::Result<()> {
+    pub async fn finish(self) -> anyhow::Result<()> {
+        self.run(Reloads::never()).await
+    }
+
+    /// The same, and takes another configuration over whenever it is asked to.
+    ///
+    /// # Errors
+    /// The first part that failed; the others were drained.
+    pub async fn run(mut self, mut reloads: Reloads) -> anyhow::Result<()> {
         let mut result = Ok(());
-        while let Some(ended) = self.tasks.join_next().await {
+        loop {
+            let ended = tokio::select! {
+                Some(ended) = self.tasks.join_next() => ended,
+                Some(ended) = self.work.tasks.join_next() => ended,
+                Some(()) = reloads.asked(), if !self.shutdown.is_cancelled() => {
+                    match self.reload(&reloads).await {
+                        Ok(()) => continue,
+                        Err(failed) => Ok(Err(failed)),
+                    }
+                }
+                else => break,
+            };
             let ended = ended.context("a part of the process failed").and_then(|ended| ended);
             if result.is_ok() && ended.is_err() {
                 result = ended;
                 self.shutdown.cancel();
             }
         }
-        // Whatever is still claimed goes back, so that nobody has to wait for a rescue.
-        match timeout(GOODBYE, self.store.retire(&self.owner, self.clock.wall_ms())).await {
-            Ok(Ok(released)) => tracing::debug!(released, "let go of the claims"),
-            Ok(Err(error)) => tracing::warn!(%error, "claims stay until they are rescued"),
-            Err(_) => tracing::warn!("the store is silent: claims stay until they are rescued"),
+        if timeout(GOODBYE, self.work.retire(&self.shared)).await.is_err() {
+            tracing::warn!("the store is silent: claims stay until they are rescued");
         }
         if timeout(GOODBYE, self.store.close()).await.is_err() {
             tracing::warn!("the store is silent: its connections are cut");
         }
         result
+    }
+}
+
+/// What the API is made of under a configuration.
+pub fn api_parts(shared: &Shared, config: &Config, registry: Registry) -> ApiParts {
+    ApiParts {
+        store: shared.store.clone(),
+        catalog: Arc::new(config.catalog()),
+        clock: Arc::clone(&shared.clock),
+        tokens: Tokens::new(&config.api.tokens),
+        readiness: shared.readiness.clone(),
+        registry,
+        envelope_bytes_max: config.api.envelope_bytes_max,
     }
 }
 
@@ -201,39 +207,11 @@ async fn open_once(options: &StoreOptions) -> Result<Store, StoreError> {
     Ok(store)
 }
 
-fn start_upkeep(parts: &Parts, roles: &[Role], tasks: &mut JoinSet<anyhow::Result<()>>, shutdown: &CancellationToken) {
-    let names = roles.iter().map(|role| role.name()).collect::<Vec<_>>().join(",");
-    let beat = schedule::heartbeat(parts.store.clone(), parts.owner.clone(), names, shutdown.clone());
-    tasks.spawn(async move {
-        beat.await;
-        Ok(())
-    });
-    let watch = watch_store(parts.store.clone(), parts.readiness.clone(), shutdown.clone());
-    tasks.spawn(async move {
-        watch.await;
-        Ok(())
-    });
-    if roles.contains(&Role::Scheduler) {
-        let scheduler = Scheduler::new(parts.store.clone(), Arc::clone(&parts.clock), parts.config.store.clone());
-        let (upkeep, catalog) = (shutdown.clone(), Arc::new(parts.config.catalog()));
-        tasks.spawn(async move {
-            scheduler.run(upkeep).await;
-            Ok(())
-        });
-        let replayer = Replayer::new(parts.store.clone(), Arc::clone(&parts.clock), catalog);
-        let shutdown = shutdown.clone();
-        tasks.spawn(async move {
-            replayer.run(shutdown).await;
-            Ok(())
-        });
-    }
-}
-
 /// Keeps `/readyz` true about the store.
-async fn watch_store(store: Store, readiness: Readiness, shutdown: CancellationToken) {
+async fn watch_store(store: Store, readiness: Readiness, shutdown: CancellationToken) -> anyhow::Result<()> {
     loop {
         tokio::select! {
-            () = shutdown.cancelled() => return,
+            () = shutdown.cancelled() => return Ok(()),
             () = tokio::time::sleep(PING_EVERY) => {}
         }
         let result = store.ping().await.map_err(|error| error.to_string());

@@ -27,6 +27,7 @@ mod error;
 mod guard;
 mod health;
 mod jobs;
+mod live;
 mod metrics;
 mod params;
 mod path;
@@ -55,6 +56,7 @@ pub use body::MANY_BYTES_MAX;
 pub use control::Control;
 pub use desk::{Desk, ITEMS_MAX, Submitted};
 pub use error::{Problem, ProblemKind};
+pub use live::Live;
 pub use params::LIMIT_MAX;
 pub use provider_view::{OrderJson, ProviderJson};
 pub use replays::{Begun, ReplayJson};
@@ -138,6 +140,10 @@ impl From<ApiParts> for Parts {
 
 /// The API.
 pub fn router(parts: ApiParts) -> Router {
+    api_router(parts.into())
+}
+
+fn api_router(parts: Parts) -> Router {
     let routes = Router::new()
         .route("/v1/jobs", post(jobs::submit).get(jobs::list))
         .route("/v1/jobs/{id}", get(jobs::show).delete(jobs::cancel))
@@ -155,12 +161,16 @@ pub fn router(parts: ApiParts) -> Router {
         .route("/v1/providers/{name}/keys/{label}/enable", post(providers::enable_key))
         .route("/v1/providers/{name}/budgets/{budget}/resume", post(providers::resume_budget))
         .route("/metrics", get(metrics::scrape));
-    guarded(routes, parts.into())
+    guarded(routes, parts)
 }
 
 /// What a process without the API answers: its health and its figures.
 pub fn figures_router(parts: ApiParts) -> Router {
-    guarded(Router::new().route("/metrics", get(metrics::scrape)), parts.into())
+    metrics_router(parts.into())
+}
+
+fn metrics_router(parts: Parts) -> Router {
+    guarded(Router::new().route("/metrics", get(metrics::scrape)), parts)
 }
 
 /// These routes for known callers, and health for everybody.

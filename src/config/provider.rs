@@ -130,6 +130,11 @@ impl Route {
         }
     }
 
+    /// Whether no path that is compared looks like its pattern.
+    pub fn matches_nothing(&self) -> bool {
+        normalised(&self.path) != self.path || matches!(self.method.as_deref(), Some("CONNECT" | "TRACE"))
+    }
+
     /// Paths are compared as they arrive at most servers: percent-decoded, runs of `/` as one.
     fn matches(&self, method: &str, path: &str) -> bool {
         self.method.as_deref().is_none_or(|m| m == method) && glob::matches(&self.path, &normalised(path))

@@ -156,6 +156,19 @@ impl Rules {
     }
 }
 
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let status = self.status.as_ref().map(ToString::to_string);
+        let header = self.header.as_ref().map(ToString::to_string);
+        let body = self.body.as_ref().map(|body| match &body.equals {
+            Some(equals) => format!("{} = {equals:?}", body.pointer),
+            None => body.pointer.to_string(),
+        });
+        let named: Vec<String> = [status, header, body].into_iter().flatten().collect();
+        write!(f, "{} → {}", named.join("; "), self.outcome.as_str())
+    }
+}
+
 impl Rule {
     fn fits(&self, answer: &Answer<'_>) -> bool {
         self.status.as_ref().is_none_or(|statuses| statuses.contain(answer.status))

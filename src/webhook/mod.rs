@@ -59,6 +59,8 @@ pub struct WebhookSettings {
     pub concurrency: usize,
     /// At shutdown, what is being sent has this long to end.
     pub grace: Duration,
+    /// Where it counts: a notifier that follows another one goes on counting there.
+    pub stats: NotifierStats,
 }
 
 impl WebhookSettings {
@@ -74,6 +76,7 @@ impl WebhookSettings {
             public_url: None,
             concurrency: 128,
             grace: Duration::from_secs(20),
+            stats: NotifierStats::default(),
         }
     }
 }

@@ -98,7 +98,7 @@ impl Notifier {
             clock,
             sender,
             schedule: settings.schedule,
-            stats: NotifierStats::default(),
+            stats: settings.stats,
             outage: Outage::default(),
             announced: AtomicBool::new(false),
         };

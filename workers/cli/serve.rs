@@ -11,6 +11,7 @@ use super::Globals;
 use super::backend::without_password;
 use super::failure::{Exit, Failure};
 use super::output::Out;
+use crate::reload::Reloads;
 use crate::system::{Role, System};
 
 /// Run the system: API, dispatcher, notifier and scheduler in one process, or some of them
@@ -23,7 +24,8 @@ use crate::system::{Role, System};
 /// provider; others with the role dispatcher stand by and take over when it stops or dies.
 ///
 /// SIGTERM or Ctrl-C drains: nothing new is taken, calls in flight finish, outcomes are committed.
-/// A second signal ends the process at once, which is as safe as a crash.
+/// A second signal ends the process at once, which is as safe as a crash. SIGHUP takes a changed
+/// configuration over; one that is not valid changes nothing, and the log says why.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
 Examples:
@@ -55,8 +57,10 @@ pub async fn run(args: Args, globals: &Globals, _out: &Out) -> Result<Exit, Fail
     let shutdown = CancellationToken::new();
     stop_on_signals(shutdown.clone())?;
     let failed = |error: anyhow::Error| Failure::new(Exit::Failed, format!("{error:#}"));
+    let reloads = Reloads::on_hangup(config.path.clone())
+        .map_err(|e| Failure::new(Exit::Failed, format!("cannot listen for signals: {e}")))?;
     let system = System::start(config, &args.role, shutdown).await.map_err(failed)?;
-    system.finish().await.map_err(failed)?;
+    system.run(reloads).await.map_err(failed)?;
     tracing::info!("stopped");
     Ok(Exit::Done)
 }

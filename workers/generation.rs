@@ -1,0 +1,149 @@
+//! What runs under one configuration: dispatchers and their inlet, notifier, scheduler. It is built before anything
+//! begins, so that what cannot be built changes nothing, and it drains as at a shutdown: leases are let go of with what
+//! was spent, and the next one begins where it ended.
+
+use std::sync::Arc;
+
+use paceline::clock::Clock;
+use paceline::config::{Config, QueueConfig};
+use paceline::readiness::Readiness;
+use paceline::replays::Replayer;
+use paceline::schedule::{self, Scheduler};
+use paceline::store::{OwnerId, Store};
+use paceline::telemetry::{DispatchMetrics, InletMetrics};
+use paceline::webhook::{Notifier, NotifierStats};
+use prometheus_client::registry::Registry;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::dispatcher::{self, Dispatchers};
+use crate::notifier;
+use crate::system::Role;
+
+/// What outlives a configuration.
+pub struct Shared {
+    pub roles: Vec<Role>,
+    pub store: Store,
+    pub clock: Arc<dyn Clock>,
+    pub readiness: Readiness,
+    pub metrics: Metrics,
+}
+
+/// What is counted, whatever the configuration.
+#[derive(Clone, Default)]
+pub struct Metrics {
+    pub dispatch: DispatchMetrics,
+    pub inlet: InletMetrics,
+    pub webhooks: NotifierStats,
+}
+
+/// What a generation is built from.
+pub struct Parts<'a> {
+    pub shared: &'a Shared,
+    pub config: &'a Config,
+    pub owner: &'a OwnerId,
+}
+
+/// A generation that has not begun.
+pub struct Built {
+    owner: OwnerId,
+    dispatchers: Option<Dispatchers>,
+    notifier: Option<Notifier>,
+    upkeep: Option<(Scheduler, Replayer)>,
+}
+
+/// A generation at work.
+pub struct Generation {
+    /// Its parts; one that ends before the generation is stopped has failed, unless it had nothing more to do.
+    pub tasks: JoinSet<anyhow::Result<()>>,
+    owner: OwnerId,
+    stop: CancellationToken,
+    /// Says that the owner lives, until everything has drained.
+    beat: CancellationToken,
+}
+
+impl Metrics {
+    /// For `/metrics`: what these roles count.
+    pub fn register(&self, roles: &[Role], config: &Config, registry: &mut Registry) {
+        if roles.contains(&Role::Dispatcher) {
+            self.dispatch.register(registry);
+            if matches!(config.queue, QueueConfig::Amqp(_)) {
+                self.inlet.register(registry);
+            }
+        }
+        if roles.contains(&Role::Notifier) {
+            self.webhooks.register(registry.sub_registry_with_prefix("paceline"));
+        }
+    }
+}
+
+impl Shared {
+    fn has(&self, role: Role) -> bool {
+        self.roles.contains(&role)
+    }
+}
+
+impl Built {
+    /// Builds every part; nothing begins.
+    ///
+    /// # Errors
+    /// What cannot be built, such as a certificate that cannot be read.
+    pub fn new(shared: &Shared, config: &Config) -> anyhow::Result<Self> {
+        // An owner of its own: whatever an earlier generation left is taken over as from another process.
+        let owner = format!("{}-{:08x}", std::process::id(), rand::random::<u32>());
+        let parts = Parts { shared, config, owner: &owner };
+        let dispatchers = shared.has(Role::Dispatcher).then(|| dispatcher::build(&parts)).transpose()?;
+        let notifier = if shared.has(Role::Notifier) { notifier::build(&parts)? } else { None };
+        let upkeep = shared.has(Role::Scheduler).then(|| {
+            let (store, clock) = (shared.store.clone(), Arc::clone(&shared.clock));
+            let scheduler = Scheduler::new(store.clone(), Arc::clone(&clock), config.store.clone());
+            (scheduler, Replayer::new(store, clock, Arc::new(config.catalog())))
+        });
+        Ok(Self { owner, dispatchers, notifier, upkeep })
+    }
+
+    /// Begins, until `shutdown` or until it is drained.
+    pub fn start(self, shared: &Shared, shutdown: &CancellationToken) -> Generation {
+        let (stop, beat) = (shutdown.child_token(), CancellationToken::new());
+        let roles = shared.roles.iter().map(|role| role.name()).collect::<Vec<_>>().join(",");
+        tokio::spawn(schedule::heartbeat(shared.store.clone(), self.owner.clone(), roles, beat.clone()));
+        let mut tasks = JoinSet::new();
+        if let Some((scheduler, replayer)) = self.upkeep {
+            let (first, second) = (stop.clone(), stop.clone());
+            tasks.spawn(async move { Ok(scheduler.run(first).await) });
+            tasks.spawn(async move { Ok(replayer.run(second).await) });
+        }
+        if let Some(dispatchers) = self.dispatchers {
+            dispatchers.start(&mut tasks, &stop);
+        }
+        if let Some(notifier) = self.notifier {
+            let stop = stop.clone();
+            tasks.spawn(async move { Ok(notifier.run(stop).await) });
+        }
+        Generation { tasks, owner: self.owner, stop, beat }
+    }
+}
+
+impl Generation {
+    /// Stops everything and waits until it has drained: calls in flight end, leases are handed over.
+    ///
+    /// # Errors
+    /// The first part that failed; the others were drained.
+    pub async fn drain(&mut self) -> anyhow::Result<()> {
+        self.stop.cancel();
+        let mut result = Ok(());
+        while let Some(ended) = self.tasks.join_next().await {
+            result = result.and(ended.map_err(anyhow::Error::from).and_then(|ended| ended));
+        }
+        result
+    }
+
+    /// Whatever is still claimed goes back, so that nobody has to wait for a rescue.
+    pub async fn retire(self, shared: &Shared) {
+        self.beat.cancel();
+        match shared.store.retire(&self.owner, shared.clock.wall_ms()).await {
+            Ok(released) => tracing::debug!(released, "let go of the claims"),
+            Err(error) => tracing::warn!(%error, "claims stay until they are rescued"),
+        }
+    }
+}
