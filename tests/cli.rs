@@ -574,6 +574,28 @@ fn what_is_valid_and_risky_is_a_warning() {
         (format!("{key}key_limits = [ {window} ]\nlanes = {{ high = 1000, low = 1 }}"), "starved_lane", "lanes.low"),
         (format!("{key}key_limits = [ {window} ]\nlimits = [ {{ concurrency = 1 }} ]"), "few_open_calls", "limits[0]"),
         (format!("{key}key_limits = [ {window} ]\nsafety = {{ headroom = \"0%\" }}"), "no_headroom", "safety"),
+        (
+            format!("{key}key_limits = [ {window} ]\nretry = {{ base = \"9s\", max_elapsed = \"5s\" }}"),
+            "gives_up_at_once",
+            "retry.max_elapsed",
+        ),
+        (
+            format!("{key}key_limits = [ {window} ]\n[[provider.route]]\nmatch = \"POST /a\""),
+            "repeats_calls",
+            "route[0]",
+        ),
+        (
+            format!("{key}key_limits = [ {window} ]\n[[provider.route]]\nmatch = \"/a//b\""),
+            "matches_nothing",
+            "route[0]",
+        ),
+        (
+            format!(
+                "{key}key_limits = [ {window} ]\n[[provider.route]]\nmatch = \"*\"\n[[provider.route]]\nmatch = \"/a\"\nsuccess = 404"
+            ),
+            "shadowed_route",
+            "route[1]",
+        ),
     ];
     for (more, code, at) in cases {
         let json = checked(&place, &more, &["--json"]).code(0).json();
@@ -590,6 +612,29 @@ fn what_is_valid_and_risky_is_a_warning() {
     assert_eq!(fine["warnings"], json!([]));
     let said = checked(&place, key, &["--latency", "soon"]).code(2);
     assert!(said.err.contains("expected a duration"), "{}", said.err);
+}
+
+#[test]
+fn what_holds_for_one_call_is_explained() {
+    let place = Place::new();
+    let policies = "keys = [ { label = \"a\", secret = \"env:GEO_A1\" } ]\nlimits = [ { requests = 9, per = \"1s\" } ]\n\
+        [[provider.route]]\nmatch = \"POST /v1/search*\"\nlimits = [ { requests = 2, per = \"1s\" } ]\ntimeout = \"3s\"\n\
+        success = [200, 404]\noutcomes = [ { status = 409, outcome = \"throttled\" } ]\n";
+    let shown = checked(&place, policies, &["--call", "POST /v1/search"]).code(0).out;
+    for word in
+        ["route[0] POST /v1/search*", "3s", "200, 404", "409 → rate_limited", "route[0].limits[0]", "repeats_calls"]
+    {
+        assert!(shown.contains(word), "{word}: {shown}");
+    }
+    let json = checked(&place, policies, &["--json", "--call", "/v1/search"]).code(0).json();
+    let call = &json["calls"][0];
+    assert_eq!((call["method"].as_str(), call["policies_of"].as_str()), (Some("GET"), Some("the provider")));
+    assert_eq!((call["limits"].as_array().map(Vec::len), &call["warnings"]), (Some(1), &json!([])));
+    checked(&place, policies, &["--strict", "--call", "POST /v1/search"]).code(1);
+    let said = checked(&place, policies, &["--call", "post v1"]).code(2);
+    assert!(said.err.contains("POST /v1/search"), "{}", said.err);
+    let said = checked(&place, policies, &["--call", "/a", "--provider", "q"]).code(2);
+    assert!(said.err.contains("there is no provider \"q\""), "{}", said.err);
 }
 
 #[test]

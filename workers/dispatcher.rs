@@ -12,7 +12,7 @@ use paceline::store::Store;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::generation::Parts;
+use crate::generation::{Parts, over};
 
 /// At shutdown calls in flight have this long to end.
 const GRACE: Duration = Duration::from_secs(25);
@@ -75,13 +75,11 @@ impl Dispatchers {
     /// Starts them all.
     pub fn start(self, tasks: &mut JoinSet<anyhow::Result<()>>, shutdown: &CancellationToken) {
         for dispatcher in self.list {
-            let shutdown = shutdown.clone();
-            tasks.spawn(async move { Ok(dispatcher.run(shutdown).await) });
+            tasks.spawn(over(dispatcher.run(shutdown.clone())));
         }
         tasks.spawn(report_unconfigured(self.providers, self.store));
         if let Some(inlet) = self.inlet {
-            let shutdown = shutdown.clone();
-            tasks.spawn(async move { Ok(inlet.run(shutdown).await) });
+            tasks.spawn(over(inlet.run(shutdown.clone())));
         }
     }
 }

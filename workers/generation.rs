@@ -109,19 +109,23 @@ impl Built {
         tokio::spawn(schedule::heartbeat(shared.store.clone(), self.owner.clone(), roles, beat.clone()));
         let mut tasks = JoinSet::new();
         if let Some((scheduler, replayer)) = self.upkeep {
-            let (first, second) = (stop.clone(), stop.clone());
-            tasks.spawn(async move { Ok(scheduler.run(first).await) });
-            tasks.spawn(async move { Ok(replayer.run(second).await) });
+            tasks.spawn(over(scheduler.run(stop.clone())));
+            tasks.spawn(over(replayer.run(stop.clone())));
         }
         if let Some(dispatchers) = self.dispatchers {
             dispatchers.start(&mut tasks, &stop);
         }
         if let Some(notifier) = self.notifier {
-            let stop = stop.clone();
-            tasks.spawn(async move { Ok(notifier.run(stop).await) });
+            tasks.spawn(over(notifier.run(stop.clone())));
         }
         Generation { tasks, owner: self.owner, stop, beat }
     }
+}
+
+/// A part that cannot fail.
+pub async fn over(part: impl Future<Output = ()>) -> anyhow::Result<()> {
+    part.await;
+    Ok(())
 }
 
 impl Generation {

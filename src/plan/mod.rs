@@ -9,6 +9,7 @@
 //! | `run` | one simulation, as long as it is worth it |
 //! | `forecast` | what follows from it: [`plan`] |
 //! | `answer` | what a plan says |
+//! | `policies` | what holds for one call, and which policies are risky: [`explain`] |
 //! | `review` | what a configuration promises and risks: [`review()`] |
 //! | `dice` | random numbers that can be repeated |
 
@@ -18,7 +19,7 @@ mod ceiling;
 mod dice;
 mod drive;
 mod forecast;
-
+mod policies;
 mod review;
 mod run;
 mod supply;
@@ -31,7 +32,7 @@ pub use ceiling::Binding;
 pub use dice::Dice;
 pub use drive::{Agenda, Drive, World};
 pub use forecast::{plan, plan_within};
-
+pub use policies::{Explanation, explain};
 pub use review::{Expected, Kept, Review, Warning, review};
 pub use work::{Amount, JOBS_MAX, RATE_MAX, SPAN_MAX, Work};
 

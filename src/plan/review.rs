@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::allows::{Allows, Calls, in_words};
 use super::ceiling::{Ceiling, Level, route_name};
+use super::policies;
 use super::work::{Amount, Work};
 use crate::config::Provider;
 use crate::duration::HumanDuration;
@@ -96,6 +97,7 @@ pub fn review(provider: &Provider, latency: Lognormal) -> Review {
     warnings.extend(of_provider(provider));
     warnings.extend(of_lanes(provider));
     warnings.extend(of_concurrency(provider, &work));
+    warnings.extend(policies::warnings(provider));
     for warning in &mut warnings {
         warning.place = match warning.place.as_str() {
             "" => format!("provider {:?}", provider.name),

@@ -1,5 +1,7 @@
 //! `paceline check`: is the configuration valid, and what does it mean?
 
+mod call;
+
 use clap::Args as ClapArgs;
 use paceline::config::{Auth, Config, Provider, QueueConfig};
 use paceline::duration::HumanDuration;
@@ -26,6 +28,22 @@ pub struct Args {
     /// Fail where there is a warning
     #[arg(long)]
     strict: bool,
+    /// Tell which limits and policies hold for this call, such as "POST /v1/search"
+    #[arg(long, value_name = "CALL", value_parser = call)]
+    call: Option<(String, String)>,
+    /// Only of this provider
+    #[arg(long, value_name = "NAME", requires = "call")]
+    provider: Option<String>,
+}
+
+/// A method and a path; GET where there is only a path.
+fn call(text: &str) -> Result<(String, String), String> {
+    let (method, path) = text.trim().split_once(' ').unwrap_or(("GET", text.trim()));
+    let path = path.trim();
+    if path.starts_with('/') && !method.is_empty() && method.bytes().all(|b| b.is_ascii_uppercase()) {
+        return Ok((method.to_owned(), path.to_owned()));
+    }
+    Err("expected a method and a path, such as \"POST /v1/search\"".to_owned())
 }
 
 /// Checks.
@@ -33,6 +51,9 @@ pub async fn run(args: Args, globals: &Globals, out: &Out) -> Result<Exit, Failu
     let config = globals.load()?;
     let reviews: Vec<Review> = config.providers.iter().map(|provider| review(provider, args.latency)).collect();
     let risky = reviews.iter().any(|review| !review.warnings.is_empty());
+    if let Some((method, path)) = &args.call {
+        return call::run(&config, &reviews, (method, path), &args, out);
+    }
     let exit = if args.strict && risky { Exit::Failed } else { Exit::Done };
     let shown = effective(&config, &reviews);
     if out.is_json() {
