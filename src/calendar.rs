@@ -206,7 +206,7 @@ fn day_of_month(text: &str) -> Result<i8, String> {
 }
 
 /// `00:00` or `00:00:00`.
-fn time_of_day(text: &str) -> Option<civil::Time> {
+pub(crate) fn time_of_day(text: &str) -> Option<civil::Time> {
     let mut parts = text.split(':').map(two_digits);
     let (hour, minute) = (parts.next()??, parts.next()??);
     let second = parts.next().unwrap_or(Some(0))?;
@@ -221,7 +221,7 @@ fn two_digits(text: &str) -> Option<i8> {
 }
 
 /// A name of the IANA database (as this machine knows it, else as it was built in), `UTC`, `Z`, or an offset.
-fn zone(name: &str) -> Result<TimeZone, String> {
+pub(crate) fn zone(name: &str) -> Result<TimeZone, String> {
     if name.eq_ignore_ascii_case("utc") || name.eq_ignore_ascii_case("z") {
         return Ok(TimeZone::UTC);
     }

@@ -8,6 +8,7 @@ mod limits;
 mod overrides;
 mod policy;
 mod provider;
+mod schedules;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ use base64::engine::general_purpose::STANDARD;
 use ipnet::IpNet;
 
 use crate::job::Catalog;
+use crate::schedule::Schedule;
 use crate::secrets::{Secret, SecretError, SecretSource};
 
 pub use limits::{Quota, QuotaPlace};
@@ -202,6 +204,8 @@ pub struct Config {
     pub webhooks: WebhooksConfig,
     /// `[[provider]]`, in the order of the file.
     pub providers: Vec<Provider>,
+    /// `[[schedules]]`
+    pub schedules: Vec<Schedule>,
 }
 
 impl Config {
@@ -296,7 +300,10 @@ impl Config {
             providers.extend(provider::build(raw, env, problems));
         }
         let (store, queue, api) = (store?, queue?, api?);
-        Some(Self { path, store, queue, api, metrics: metrics?, webhooks: webhooks?, providers })
+        let (metrics, webhooks, schedules) = (metrics?, webhooks?, Vec::new());
+        let mut config = Self { path, store, queue, api, metrics, webhooks, providers, schedules };
+        config.schedules = schedules::build(&file.schedules, &config.catalog(), problems);
+        Some(config)
     }
 
     /// What jobs are checked against.

@@ -21,7 +21,7 @@ impl Changes {
     pub fn between(old: &Config, new: &Config) -> Self {
         let mut changes = Self::default();
         // Every field is named, so that a new one cannot be forgotten here.
-        let Config { path: _, store, queue, api, metrics, webhooks, providers } = new;
+        let Config { path: _, store, queue, api, metrics, webhooks, providers, schedules } = new;
         let StoreConfig { url, keep_succeeded, keep_dead } = store;
         let ApiConfig { listen, tokens, envelope_bytes_max, public_url } = api;
         changes.refuse("store.url", old.store.url != *url);
@@ -34,6 +34,7 @@ impl Changes {
         changes.take("api.public_url", old.api.public_url != *public_url);
         changes.webhooks(&old.webhooks, webhooks);
         changes.providers(&old.providers, providers);
+        changes.take("schedules", old.schedules != *schedules);
         changes.restarts_work = !changes.taken.is_empty();
         changes.take("api.tokens", old.api.tokens != *tokens);
         changes
@@ -85,7 +86,7 @@ impl Changes {
 
 /// The keys of a provider that differ.
 fn of_provider(old: &Provider, new: &Provider) -> Vec<&'static str> {
-    let Provider { name: _, base_url, auth, policy, ca_file, pool, secrets, routes, quotas, breaker } = new;
+    let Provider { name: _, base_url, auth, policy, ca_file, pool, secrets, routes, quotas, breaker, windows } = new;
     let PoolSpec { safety, counted_within, limits, key_limits, keys, budgets, routes: route_limits, lanes } = pool;
     let Policy { retry, timeout, idempotency_header, is_idempotent, answers, cost_from: _ } = &**policy;
     let header = (&old.policy.idempotency_header, old.policy.is_idempotent);
@@ -108,6 +109,7 @@ fn of_provider(old: &Provider, new: &Provider) -> Vec<&'static str> {
         ("route", old.routes != *routes || old.pool.routes != *route_limits),
         ("lanes", old.pool.lanes != *lanes),
         ("breaker", old.breaker != *breaker),
+        ("window", old.windows != *windows),
     ];
     places.into_iter().filter(|(_, differs)| *differs).map(|(place, _)| place).collect()
 }

@@ -1,6 +1,8 @@
 //! What has to be done now and then: jobs of dead dispatchers are rescued, jobs past their
 //! deadline expire, old rows go. One pass each, several processes may run them at once.
 
+mod recurring;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +11,8 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::config::StoreConfig;
 use crate::store::{OwnerId, Store, StoreError};
+
+pub use recurring::{Due, Missed, Recurring, Schedule};
 
 /// Owners say that they live this often.
 pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(2);

@@ -1,6 +1,7 @@
 //! Logs and figures: what an operator sees.
 
 mod pacing;
+mod schedules;
 
 use std::io::IsTerminal as _;
 
@@ -12,6 +13,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 pub use pacing::{BUDGETS_MAX, PacingMetrics, Told};
+pub use schedules::{Made, ScheduleMetrics};
 
 /// A provider.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]

@@ -638,6 +638,24 @@ fn what_holds_for_one_call_is_explained() {
 }
 
 #[test]
+fn schedules_are_listed_with_their_next_times() {
+    let place = Place::new();
+    let text = "[[provider]]\nname = \"p\"\nbase_url = \"https://x\"\n[[schedules]]\nname = \"nightly\"\ncron = \"30 2 * * *\"\n\
+        zone = \"Europe/Berlin\"\njob = { provider = \"p\", request = { path = \"/tidy\" } }\n";
+    write(&place.path("recurring.toml"), text);
+    let json = place.run(&["--config", "recurring.toml", "--json", "schedules", "list", "--count", "2"]).code(0).json();
+    let first = &json["items"][0];
+    assert_eq!((first["name"].as_str(), first["zone"].as_str()), (Some("nightly"), Some("Europe/Berlin")));
+    assert_eq!(first["next"].as_array().map(Vec::len), Some(2), "{first}");
+    assert!(first["next"][0].as_str().is_some_and(|time| time.ends_with(":30:00.000Z")), "{first}");
+    let shown = place.run(&["--config", "recurring.toml", "schedules", "list"]).code(0).out;
+    assert!(shown.contains("nightly  30 2 * * * Europe/Berlin  missed: run_once"), "{shown}");
+    write(&place.path("recurring.toml"), &text.replace("30 2", "60 2"));
+    let said = place.run(&["--config", "recurring.toml", "schedules", "list"]).code(2);
+    assert!(said.err.contains("schedules \"nightly\": cron: minute: expected"), "{}", said.err);
+}
+
+#[test]
 fn the_schema_is_brought_up_to_date_once() {
     let place = Place::new();
     let first = place.run(&["migrate", "--json"]).code(0).json();

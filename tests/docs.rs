@@ -226,7 +226,7 @@ fn every_job_is_valid() {
 /// Global options that take a value.
 const WITH_VALUE: [&str; 3] = ["--config", "--url", "--token-env"];
 /// Commands that have commands of their own.
-const GROUPS: [&str; 5] = ["jobs", "dead", "providers", "keys", "topology"];
+const GROUPS: [&str; 6] = ["jobs", "dead", "providers", "keys", "topology", "schedules"];
 
 /// Command, and the options that are used with it: of the words after `paceline`.
 fn command_of(words: &[&str]) -> (Vec<String>, Vec<String>) {

@@ -130,6 +130,66 @@ async fn a_bad_file_changes_nothing_and_every_problem_is_told() {
     .await;
 }
 
+/// A window of the next seconds: it opens and shuts so long after now.
+fn window(opens: Duration, shuts: Duration) -> String {
+    let shown = |after: Duration| (jiff::Timestamp::now() + after).strftime("%H:%M:%S").to_string();
+    format!("window = \"{}-{} UTC\"", shown(opens), shown(shuts))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_leave_only_within_the_window_and_when_it_is_gone() {
+    in_world(Mode::Embedded, async |world| {
+        let begun = jiff::Timestamp::now();
+        let provider = strict(&[]).await;
+        let limit =
+            "limits = [ { requests = 4, per = \"1s\", algorithm = \"sliding_window\" } ]\ncounted_within = \"1s\"";
+        let (opens, shuts) = (Duration::from_secs(8), Duration::from_secs(12));
+        world.provider(&provider.base_url(), &KEYS, &format!("{limit}\n{}", window(opens, shuts)));
+        let serve = world.serving().await;
+        let api = world.api();
+        api.accept_all(&jobs(world, 0, 40)).await;
+        let waits = api.job_in("r0", &["queued"]).await;
+        assert_eq!(waits["waiting_for"]["reason"], "window", "{waits:#}");
+        let opening: jiff::Timestamp = waits["waiting_for"]["until"].as_str().expect("a time").parse().expect("a time");
+        assert!(opening.duration_since(begun).as_secs_f64() < 10.0, "{opening}");
+        assert_eq!(provider.stats().arrivals, 0);
+        until_calls(&provider, 3).await;
+        // It shuts though jobs wait; what is left waits for the next day.
+        let shut = "it is shut, and nothing is open";
+        until(shut, SOON, async || {
+            let left = api.get("/v1/jobs?limit=100").await.1;
+            let waiting = left["items"].as_array()?.iter().filter(|job| job["waiting_for"]["reason"] == "window");
+            let far = |job: &&Value| {
+                job["waiting_for"]["until"].as_str().is_some_and(|until| {
+                    until.parse::<jiff::Timestamp>().is_ok_and(|until| until.duration_since(begun).as_hours() > 20)
+                })
+            };
+            holds(
+                waiting.filter(far).count() > 5
+                    && world.number("SELECT COUNT(*) FROM jobs WHERE owner IS NOT NULL").await == 0,
+            )
+        })
+        .await;
+        let calls = provider.ledger();
+        // The ledger counts from the start of the provider; a crowded machine may be slow between decision and arrival.
+        for call in calls.iter() {
+            let at = call.at.as_secs_f64();
+            assert!((6.0..13.5).contains(&at), "{at}: {call:?}");
+        }
+        assert!(calls.len() < 30, "{}", calls.len());
+        world.provider(&provider.base_url(), &KEYS, limit);
+        reload(&serve, IN_EFFECT).await;
+        world.all_done(40, SOON * 2).await;
+        assert_eq!(provider.stats().executed, 40);
+        serve.stop().await;
+    })
+    .await;
+}
+
+async fn until_calls(provider: &ProviderHandle, calls: u64) {
+    until("the window opens", SOON, async || holds(provider.stats().accepted >= calls)).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn providers_tokens_and_keys_come_and_go() {
     in_world(Mode::Embedded, async |world| {

@@ -8,9 +8,9 @@ use paceline::clock::Clock;
 use paceline::config::{Config, QueueConfig};
 use paceline::readiness::Readiness;
 use paceline::replays::Replayer;
-use paceline::schedule::{self, Scheduler};
+use paceline::schedule::{self, Recurring, Scheduler};
 use paceline::store::{OwnerId, Store};
-use paceline::telemetry::{DispatchMetrics, InletMetrics};
+use paceline::telemetry::{DispatchMetrics, InletMetrics, ScheduleMetrics};
 use paceline::webhook::{Notifier, NotifierStats};
 use prometheus_client::registry::Registry;
 use tokio::task::JoinSet;
@@ -35,6 +35,7 @@ pub struct Metrics {
     pub dispatch: DispatchMetrics,
     pub inlet: InletMetrics,
     pub webhooks: NotifierStats,
+    pub schedules: ScheduleMetrics,
 }
 
 /// What a generation is built from.
@@ -49,7 +50,7 @@ pub struct Built {
     owner: OwnerId,
     dispatchers: Option<Dispatchers>,
     notifier: Option<Notifier>,
-    upkeep: Option<(Scheduler, Replayer)>,
+    upkeep: Option<(Scheduler, Replayer, Recurring)>,
 }
 
 /// A generation at work.
@@ -70,6 +71,9 @@ impl Metrics {
             if matches!(config.queue, QueueConfig::Amqp(_)) {
                 self.inlet.register(registry);
             }
+        }
+        if roles.contains(&Role::Scheduler) {
+            self.schedules.register(registry);
         }
         if roles.contains(&Role::Notifier) {
             self.webhooks.register(registry.sub_registry_with_prefix("paceline"));
@@ -97,7 +101,10 @@ impl Built {
         let upkeep = shared.has(Role::Scheduler).then(|| {
             let (store, clock) = (shared.store.clone(), Arc::clone(&shared.clock));
             let scheduler = Scheduler::new(store.clone(), Arc::clone(&clock), config.store.clone());
-            (scheduler, Replayer::new(store, clock, Arc::new(config.catalog())))
+            let (catalog, schedules) = (Arc::new(config.catalog()), config.schedules.clone());
+            let metrics = shared.metrics.schedules.clone();
+            let recurring = Recurring::new(store.clone(), Arc::clone(&clock), schedules, Arc::clone(&catalog), metrics);
+            (scheduler, Replayer::new(store, clock, catalog), recurring)
         });
         Ok(Self { owner, dispatchers, notifier, upkeep })
     }
@@ -108,9 +115,10 @@ impl Built {
         let roles = shared.roles.iter().map(|role| role.name()).collect::<Vec<_>>().join(",");
         tokio::spawn(schedule::heartbeat(shared.store.clone(), self.owner.clone(), roles, beat.clone()));
         let mut tasks = JoinSet::new();
-        if let Some((scheduler, replayer)) = self.upkeep {
+        if let Some((scheduler, replayer, recurring)) = self.upkeep {
             tasks.spawn(over(scheduler.run(stop.clone())));
             tasks.spawn(over(replayer.run(stop.clone())));
+            tasks.spawn(over(recurring.run(stop.clone())));
         }
         if let Some(dispatchers) = self.dispatchers {
             dispatchers.start(&mut tasks, &stop);

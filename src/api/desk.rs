@@ -32,6 +32,8 @@ const CANCEL_WITHIN: Duration = Duration::from_secs(2);
 const CANCEL_LOOK: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(160));
 /// Bodies up to this size are checked in place; larger ones on a thread of their own.
 const CHECK_IN_PLACE_BYTES: usize = 128 * 1024;
+/// What jobs wait for while their provider's windows are shut.
+const WINDOW: &str = "window";
 /// Dead letters a transaction of a purge.
 const PURGE_BATCH: u32 = 500;
 /// Transactions a purge before it answers.
@@ -160,7 +162,7 @@ impl Desk {
     pub async fn job(&self, who: &Tenancy, id: &str) -> Result<JobJson, Problem> {
         let id = known_form(id).ok_or_else(Problem::no_job)?;
         let mut view = self.store.job(who.tenant(), id).await?.ok_or_else(Problem::no_job)?;
-        self.say_paused(std::slice::from_mut(&mut view)).await?;
+        self.say_what_holds(std::slice::from_mut(&mut view)).await?;
         Ok(view.into())
     }
 
@@ -172,22 +174,30 @@ impl Desk {
         let (mut filter, window) = params::jobs(query)?;
         filter.tenant = who.narrow(filter.tenant)?.tenant().map(str::to_owned);
         let mut page = self.store.jobs(&filter, window.cursor, window.limit).await?;
-        self.say_paused(&mut page.items).await?;
+        self.say_what_holds(&mut page.items).await?;
         Ok(job_page(page))
     }
 
-    /// A queued job whose provider an operator paused waits for that.
-    async fn say_paused(&self, views: &mut [JobView]) -> Result<(), Problem> {
+    /// A queued job whose provider an operator paused, or whose windows are shut, waits for that.
+    async fn say_what_holds(&self, views: &mut [JobView]) -> Result<(), Problem> {
         if views.iter().all(|view| view.state != JobState::Queued) {
             return Ok(());
         }
         let paused = self.store.paused_providers().await?;
-        for view in views.iter_mut().filter(|view| paused.contains(&view.job.provider)) {
-            if view.state == JobState::Queued {
+        for view in views.iter_mut().filter(|view| view.state == JobState::Queued) {
+            if paused.contains(&view.job.provider) {
                 view.waiting_reason = Some(WaitReason::Paused.as_str().to_owned());
+            } else if let Some(until_ms) = self.shut_until(&view.job.provider) {
+                (view.waiting_reason, view.due_ms) = (Some(WINDOW.to_owned()), until_ms);
             }
         }
         Ok(())
+    }
+
+    /// Until when no call leaves to that provider: its windows are shut.
+    fn shut_until(&self, provider: &str) -> Option<Option<WallMs>> {
+        let standing = self.catalog.providers.get(provider)?.windows.at(self.clock.wall_ms());
+        (!standing.is_open).then_some(standing.until_ms)
     }
 
     /// The provider's answer.

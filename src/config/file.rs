@@ -21,6 +21,31 @@ pub(super) struct File {
     pub metrics: Metrics,
     pub webhooks: Webhooks,
     pub provider: Vec<Provider>,
+    pub schedules: Vec<Schedule>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Schedule {
+    pub name: String,
+    pub cron: String,
+    #[serde(default)]
+    pub zone: Option<String>,
+    pub job: toml::Table,
+    #[serde(default)]
+    pub missed: Missed,
+    #[serde(default)]
+    pub missed_max: Option<usize>,
+}
+
+/// What becomes of times at which nobody was there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Missed {
+    Skip,
+    #[default]
+    RunOnce,
+    RunAll,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -111,6 +136,8 @@ pub(super) struct Provider {
     pub outcomes: Vec<OutcomeRule>,
     #[serde(default)]
     pub breaker: Breaker,
+    #[serde(default)]
+    pub window: Option<Texts>,
     #[serde(default)]
     pub ca_file: Option<PathBuf>,
     #[serde(default)]
@@ -269,6 +296,36 @@ impl<'de> Deserialize<'de> for StatusList {
                     list.extend(more);
                 }
                 Ok(StatusList(list))
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+/// A text, or a list of texts.
+#[derive(Debug)]
+pub(super) struct Texts(pub Vec<String>);
+
+impl<'de> Deserialize<'de> for Texts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = Texts;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text or a list of texts")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Texts, E> {
+                Ok(Texts(vec![text.to_owned()]))
+            }
+
+            fn visit_seq<A: de::SeqAccess<'de>>(self, mut seq: A) -> Result<Texts, A::Error> {
+                let mut list = Vec::new();
+                while let Some(text) = seq.next_element()? {
+                    list.push(text);
+                }
+                Ok(Texts(list))
             }
         }
         deserializer.deserialize_any(Visitor)

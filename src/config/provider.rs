@@ -15,9 +15,13 @@ use crate::glob;
 use crate::job::{ProviderRules, REPLAY_LANE, is_name, is_reserved};
 use crate::pace::{BudgetSpec, KeySpec, LaneSpec, PoolSpec, RouteSpec, Safety};
 use crate::secrets::Secret;
+use crate::send_window::SendWindows;
 
 /// The lane of jobs that name none.
 const DEFAULT: &str = "default";
+
+/// Windows that a provider may have.
+const WINDOWS_MAX: usize = 16;
 
 /// How a key is put on a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,6 +76,8 @@ pub struct Provider {
     pub quotas: Vec<Quota>,
     /// When it is left alone because it is down.
     pub breaker: BreakerPolicy,
+    /// When calls may leave.
+    pub windows: SendWindows,
 }
 
 impl Provider {
@@ -92,6 +98,7 @@ impl Provider {
             keys: keys.collect(),
             credential_header,
             credential_query,
+            windows: self.windows.clone(),
             idempotency_headers: self.policies().map(|policy| policy.idempotency_header.as_str().to_owned()).collect(),
         }
     }
@@ -216,6 +223,7 @@ pub(super) fn build(raw: file::Provider, env: &Lookup<'_>, problems: &mut Proble
     };
     problems.take(&place, pool.check());
     let breaker = breaker(&place, &raw.breaker, problems);
+    let windows = windows(&format!("{place}: window"), raw.window.as_ref(), problems);
     Some(Provider {
         name: raw.name,
         base_url: base_url?,
@@ -227,6 +235,7 @@ pub(super) fn build(raw: file::Provider, env: &Lookup<'_>, problems: &mut Proble
         routes,
         quotas,
         breaker,
+        windows,
     })
 }
 
@@ -362,6 +371,14 @@ fn lanes(place: &str, raw: &std::collections::BTreeMap<String, u32>, problems: &
     }
     lanes.push(LaneSpec { name: REPLAY_LANE.to_owned(), weight: 1 });
     lanes
+}
+
+fn windows(place: &str, raw: Option<&file::Texts>, problems: &mut Problems) -> SendWindows {
+    let Some(file::Texts(list)) = raw else { return SendWindows::default() };
+    if !(1..=WINDOWS_MAX).contains(&list.len()) {
+        problems.add(place, format!("expected 1 to {WINDOWS_MAX} windows: a list without any never opens"));
+    }
+    SendWindows::new(list.iter().filter_map(|text| problems.take(place, text.parse())).collect())
 }
 
 fn breaker(place: &str, raw: &file::Breaker, problems: &mut Problems) -> BreakerPolicy {

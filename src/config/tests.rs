@@ -320,6 +320,24 @@ fn routes_have_policies_of_their_own_and_inherit_the_rest() {
 }
 
 #[test]
+fn windows_are_one_or_several_and_each_opens() {
+    let text = |window: &str| format!("[[provider]]\nname = \"p\"\nbase_url = \"http://x\"\nwindow = {window}\n");
+    let shown = |window: &str| load(&text(window), &[]).expect("valid").providers[0].windows.to_string();
+    assert_eq!(shown("\"22:00-06:00 Europe/Berlin\""), "22:00-06:00 Europe/Berlin");
+    assert_eq!(shown("[ \"08:00-09:00 UTC\", \"10:00:30-11:00 +02:00\" ]"), "08:00-09:00 UTC, 10:00:30-11:00 +02:00");
+    for (window, part) in [
+        ("[]", "never opens"),
+        ("\"06:00-06:00 UTC\"", "never opens"),
+        ("\"22:00-06:00 Mars/Olympus\"", "unknown time zone"),
+        ("\"always\"", "two times and a zone"),
+        ("7", "line 4"),
+    ] {
+        let message = error(&text(window), &[]);
+        assert!(message.contains(part) && message.contains("window"), "{window}: {message}");
+    }
+}
+
+#[test]
 fn policies_that_make_no_sense_are_refused_with_their_place() {
     let load = |policy: &str, route: &str| {
         let text = format!(
@@ -358,4 +376,43 @@ fn policies_that_make_no_sense_are_refused_with_their_place() {
     }
     let many = "{ status = 409, outcome = \"quota\" },".repeat(65);
     assert!(load(&format!("outcomes = [{many}]"), "").contains("outcomes: expected at most 64 rules"));
+}
+
+#[test]
+fn schedules_are_checked_whole() {
+    let head = "[[provider]]\nname = \"p\"\nbase_url = \"http://x\"\n[[schedules]]\n";
+    let job = "job = { provider = \"p\", request = { path = \"/a\" } }";
+    let config = load(&format!("{head}name = \"n\"\ncron = \"0 3 * * *\"\n{job}\n"), &[]).expect("valid");
+    assert_eq!(config.schedules[0].cron.to_string(), "0 3 * * * UTC");
+    assert_eq!(config.schedules[0].missed, crate::schedule::Missed::RunOnce);
+    let named = "name = \"n\"\n";
+    for (text, part) in [
+        (format!("name = \"N\"\ncron = \"0 3 * * *\"\n{job}"), "expected a name"),
+        (format!("{named}cron = \"0 3 * *\"\n{job}"), "schedules \"n\": cron: expected five fields"),
+        (format!("{named}cron = \"0 3 31 2 *\"\n{job}"), "never comes"),
+        (format!("{named}cron = \"0 3 * * *\"\nzone = \"Mars/Olympus\"\n{job}"), "unknown time zone"),
+        (format!("{named}cron = \"0 3 * * *\"\nmissed = \"later\"\n{job}"), "run_once"),
+        (format!("{named}cron = \"0 3 * * *\"\nmissed_max = 0\n{job}"), "missed_max: expected 1 to 1000"),
+        (
+            format!("{named}cron = \"0 3 * * *\"\njob = {{ provider = \"q\", request = {{ path = \"/a\" }} }}"),
+            "unknown provider",
+        ),
+        (
+            format!("{named}cron = \"0 3 * * *\"\njob = {{ provider = \"p\", request = {{ path = \"a\" }} }}"),
+            "$.request.path",
+        ),
+        (
+            format!(
+                "{named}cron = \"0 3 * * *\"\njob = {{ id = \"x\", provider = \"p\", request = {{ path = \"/a\" }} }}"
+            ),
+            "job.id",
+        ),
+        (
+            format!("{named}cron = \"0 3 * * *\"\n{job}\n[[schedules]]\n{named}cron = \"0 4 * * *\"\n{job}"),
+            "two schedules",
+        ),
+    ] {
+        let message = error(&format!("{head}{text}\n"), &[]);
+        assert!(message.contains(part), "{text}: {message}");
+    }
 }

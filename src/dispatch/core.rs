@@ -13,6 +13,7 @@ mod message;
 mod orders;
 mod outage;
 mod quotas;
+mod window;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -126,6 +127,7 @@ pub struct Core {
     commands: Vec<Command>,
     /// The last word of operators.
     orders: Vec<Order>,
+    window: window::Watch,
 }
 
 impl Core {
@@ -158,6 +160,7 @@ impl Core {
             next_slot: None,
             commands: Vec::new(),
             orders: Vec::new(),
+            window: window::Watch::default(),
         })
     }
 
@@ -196,7 +199,8 @@ impl Core {
         // Pauses end and blocked jobs are handed back without any event.
         let patience = (!self.line.is_empty()).then(|| now.mono + PATIENCE / 5);
         let breaker = self.breaker.open_until();
-        [self.next_slot, mark, deadline, patience, breaker].into_iter().flatten().min()
+        let window = self.window_changes_at(now);
+        [self.next_slot, mark, deadline, patience, breaker, window].into_iter().flatten().min()
     }
 
     /// How every limit, key and budget stands. Costs a visit to each.
@@ -206,7 +210,7 @@ impl Core {
 
     /// How many jobs of each lane should wait in line: what the budgets allow in the next seconds.
     pub fn target(&mut self, now: Now) -> usize {
-        if self.doors != Doors::Open || !self.holds_something(now.mono) {
+        if !self.window_is_open(now) || self.doors != Doors::Open || !self.holds_something(now.mono) {
             return 0;
         }
         let probes = self.breaker.room(now.mono).map_or(usize::MAX, |room| usize::try_from(room).unwrap_or(usize::MAX));
@@ -307,6 +311,9 @@ impl Core {
     fn launch(&mut self, now: Now) {
         self.next_slot = None;
         self.shut_what_ended(now.mono);
+        if !self.window_is_open(now) {
+            return self.empty_line(now);
+        }
         while self.open + self.starting < OPEN_MAX && self.provider_is_up(now.mono) {
             match self.line.next(&mut self.pool, now.mono) {
                 Slot::Ready(pk, permit, _) => self.permitted(pk, permit, now),
@@ -381,7 +388,7 @@ impl Core {
                 let in_time = !is_past_deadline(&held.job, now);
                 self.starting -= 1;
                 self.count(permit.key(), Step::Started, now.mono);
-                let may_go = in_time && self.may_leave(permit.key(), now.mono) && self.breaker.honours(pass);
+                let may_go = in_time && self.window_is_open(now) && self.may_leave(permit.key(), now.mono) && self.breaker.honours(pass);
                 self.started(pk, (permit, pass), recorded, may_go, now);
             }
             Stage::Open(mut open) => {

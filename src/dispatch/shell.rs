@@ -324,7 +324,7 @@ impl Dispatcher {
     fn sleep_for(&self, now: Now, grace_ends: Option<Time>) -> Duration {
         let core = self.core.wake_at(now);
         // Whoever may not send claims nothing, however much is due.
-        let may_claim = self.core.holds_something(now.mono);
+        let may_claim = self.core.holds_something(now.mono) && !self.core.is_shut();
         let claims = self.claims.wake_at().filter(|_| may_claim).map(|at| at.max(self.room_at));
         let lease = self.keeping.wake_at(self.orders.are_known());
         let next = [core, claims, lease, self.orders.wake_at(), grace_ends].into_iter().flatten().min();

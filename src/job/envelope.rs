@@ -11,6 +11,7 @@ use super::{Invalid, is_job_id, is_name};
 use crate::clock::{WallMs, parse_rfc3339, rfc3339};
 use crate::duration::HumanDuration;
 use crate::retry::Jitter;
+use crate::send_window::SendWindows;
 
 /// Largest `metadata`, in bytes.
 const METADATA_BYTES_MAX: usize = 4 * 1024;
@@ -32,6 +33,8 @@ pub struct ProviderRules {
     pub credential_header: Option<String>,
     /// The query parameter that carries the key.
     pub credential_query: Option<String>,
+    /// When calls may leave.
+    pub windows: SendWindows,
     /// The header fields of the idempotency key, in lower case: that of the provider, and those of its routes.
     pub idempotency_headers: BTreeSet<String>,
 }
@@ -44,6 +47,7 @@ impl Default for ProviderRules {
             keys: BTreeMap::new(),
             credential_header: Some("authorization".to_owned()),
             credential_query: None,
+            windows: SendWindows::default(),
             idempotency_headers: BTreeSet::from(["idempotency-key".to_owned()]),
         }
     }

@@ -12,6 +12,7 @@ use crate::clock::rfc3339;
 use crate::config::Provider;
 use crate::duration::HumanDuration;
 use crate::pace::Time;
+use crate::send_window::SendWindows;
 
 /// Calls that are simulated before a steady rate is taken for the rest.
 const CALLS: usize = 50_000;
@@ -42,7 +43,32 @@ pub fn plan(provider: &Provider, work: &Work) -> Result<Plan, PlanError> {
 /// As of [`plan`].
 pub fn plan_within(provider: &Provider, work: &Work, calls: usize) -> Result<Plan, PlanError> {
     check_cost(provider, work)?;
-    Forecast::new(provider, work, Ceiling::new(provider, work), calls.max(10 * BESIDE)).plan()
+    // As if calls could always leave; then what is found is laid into the provider's windows.
+    let windows = &provider.windows;
+    let always = Provider { windows: SendWindows::default(), ..provider.clone() };
+    let forecast = Forecast::new(&always, work, Ceiling::new(&always, work), calls.max(10 * BESIDE));
+    Ok(if windows.is_empty() { forecast.plan()? } else { within_windows(forecast.plan()?, windows, work) })
+}
+
+fn within_windows(mut plan: Plan, windows: &SendWindows, work: &Work) -> Plan {
+    let needs = Duration::from_millis(plan.takes_ms);
+    let sending = HumanDuration(Duration::from_secs(needs.as_secs().max(1)));
+    match (work.amount, windows.stretched(work.start_ms, needs)) {
+        (Amount::Jobs(_), Some(takes)) => {
+            plan.takes_ms = millis(takes);
+            plan.done_at = rfc3339(work.start_ms.saturating_add(i64::try_from(takes.as_millis()).unwrap_or(i64::MAX)));
+            plan.notes.push(format!("calls leave only {windows}: of the whole time {sending} are within it"));
+        }
+        (Amount::Jobs(_), None) => {
+            plan.notes.push(format!("calls leave only {windows}: {sending} within it, which takes years"))
+        }
+        (Amount::Arrivals { .. }, _) => {
+            plan.notes.push(format!(
+                "calls leave only {windows}: all figures hold while it is open, and jobs pile up meanwhile"
+            ));
+        }
+    }
+    plan
 }
 
 struct Forecast<'a> {

@@ -17,6 +17,7 @@ mod orders;
 mod outcomes;
 mod owners;
 mod replays;
+mod schedules;
 mod reports;
 mod retention;
 mod types;
@@ -751,6 +752,22 @@ impl Store {
         let released = owners::retire(self.db(), &self.inner.wakes, owner, now_ms).await?;
         self.known_owners().remove(owner);
         Ok(released)
+    }
+
+    /// Up to which time a schedule has made its jobs; from now on where nobody has seen it, or its cron line, before.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn schedule_cursor(&self, name: &str, spec: &str, now_ms: WallMs) -> Result<WallMs, StoreError> {
+        act!(self, |tx, _wakes| schedules::cursor(tx, name, spec, now_ms).await)
+    }
+
+    /// A schedule has made its jobs up to that time. Never goes back.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn schedule_advance(&self, name: &str, spec: &str, last_ms: WallMs) -> Result<(), StoreError> {
+        act!(self, |tx, _wakes| schedules::advance(tx, name, spec, last_ms).await)
     }
 
     /// Does the same for owners that died: whose heartbeat is older than `silent_for`, or that

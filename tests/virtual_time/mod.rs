@@ -312,6 +312,7 @@ impl World {
             signal,
             told: Signal::default(),
             cost: self.true_costs.get(&pk).copied(),
+            ruling: None,
         }));
         self.later(head + body + 1, Happening::Inform(Event::Ended { pk, end }));
     }

@@ -23,6 +23,7 @@ mod plan_text;
 mod providers;
 mod ready;
 mod replays;
+mod schedules;
 mod serve;
 mod topology;
 
@@ -137,6 +138,8 @@ enum Command {
     Migrate(migrate::Args),
     #[command(subcommand)]
     Topology(topology::Command),
+    #[command(subcommand)]
+    Schedules(schedules::Command),
     Ready(ready::Args),
     Completions(pages::Completions),
     Man(pages::Man),
@@ -157,6 +160,7 @@ impl Command {
             Self::Plan(args) => plan::run(*args, globals, out).await,
             Self::Migrate(args) => migrate::run(args, globals, out).await,
             Self::Topology(command) => topology::run(command, globals, out).await,
+            Self::Schedules(command) => schedules::run(command, globals, out).await,
             Self::Ready(args) => ready::run(args, globals, out).await,
             Self::Completions(args) => pages::completions(&args, out),
             Self::Man(args) => pages::man(&args, out),
