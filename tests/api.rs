@@ -112,6 +112,7 @@ impl Api {
             readiness: readiness.clone(),
             registry: Registry::default(),
             envelope_bytes_max: ENVELOPE_BYTES_MAX,
+            public_url: None,
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");

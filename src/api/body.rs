@@ -74,7 +74,9 @@ impl BodyReader {
         let mut held: Option<OwnedSemaphorePermit> = None;
         while let Some(chunk) = stream.next().await {
             let chunk =
-                chunk.map_err(|_| Problem::new(ProblemKind::NotJson, "the body ended before its announced end"))?;
+                chunk.map_err(|_| {
+                Problem::new(ProblemKind::NotJson, "the body ended before its end, or is not what content-encoding says")
+            })?;
             let many = first_byte(&read, &chunk) == Some(b'[') && takes == Takes::OneOrMany;
             let bytes_max = if many { MANY_BYTES_MAX.max(self.one_bytes_max) } else { self.one_bytes_max };
             if read.len() + chunk.len() > bytes_max {

@@ -21,6 +21,7 @@ mod plan;
 mod plan_text;
 mod providers;
 mod replays;
+mod schema;
 mod serve;
 mod topology;
 
@@ -127,6 +128,7 @@ enum Command {
     Migrate(migrate::Args),
     #[command(subcommand)]
     Topology(topology::Command),
+    Schema(schema::Args),
 }
 
 impl Command {
@@ -144,6 +146,7 @@ impl Command {
             Self::Plan(args) => plan::run(*args, globals, out).await,
             Self::Migrate(args) => migrate::run(args, globals, out).await,
             Self::Topology(command) => topology::run(command, globals, out).await,
+            Self::Schema(args) => schema::run(&args, globals, out),
         }
     }
 }
