@@ -4,6 +4,7 @@
 //! what the inlet reads and the notifier sends.
 
 use serde_json::{Value, json};
+use standardwebhooks::{HEADER_WEBHOOK_ID, HEADER_WEBHOOK_SIGNATURE, HEADER_WEBHOOK_TIMESTAMP};
 
 use crate::inlet::topology::{EVENTS, JOBS, REJECTED, UNROUTABLE};
 use crate::job::{EventKind, envelope_schema};
@@ -154,11 +155,11 @@ fn webhook_message() -> Value {
         "name": "webhook", "title": "A completion", "contentType": "application/json",
         "payload": { "schemaFormat": "application/schema+json;version=draft-2020-12", "schema": event_schema() },
         "headers": {
-            "type": "object", "required": ["webhook-id", "webhook-timestamp", "webhook-signature"],
+            "type": "object", "required": [HEADER_WEBHOOK_ID, HEADER_WEBHOOK_TIMESTAMP, HEADER_WEBHOOK_SIGNATURE],
             "properties": {
-                "webhook-id": text("The event's id: the same at every attempt."),
-                "webhook-timestamp": text("When this attempt was made, in seconds since 1970."),
-                "webhook-signature": text("`v1,` and the HMAC-SHA256 of id, timestamp and body; one a secret, with blanks between."),
+                HEADER_WEBHOOK_ID: text("The event's id: the same at every attempt."),
+                HEADER_WEBHOOK_TIMESTAMP: text("When this attempt was made, in seconds since 1970."),
+                HEADER_WEBHOOK_SIGNATURE: text("`v1,` and the HMAC-SHA256 of id, timestamp and body; one a secret, with blanks between."),
             },
         },
     })

@@ -77,9 +77,9 @@ pub fn rfc3339(ms: WallMs) -> String {
 /// What was expected, for the person who wrote it.
 pub fn parse_rfc3339(text: &str) -> Result<WallMs, String> {
     let parsed = has_form_of_rfc3339(text).then(|| text.parse::<jiff::Timestamp>().ok()).flatten();
-    parsed
-        .map(jiff::Timestamp::as_millisecond)
-        .ok_or_else(|| format!("expected an RFC 3339 time with an offset, such as 2026-11-20T10:00:00Z, found {text:?}"))
+    parsed.map(jiff::Timestamp::as_millisecond).ok_or_else(|| {
+        format!("expected an RFC 3339 time with an offset, such as 2026-11-20T10:00:00Z, found {text:?}")
+    })
 }
 
 /// `2026-11-20T10:00:00`, at most nine digits of a second's fraction, and `Z` or `+01:00`: by their places alone.

@@ -87,7 +87,10 @@ fn good() -> Vec<Value> {
             "tenant": null, "metadata": null, "cost": null, "not_before": null, "deadline": null, "delivery": null,
             "idempotency_key": null, "key": null, "retry": null, "callback": null }),
         json!({ "request": { "path": "/", "body": null, "text": "a" } }),
-        with("retry", json!({ "max_attempts": 100, "base": "1s", "cap": "1h30m", "jitter": "decorrelated", "max_elapsed": "7d" })),
+        with(
+            "retry",
+            json!({ "max_attempts": 100, "base": "1s", "cap": "1h30m", "jitter": "decorrelated", "max_elapsed": "7d" }),
+        ),
         with("retry", json!({ "max_attempts": null, "base": null, "jitter": null })),
         with("callback", json!({ "url": "http://example.com/", "endpoint": null, "events": ["job.dead"] })),
         with("callback", json!({ "endpoint": "ep_1", "events": null })),
@@ -100,13 +103,34 @@ fn good() -> Vec<Value> {
     good.extend(["", "acme", "a b", "ä"].map(|tenant| with("tenant", tenant.into())));
     good.extend([json!(1), json!(1_000_000_000_000_u64)].map(|cost| with("cost", cost)));
     good.extend(
-        ["2026-11-20T10:00:00Z", "2026-11-20t10:00:00.123456789z", "2024-02-29T23:59:60+23:59", "0001-01-01T00:00:00-01:00"]
-            .map(|at| with("not_before", at.into())),
+        [
+            "2026-11-20T10:00:00Z",
+            "2026-11-20t10:00:00.123456789z",
+            "2024-02-29T23:59:60+23:59",
+            "0001-01-01T00:00:00-01:00",
+        ]
+        .map(|at| with("not_before", at.into())),
     );
-    good.extend(["GET", "POST", "PURGE", "M-SEARCH", "X!#$%&'*+.^_`|~9", "TRACED"].map(|m| request("method", m.into())));
     good.extend(
-        ["/", "/v1/geocode", "/a//b", "/a/..b", "/@me", "/a:b", "/%e4%bd%a0", "/ä", "/.../x", "/a%2fb", "/%20", "/%ff", "/\u{feff}"]
-            .map(|path| request("path", path.into())),
+        ["GET", "POST", "PURGE", "M-SEARCH", "X!#$%&'*+.^_`|~9", "TRACED"].map(|m| request("method", m.into())),
+    );
+    good.extend(
+        [
+            "/",
+            "/v1/geocode",
+            "/a//b",
+            "/a/..b",
+            "/@me",
+            "/a:b",
+            "/%e4%bd%a0",
+            "/ä",
+            "/.../x",
+            "/a%2fb",
+            "/%20",
+            "/%ff",
+            "/\u{feff}",
+        ]
+        .map(|path| request("path", path.into())),
     );
     good.extend(["", "AA==", "AAA=", "AAAA", "/+8="].map(|text| request("base64", text.into())));
     good
@@ -143,34 +167,81 @@ fn bad() -> Vec<Value> {
         with("metadata", json!([])),
         with("delivery", json!("twice")),
     ];
-    bad.extend([json!(""), json!("."), json!(".."), json!("a b"), json!("a/b"), json!("ä"), json!("x".repeat(129)), json!(7)].map(|id| with("id", id)));
+    bad.extend(
+        [json!(""), json!("."), json!(".."), json!("a b"), json!("a/b"), json!("ä"), json!("x".repeat(129)), json!(7)]
+            .map(|id| with("id", id)),
+    );
     bad.extend(["GEO", "a.b", ""].map(|lane| with("lane", lane.into())));
     bad.extend(["\u{0}", "a\nb", "\u{7f}", "\u{85}"].map(|tenant| with("tenant", tenant.into())));
-    bad.extend([json!(0), json!(-1), json!(1.5), json!("1"), json!(1_000_000_000_001_u64)].map(|cost| with("cost", cost)));
     bad.extend(
-        ["", "2026-11-20", "2026-11-20T10:00:00", "2026-11-20 10:00:00Z", "2026-13-20T10:00:00Z", "2026-11-20T24:00:00Z",
-         "2026-11-20T10:00:00+0100", "2026-11-20T10:00:00.Z", "2026-11-20T10:00:00Z[UTC]", "tomorrow"]
-            .map(|at| with("not_before", at.into())),
+        [json!(0), json!(-1), json!(1.5), json!("1"), json!(1_000_000_000_001_u64)].map(|cost| with("cost", cost)),
+    );
+    bad.extend(
+        [
+            "",
+            "2026-11-20",
+            "2026-11-20T10:00:00",
+            "2026-11-20 10:00:00Z",
+            "2026-13-20T10:00:00Z",
+            "2026-11-20T24:00:00Z",
+            "2026-11-20T10:00:00+0100",
+            "2026-11-20T10:00:00.Z",
+            "2026-11-20T10:00:00Z[UTC]",
+            "tomorrow",
+        ]
+        .map(|at| with("not_before", at.into())),
     );
     bad.extend(["1", "s", "1w", "-1s", "1.5s", "1 h", ""].map(|base| with("retry", json!({ "base": base }))));
     bad.extend(["", "a b", "ä", "a\n"].map(|key| with("idempotency_key", key.into())));
     bad.extend(["get", "G T", "", "TRACE", "CONNECT", "GÄT"].map(|m| request("method", m.into())));
     bad.push(request("method", json!(null)));
     bad.extend(
-        ["", "evil", "//evil", "/..", "/a/../b", "/a/%2e%2E/b", "/a/.%2e", "/.", "/a%2f..%2fb", "/a\\b", "/a%5c..", "/a%5Cb", "/a?b",
-         "/a#b", "/a b", "/a\u{a0}b", "/a\r\nx", "/a%0d", "/a%", "/a%zz", "/a%7f", "/%00", "/a\u{2028}"]
-            .map(|path| request("path", path.into())),
+        [
+            "",
+            "evil",
+            "//evil",
+            "/..",
+            "/a/../b",
+            "/a/%2e%2E/b",
+            "/a/.%2e",
+            "/.",
+            "/a%2f..%2fb",
+            "/a\\b",
+            "/a%5c..",
+            "/a%5Cb",
+            "/a?b",
+            "/a#b",
+            "/a b",
+            "/a\u{a0}b",
+            "/a\r\nx",
+            "/a%0d",
+            "/a%",
+            "/a%zz",
+            "/a%7f",
+            "/%00",
+            "/a\u{2028}",
+        ]
+        .map(|path| request("path", path.into())),
     );
     bad.extend(
-        [json!({ "a": null }), json!({ "a": {} }), json!({ "a": [null] }), json!({ "a": [[1]] }), json!([]), json!(null)]
-            .map(|query| request("query", query)),
+        [
+            json!({ "a": null }),
+            json!({ "a": {} }),
+            json!({ "a": [null] }),
+            json!({ "a": [[1]] }),
+            json!([]),
+            json!(null),
+        ]
+        .map(|query| request("query", query)),
     );
     bad.extend(
         ["Host", "transfer-encoding", "AUTHORIZATION", "Cookie", "x-api-key", "", "a b", "a:b", "ä", "a\n"]
             .map(|name| request("headers", json!({ name: "v" }))),
     );
     bad.extend(["a\r\nb", "\u{0}", "\u{7f}"].map(|value| request("headers", json!({ "x-a": value }))));
-    bad.extend(["A", "AA", "AAA", "A===", "AB==", "AAB=", "A A=", "____", "AA=="].map(|text| request("base64", text.into())));
+    bad.extend(
+        ["A", "AA", "AAA", "A===", "AB==", "AAB=", "A A=", "____", "AA=="].map(|text| request("base64", text.into())),
+    );
     bad.pop();
     bad
 }
@@ -207,7 +278,10 @@ fn envelopes() -> impl Strategy<Value = Value> {
         ("idempotency_key", pieces(&["\"k\"", "\"a b\""])),
         ("key", pieces(&["\"k1\"", "\"k2\""])),
         ("retry", pieces(&["{\"base\":\"5s\",\"cap\":\"1s\"}", "{\"max_attempts\":3}", "{\"base\":\"99999d\"}"])),
-        ("callback", pieces(&["{\"url\":\"http://example.com/\"}", "{\"url\":\"ftp://x\"}", "{\"endpoint\":\"ep_1\"}"])),
+        (
+            "callback",
+            pieces(&["{\"url\":\"http://example.com/\"}", "{\"url\":\"ftp://x\"}", "{\"endpoint\":\"ep_1\"}"]),
+        ),
         ("unknown", pieces(&["1"])),
     ];
     let request: Vec<(&str, BoxedStrategy<Value>)> = vec![
@@ -225,11 +299,13 @@ fn envelopes() -> impl Strategy<Value = Value> {
         let all: Vec<_> = members.into_iter().map(one).collect();
         all.prop_map(|members| members.into_iter().flatten().collect()).boxed()
     };
-    (some(members), some(request), pieces(&["\"/\"", "\"/a/b\"", "\"/../x\"", "\"/a%20b\""])).prop_map(|(mut members, mut request, path)| {
-        request.insert("path".to_owned(), path);
-        members.insert("request".to_owned(), request.into());
-        Value::Object(members)
-    })
+    (some(members), some(request), pieces(&["\"/\"", "\"/a/b\"", "\"/../x\"", "\"/a%20b\""])).prop_map(
+        |(mut members, mut request, path)| {
+            request.insert("path".to_owned(), path);
+            members.insert("request".to_owned(), request.into());
+            Value::Object(members)
+        },
+    )
 }
 
 proptest! {

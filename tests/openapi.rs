@@ -9,9 +9,6 @@ use common::tools::python;
 use common::world::{Api, Mode, World, checkout, in_world};
 use common::{SOON, holds, until};
 use paceline::api::openapi;
-use paceline::asyncapi::asyncapi;
-use paceline::config::Config;
-use paceline::inlet::topology::Topology;
 use paceline::job::{Catalog, Envelope, Given, ProviderRules};
 use paceline::sim::{ProviderOptions, ProviderSim, SimKey};
 use serde_json::{Value, json};
@@ -29,7 +26,12 @@ async fn the_document_is_valid_openapi() {
         let validate = async |document: &Value| {
             std::fs::write(&path, document.to_string()).expect("written");
             let mut command = tokio::process::Command::new(python().await);
-            command.args(["-m", "openapi_spec_validator", "--schema", "3.1"]).arg(&path).output().await.expect("it runs")
+            command
+                .args(["-m", "openapi_spec_validator", "--schema", "3.1"])
+                .arg(&path)
+                .output()
+                .await
+                .expect("it runs")
         };
         let output = validate(&document).await;
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
@@ -91,8 +93,12 @@ fn every_operation_says_what_a_client_needs() {
             assert!(parameter["description"].as_str().is_some_and(|text| !text.is_empty()), "{place}: {parameter}");
             assert!(parameter["schema"].is_object(), "{place}: {parameter}");
         }
-        let statuses: Vec<u16> =
-            operation["responses"].as_object().expect("responses").keys().map(|s| s.parse().expect("a status")).collect();
+        let statuses: Vec<u16> = operation["responses"]
+            .as_object()
+            .expect("responses")
+            .keys()
+            .map(|s| s.parse().expect("a status"))
+            .collect();
         assert!(statuses.iter().any(|status| (200..300).contains(status)), "{place}: {statuses:?}");
         if path.starts_with("/v1/") {
             for status in [400, 401, 403, 415, 500, 503] {
@@ -118,10 +124,8 @@ fn validator(document: &Value, schema: &Value) -> jsonschema::Validator {
 
 #[track_caller]
 fn fits(document: &Value, schema: &Value, value: &Value, place: &str) {
-    let errors: Vec<String> = validator(document, schema)
-        .iter_errors(value)
-        .map(|e| format!("{}: {e}", e.instance_path()))
-        .collect();
+    let errors: Vec<String> =
+        validator(document, schema).iter_errors(value).map(|e| format!("{}: {e}", e.instance_path())).collect();
     assert!(errors.is_empty(), "{place}: {}\n{value:#}", errors.join("\n"));
 }
 
@@ -176,7 +180,11 @@ impl Judge<'_> {
         assert!(response.is_object(), "{place} is not in the document");
         let (kind, content) = response["content"].as_object().and_then(|c| c.iter().next()).expect("a content type");
         let essence = answer.content_type.split(';').next().unwrap_or_default();
-        assert!(kind == "*/*" || kind.split(';').next() == Some(essence), "{place}: {} is not {kind}", answer.content_type);
+        assert!(
+            kind == "*/*" || kind.split(';').next() == Some(essence),
+            "{place}: {} is not {kind}",
+            answer.content_type
+        );
         for header in response["headers"].as_object().into_iter().flatten().map(|(name, _)| name) {
             assert!(answer.headers.contains_key(header), "{place}: no {header}");
         }
@@ -194,9 +202,7 @@ impl Judge<'_> {
 
     async fn jobs(&mut self) {
         let provider = self.world.provider.clone();
-        let job = |id: &str, path: &str| {
-            json!({ "id": id, "provider": provider, "request": { "method": "POST", "path": path }, "metadata": { "a": [1] } })
-        };
+        let job = |id: &str, path: &str| json!({ "id": id, "provider": provider, "request": { "method": "POST", "path": path }, "metadata": { "a": [1] } });
         let (jobs, by_id, result) = ("/v1/jobs", "/v1/jobs/{id}", "/v1/jobs/{id}/result");
         self.call("post", jobs, jobs, Some(job("ok", "/ok")), 202).await;
         self.call("post", jobs, jobs, Some(job("ok", "/ok")), 200).await;
@@ -278,7 +284,15 @@ impl Judge<'_> {
     }
 
     async fn rest(&mut self) {
-        for path in ["/healthz", "/readyz", "/metrics", "/openapi.json", "/asyncapi.json", "/schemas/job.json", "/schemas/event.json"] {
+        for path in [
+            "/healthz",
+            "/readyz",
+            "/metrics",
+            "/openapi.json",
+            "/asyncapi.json",
+            "/schemas/job.json",
+            "/schemas/event.json",
+        ] {
             self.get(path, path, 200).await;
         }
     }
@@ -287,7 +301,8 @@ impl Judge<'_> {
 #[tokio::test]
 async fn the_server_answers_as_the_document_says() {
     in_world(Mode::Embedded, async |world| {
-        let options = ProviderOptions { keys: vec![SimKey::new("k1", "openapi-key-0001")], ..ProviderOptions::default() };
+        let options =
+            ProviderOptions { keys: vec![SimKey::new("k1", "openapi-key-0001")], ..ProviderOptions::default() };
         let sim = ProviderSim::start(options).await.expect("a provider");
         world.provider(&sim.base_url(), &[("k1", "openapi-key-0001")], "");
         let serve = world.serving().await;
@@ -299,10 +314,16 @@ async fn the_server_answers_as_the_document_says() {
         judge.providers().await;
         judge.rest().await;
         // Nobody forgets to try a route that comes later: every success of the document was seen.
-        let streams = ["get /v1/events 200".to_owned(), "get /readyz 503".to_owned(), "delete /v1/replays/{id} 200".to_owned()];
+        let streams =
+            ["get /v1/events 200".to_owned(), "get /readyz 503".to_owned(), "delete /v1/replays/{id} 200".to_owned()];
         let promised = operations(&judge.document).into_iter().flat_map(|(method, path, operation)| {
-            let statuses: Vec<String> = operation["responses"].as_object().expect("responses").keys().cloned().collect();
-            statuses.into_iter().filter(|s| s.starts_with('2')).map(move |status| format!("{method} {path} {status}")).collect::<Vec<_>>()
+            let statuses: Vec<String> =
+                operation["responses"].as_object().expect("responses").keys().cloned().collect();
+            statuses
+                .into_iter()
+                .filter(|s| s.starts_with('2'))
+                .map(move |status| format!("{method} {path} {status}"))
+                .collect::<Vec<_>>()
         });
         let missed: Vec<String> = promised.filter(|p| !judge.seen.contains(p) && !streams.contains(p)).collect();
         assert!(missed.is_empty(), "not tried: {missed:?}");

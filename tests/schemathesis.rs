@@ -60,7 +60,10 @@ async fn narrowed(world: &World, token: &str) -> Value {
         ("/components/schemas/Envelope/properties/key", json!({ "enum": ["k1", null] })),
         ("/components/schemas/Envelope/properties/not_before", json!({ "enum": ["2026-11-20T10:00:00Z", null] })),
         ("/components/schemas/Envelope/properties/deadline", json!({ "enum": ["2099-01-01T00:00:00+01:00", null] })),
-        ("/components/schemas/Envelope/properties/callback", json!({ "enum": [{ "url": "http://127.0.0.1:1/hook" }, null] })),
+        (
+            "/components/schemas/Envelope/properties/callback",
+            json!({ "enum": [{ "url": "http://127.0.0.1:1/hook" }, null] }),
+        ),
         ("/components/schemas/RetryOverrides/properties/base", json!({ "enum": ["250ms", "1s", null] })),
         ("/components/schemas/RetryOverrides/properties/cap", json!({ "enum": ["1m", null] })),
         ("/components/schemas/RetryOverrides/properties/max_elapsed", json!({ "enum": ["1h", null] })),
@@ -74,7 +77,9 @@ async fn narrowed(world: &World, token: &str) -> Value {
     set_parameter(&mut document, "name", "/v1/providers", &provider);
     set_parameter(&mut document, "label", "/v1/providers", &json!({ "enum": ["k1"] }));
     set_parameter(&mut document, "budget", "/v1/providers", &json!({ "enum": ["k1"] }));
-    let ids = |page: &Value| -> Vec<Value> { page["items"].as_array().into_iter().flatten().map(|i| i["id"].clone()).collect() };
+    let ids = |page: &Value| -> Vec<Value> {
+        page["items"].as_array().into_iter().flatten().map(|i| i["id"].clone()).collect()
+    };
     for list in ["jobs", "dead-letters", "replays"] {
         let (_, page) = api.get(&format!("/v1/{list}?limit=2")).await;
         set_parameter(&mut document, "id", &format!("/v1/{list}"), &json!({ "enum": ids(&page) }));
@@ -115,7 +120,8 @@ async fn fill(world: &World) {
 
 async fn nothing_is_found(mode: Mode) {
     in_world(mode, async |world| {
-        let options = ProviderOptions { keys: vec![SimKey::new("k1", "schemathesis-key-1")], ..ProviderOptions::default() };
+        let options =
+            ProviderOptions { keys: vec![SimKey::new("k1", "schemathesis-key-1")], ..ProviderOptions::default() };
         let sim = ProviderSim::start(options).await.expect("a provider");
         world.provider(&sim.base_url(), &[("k1", "schemathesis-key-1")], "");
         let configured = std::fs::read_to_string(world.path("paceline.toml")).expect("a configuration");
@@ -143,7 +149,8 @@ async fn nothing_is_found(mode: Mode) {
         let told = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "{told}\n{}", String::from_utf8_lossy(&output.stderr));
         // It did try everything.
-        let operations = document["paths"].as_object().expect("paths").values().map(|p| p.as_object().map_or(0, |p| p.len()));
+        let operations =
+            document["paths"].as_object().expect("paths").values().map(|p| p.as_object().map_or(0, |p| p.len()));
         let operations: usize = operations.sum();
         assert!(told.contains(&format!("{operations} selected / {operations} total")), "{told}");
         serve.stop().await;

@@ -46,11 +46,17 @@ pub(super) fn routes() -> Routes<Parts> {
     let openapi = Operation::open("getOpenApi", "This document")
         .about("The same on every server of this version.")
         .answer::<Anything>(200, "OpenAPI 3.1");
-    let asyncapi = Operation::open("getAsyncApi", "Exchanges, queues, messages and webhooks")
-        .answer_as(200, "AsyncAPI 3", ASYNCAPI);
+    let asyncapi = Operation::open("getAsyncApi", "Exchanges, queues, messages and webhooks").answer_as(
+        200,
+        "AsyncAPI 3",
+        ASYNCAPI,
+    );
     let job = Operation::open("getJobSchema", "The JSON Schema of a job").answer_as(200, "JSON Schema 2020-12", SCHEMA);
-    let event = Operation::open("getEventSchema", "The JSON Schema of a completion event")
-        .answer_as(200, "JSON Schema 2020-12", SCHEMA);
+    let event = Operation::open("getEventSchema", "The JSON Schema of a completion event").answer_as(
+        200,
+        "JSON Schema 2020-12",
+        SCHEMA,
+    );
     let send = |bytes: Bytes, kind: &'static str| -> Response {
         let kept = (CACHE_CONTROL, HeaderValue::from_static("public, max-age=300"));
         ([(CONTENT_TYPE, HeaderValue::from_static(kind)), kept], bytes).into_response()

@@ -22,13 +22,13 @@ use http::{HeaderMap, HeaderValue};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 
+use super::Parts;
 use super::auth::Caller;
 use super::error::{Problem, ProblemKind};
 use super::openapi::Operation;
 use super::params::{self, ListKind};
 use super::routes::Routes;
 use super::serve::Closing;
-use super::Parts;
 use crate::config::Scope;
 use crate::job::Invalid;
 use crate::store::{COMPLETIONS_MAX, CompletionFilter, Event, Horizon, Store, StoreError};
@@ -265,7 +265,9 @@ impl Stream {
 fn message(position: i64, event: &Event, public_url: Option<&str>) -> Bytes {
     let data = payload_with_id(event, public_url).unwrap_or_default();
     let mut out = BytesMut::with_capacity(data.len() + 64);
-    out.put_slice(format!("id: {}\nevent: {}\ndata: ", ListKind::Events.encode(position), event.kind.as_str()).as_bytes());
+    out.put_slice(
+        format!("id: {}\nevent: {}\ndata: ", ListKind::Events.encode(position), event.kind.as_str()).as_bytes(),
+    );
     out.extend(data.iter().map(|byte| if matches!(byte, b'\r' | b'\n') { b' ' } else { *byte }));
     out.put_slice(b"\n\n");
     out.freeze()

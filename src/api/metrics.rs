@@ -20,8 +20,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use super::auth::Caller;
 use super::Parts;
+use super::auth::Caller;
 use super::error::{Problem, ProblemKind};
 use super::openapi::Operation;
 use super::routes::Routes;

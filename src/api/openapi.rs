@@ -281,9 +281,8 @@ fn operation(routed: &Routed, taken: &mut SchemaGenerator, answered: &mut Schema
         out["parameters"] = parameters.into();
     }
     if let Some(body) = &described.body {
-        let examples: Map<String, Value> = (body.examples.iter())
-            .map(|(name, text)| ((*name).to_owned(), json!({ "value": parsed(text) })))
-            .collect();
+        let examples: Map<String, Value> =
+            (body.examples.iter()).map(|(name, text)| ((*name).to_owned(), json!({ "value": parsed(text) }))).collect();
         out["requestBody"] = json!({
             "required": body.required,
             "content": { "application/json": { "schema": (body.schema)(taken), "examples": examples } },

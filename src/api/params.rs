@@ -48,7 +48,9 @@ pub(super) fn describe(place: &str, name: &str) -> Value {
     };
     let (schema, about) = match name {
         "state" => enumerated(JobState::ALL.map(JobState::as_str).to_vec(), "Only jobs in that state."),
-        "reason" => enumerated(DeadReason::ALL.map(DeadReason::as_str).to_vec(), "Only what was given up for that reason."),
+        "reason" => {
+            enumerated(DeadReason::ALL.map(DeadReason::as_str).to_vec(), "Only what was given up for that reason.")
+        }
         "event" => enumerated(EventKind::ALL.map(EventKind::as_str).to_vec(), "Only completions of that kind."),
         "provider" => named("Only what is for that provider."),
         "lane" => named("Only what is in that lane."),
@@ -71,14 +73,12 @@ pub(super) fn describe(place: &str, name: &str) -> Value {
             json!({ "type": "string", "pattern": "^[A-Za-z0-9_-]{12}$" }),
             "Where the page begins: `next_cursor` of the page before, as it was given.".to_owned(),
         ),
-        "id" => (
-            json!({ "type": "string", "pattern": "^(?!\\.{1,2}$)[A-Za-z0-9._:-]{1,128}$" }),
-            "The id.".to_owned(),
-        ),
+        "id" => (json!({ "type": "string", "pattern": "^(?!\\.{1,2}$)[A-Za-z0-9._:-]{1,128}$" }), "The id.".to_owned()),
         "traceparent" => (json!({ "type": "string" }), "The W3C trace that the job belongs to.".to_owned()),
         "last-event-id" => (
             json!({ "type": "string" }),
-            "The `id` of the last event that was seen: those after it come first. Browsers send it by themselves.".to_owned(),
+            "The `id` of the last event that was seen: those after it come first. Browsers send it by themselves."
+                .to_owned(),
         ),
         // A test finds it: every parameter has a description.
         _ => (json!(true), String::new()),

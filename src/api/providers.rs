@@ -38,10 +38,18 @@ pub(super) fn routes() -> Routes<Parts> {
     let pausing = order("pauseProvider", "Send nothing to a provider", Scope::Admin, "Its jobs wait.")
         .example(r#"{"provider": "geocoder", "state": "paused", "by": "ops", "at": "2026-11-20T10:00:00.000Z"}"#);
     let resuming = order("resumeProvider", "Send to a provider again", Scope::Admin, "");
-    let disabling =
-        order("disableKey", "Use a key no more", Scope::Keys, "Jobs that are pinned to it wait, with the reason `no_key`.");
-    let enabling =
-        order("enableKey", "Use a key again", Scope::Keys, "Also one that the provider refused, whatever was learnt of it.");
+    let disabling = order(
+        "disableKey",
+        "Use a key no more",
+        Scope::Keys,
+        "Jobs that are pinned to it wait, with the reason `no_key`.",
+    );
+    let enabling = order(
+        "enableKey",
+        "Use a key again",
+        Scope::Keys,
+        "Also one that the provider refused, whatever was learnt of it.",
+    );
     let freeing = order(
         "resumeBudget",
         "Use a budget again",

@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::Parts;
 use super::auth::{Caller, Tenancy};
 use super::body::{BodyReader, Takes};
 use super::desk::{Desk, KeyChoice, known_form, object};
@@ -18,7 +19,6 @@ use super::params::{self, ListKind};
 use super::path::Id;
 use super::routes::Routes;
 use super::view::PageJson;
-use super::Parts;
 use crate::clock::rfc3339;
 use crate::config::Scope;
 use crate::job::{Instant, Invalid, is_name, object as object_of, schema};
@@ -44,12 +44,16 @@ struct OrderBody {
 fn some_or_all(schema: &mut schemars::Schema) {
     let names = ["reason", "provider", "lane", "tenant", "replayed", "dead_after", "dead_before"];
     let given = |name: &&str| json!({ "required": [name], "properties": { *name: { "not": { "type": "null" } } } });
-    let nothing: Map<String, Value> = names.iter().map(|name| ((*name).to_owned(), json!({ "type": "null" }))).collect();
+    let nothing: Map<String, Value> =
+        names.iter().map(|name| ((*name).to_owned(), json!({ "type": "null" }))).collect();
     let some = json!({ "anyOf": names.iter().map(given).collect::<Vec<_>>() });
-    schema.insert("oneOf".to_owned(), json!([
-        { "required": ["where"], "properties": { "where": some, "all": { "const": false } } },
-        { "required": ["all"], "properties": { "where": { "properties": nothing }, "all": { "const": true } } },
-    ]));
+    schema.insert(
+        "oneOf".to_owned(),
+        json!([
+            { "required": ["where"], "properties": { "where": some, "all": { "const": false } } },
+            { "required": ["all"], "properties": { "where": { "properties": nothing }, "all": { "const": true } } },
+        ]),
+    );
 }
 
 /// Which dead letters: those that fit every member.

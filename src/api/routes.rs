@@ -18,7 +18,12 @@ impl<S: Clone + Send + Sync + 'static> Routes<S> {
     }
 
     /// `GET path`, and `HEAD`.
-    pub(super) fn get<H: Handler<T, S>, T: 'static>(self, path: &'static str, handler: H, described: Operation) -> Self {
+    pub(super) fn get<H: Handler<T, S>, T: 'static>(
+        self,
+        path: &'static str,
+        handler: H,
+        described: Operation,
+    ) -> Self {
         self.add(Method::Get, path, routing::get(handler), described)
     }
 

@@ -9,12 +9,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::{Extension, Router};
 use axum::extract::connect_info::Connected;
 use axum::extract::{ConnectInfo, Request};
 use axum::middleware::{Next, from_fn};
 use axum::response::Response;
 use axum::serve::{IncomingStream, Listener};
+use axum::{Extension, Router};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -53,7 +53,8 @@ pub async fn serve(
     let bounded =
         BoundedListener { listener, slots: Arc::new(Semaphore::new(limits.connections_max)), idle: limits.idle };
     let ending = Closing(closed.clone());
-    let router = router.layer(Extension(ending)).layer(from_fn(note_activity)).into_make_service_with_connect_info::<Activity>();
+    let router =
+        router.layer(Extension(ending)).layer(from_fn(note_activity)).into_make_service_with_connect_info::<Activity>();
     let served = axum::serve(bounded, router).with_graceful_shutdown(async move {
         shutdown.await;
         closing.send_replace(true);

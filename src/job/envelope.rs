@@ -7,8 +7,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
-use super::request::Request;
 use super::object::{object, optional_object};
+use super::request::Request;
 use super::{Invalid, is_job_id, is_name, schema};
 use crate::clock::{WallMs, parse_rfc3339, rfc3339};
 use crate::duration::HumanDuration;

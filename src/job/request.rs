@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::object::distinct;
 use super::{Invalid, ProviderRules, schema};
 
 /// Header fields that the client or the connection owns (RFC 9110, section 7.6.1, and framing).
@@ -44,11 +45,11 @@ pub struct Request {
     #[schemars(schema_with = "schema::path")]
     pub path: String,
     /// Parameters; a list repeats its name. Sent sorted by name.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, deserialize_with = "distinct", skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "schema::query")]
     pub query: BTreeMap<String, serde_json::Value>,
     /// Extra header fields.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, deserialize_with = "distinct", skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "schema::headers")]
     pub headers: BTreeMap<String, String>,
     /// A JSON body, sent exactly as it was written.

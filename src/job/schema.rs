@@ -100,9 +100,7 @@ pub(super) fn optional_url(_: &mut SchemaGenerator) -> Schema {
 
 /// Either `endpoint` or `url`.
 pub(super) fn one_target(schema: &mut Schema) {
-    let given = |name: &str, other: &str| {
-        json!({ "required": [name], "properties": { name: { "type": "string" }, other: { "type": "null" } } })
-    };
+    let given = |name: &str, other: &str| json!({ "required": [name], "properties": { name: { "type": "string" }, other: { "type": "null" } } });
     schema.insert("oneOf".to_owned(), json!([given("endpoint", "url"), given("url", "endpoint")]));
 }
 

@@ -72,7 +72,8 @@ pub(super) async fn settled(db: &Db, horizon: &mut Horizon) -> Result<i64, Store
         // One statement, so one snapshot. A transaction has its number before it inserts an event, since it changes a
         // job first.
         Db::Postgres(pool) => {
-            let sql = "SELECT COALESCE(MAX(pk), 0), CAST(CAST(pg_snapshot_xmin(pg_current_snapshot()) AS TEXT) AS BIGINT),
+            let sql =
+                "SELECT COALESCE(MAX(pk), 0), CAST(CAST(pg_snapshot_xmin(pg_current_snapshot()) AS TEXT) AS BIGINT),
                 CAST(CAST(pg_snapshot_xmax(pg_current_snapshot()) AS TEXT) AS BIGINT) FROM events";
             sqlx::query_as(sql).fetch_one(pool).await?
         }
@@ -90,7 +91,8 @@ pub(super) async fn between(
     filter: &CompletionFilter,
     body_bytes_max: usize,
 ) -> Result<Vec<(i64, Event)>, StoreError> {
-    let sql = "SELECT e.pk, e.id, e.state, e.at_ms, e.attempts, e.reason, e.error, j.id, j.provider, j.tenant, j.metadata,
+    let sql =
+        "SELECT e.pk, e.id, e.state, e.at_ms, e.attempts, e.reason, e.error, j.id, j.provider, j.tenant, j.metadata,
             e.status, e.headers, e.content_type, e.truncated, SUBSTR(e.body, 1, $7)
         FROM events e JOIN jobs j ON j.pk = e.job_pk
         WHERE e.pk > $1 AND e.pk <= $2

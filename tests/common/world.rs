@@ -333,6 +333,14 @@ impl Serve {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// Memory that it has in use, in bytes.
+    pub fn memory_bytes(&self) -> usize {
+        let pid = self.child.id().expect("it runs");
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+        line.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") * 1024
+    }
+
     /// Established connections of the process to a port of this machine.
     pub fn connections_to(&self, port: u16) -> usize {
         let pid = self.child.id().expect("it runs");
