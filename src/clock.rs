@@ -96,7 +96,9 @@ fn has_form_of_rfc3339(text: &str) -> bool {
     let Some((moment, rest)) = text.split_at_checked("0000-00-00T00:00:00".len()) else { return false };
     let fraction = rest.strip_prefix('.').map(|rest| rest.bytes().take_while(u8::is_ascii_digit).count());
     let offset = fraction.map_or(rest, |digits| &rest[digits + 1..]);
+    // The 60th second would become the 59th: nobody who writes it means that.
     fits(moment, "0000-00-00T00:00:00")
+        && !moment.ends_with("60")
         && fraction.is_none_or(|digits| (1..=9).contains(&digits))
         && (matches!(offset, "Z" | "z") || fits(offset, "+00:00"))
 }
@@ -128,6 +130,7 @@ mod tests {
             "2026-11-20T10:00:00+01:00[Europe/Berlin]",
             "-009999-01-01T00:00:00Z",
             "2026-13-20T10:00:00Z",
+            "2016-12-31T23:59:60Z",
             "2026-11-20T10:00:00ä",
             "2026-11-20T10:00:0ä",
         ] {

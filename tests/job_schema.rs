@@ -32,17 +32,12 @@ fn schema() -> jsonschema::Validator {
 }
 
 /// What the server refuses and the schema cannot: by the place and what is said there.
-const BEYOND: [(&str, &str); 16] = [
+const BEYOND: [(&str, &str); 12] = [
     ("$.provider", ""),
     ("$.lane", ""),
     ("$.key", ""),
     ("$.tenant", "at most 255 bytes"),
     ("$.metadata", "at most 4096 bytes"),
-    // 1.0 is an integer to a schema.
-    ("$.cost", "invalid type: floating point"),
-    ("$.cost", "invalid number"),
-    ("$.retry.max_attempts", "invalid type: floating point"),
-    ("$.retry.max_attempts", "invalid number"),
     // The 30th of February, the year 10000 in another zone.
     ("$.not_before", "RFC 3339"),
     ("$.deadline", ""),
@@ -91,7 +86,7 @@ fn good() -> Vec<Value> {
             "retry",
             json!({ "max_attempts": 100, "base": "1s", "cap": "1h30m", "jitter": "decorrelated", "max_elapsed": "7d" }),
         ),
-        with("retry", json!({ "max_attempts": null, "base": null, "jitter": null })),
+        with("retry", json!({ "max_attempts": 3.0, "base": null, "jitter": null })),
         with("callback", json!({ "url": "http://example.com/", "endpoint": null, "events": ["job.dead"] })),
         with("callback", json!({ "endpoint": "ep_1", "events": null })),
         with("metadata", json!({ "a": [1, 2.5, { "b": null }] })),
@@ -101,12 +96,12 @@ fn good() -> Vec<Value> {
     good.extend(["a", "A-1:2_3.4", "...", "..a"].map(|id| with("id", id.into())));
     good.extend(["default", "high"].map(|lane| with("lane", lane.into())));
     good.extend(["", "acme", "a b", "ä"].map(|tenant| with("tenant", tenant.into())));
-    good.extend([json!(1), json!(1_000_000_000_000_u64)].map(|cost| with("cost", cost)));
+    good.extend([json!(1), json!(2.0), json!(1e12), json!(1_000_000_000_000_u64)].map(|cost| with("cost", cost)));
     good.extend(
         [
             "2026-11-20T10:00:00Z",
             "2026-11-20t10:00:00.123456789z",
-            "2024-02-29T23:59:60+23:59",
+            "2024-02-29T23:59:59+23:59",
             "0001-01-01T00:00:00-01:00",
         ]
         .map(|at| with("not_before", at.into())),
@@ -174,7 +169,8 @@ fn bad() -> Vec<Value> {
     bad.extend(["GEO", "a.b", ""].map(|lane| with("lane", lane.into())));
     bad.extend(["\u{0}", "a\nb", "\u{7f}", "\u{85}"].map(|tenant| with("tenant", tenant.into())));
     bad.extend(
-        [json!(0), json!(-1), json!(1.5), json!("1"), json!(1_000_000_000_001_u64)].map(|cost| with("cost", cost)),
+        [json!(0), json!(-1), json!(1.5), json!(1e300), json!("1"), json!(1_000_000_000_001_u64)]
+            .map(|cost| with("cost", cost)),
     );
     bad.extend(
         [
@@ -184,6 +180,7 @@ fn bad() -> Vec<Value> {
             "2026-11-20 10:00:00Z",
             "2026-13-20T10:00:00Z",
             "2026-11-20T24:00:00Z",
+            "2016-12-31T23:59:60Z",
             "2026-11-20T10:00:00+0100",
             "2026-11-20T10:00:00.Z",
             "2026-11-20T10:00:00Z[UTC]",

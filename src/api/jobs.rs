@@ -82,7 +82,9 @@ pub(super) fn routes() -> Routes<Parts> {
         .get("/v1/jobs/{id}/result", result, fetching)
 }
 
-/// What is taken: for the document only, the body is read by the desk.
+/// A job, or an array of at most 1,000.
+//
+// For the document only: the desk reads the body.
 #[derive(schemars::JsonSchema)]
 #[serde(untagged)]
 #[expect(dead_code, reason = "described, never made")]

@@ -48,7 +48,9 @@ pub enum AcceptedItem {
     },
 }
 
-/// What `POST /v1/jobs` answers with 202: for the document.
+/// Of a job, or of each item of an array.
+//
+// For the document only.
 #[derive(JsonSchema)]
 #[serde(untagged)]
 #[schemars(rename = "Submitted")]

@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
-use super::object::{object, optional_object};
+use super::object::{object, optional_object, optional_whole};
 use super::request::Request;
 use super::{Invalid, is_job_id, is_name, schema};
 use crate::clock::{WallMs, parse_rfc3339, rfc3339};
@@ -165,7 +165,7 @@ impl Callback {
 #[serde(deny_unknown_fields)]
 pub struct RetryOverrides {
     /// Failure attempts before the job is dead, 1 to 100.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "optional_whole", skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::optional_attempts")]
     pub max_attempts: Option<u32>,
     /// First backoff.
@@ -227,7 +227,7 @@ pub struct Envelope {
     #[schemars(schema_with = "schema::optional_object")]
     pub metadata: Option<Box<RawValue>>,
     /// Units for `cost` limits, 1 unless given.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "optional_whole", skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::optional_cost")]
     pub cost: Option<u64>,
     /// Not sent before.

@@ -6,7 +6,7 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Unexpected, Visitor};
 
 /// Takes an object only.
 ///
@@ -55,6 +55,44 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for Distinct<T> {
             members.insert(name, value);
         }
         Ok(members)
+    }
+}
+
+/// Takes a whole number, also one that is written with a fraction of zero: to JSON, 2.0 is 2.
+///
+/// # Errors
+/// Whatever else is there.
+pub(super) fn optional_whole<'de, D: Deserializer<'de>, T: TryFrom<u64>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    let Some(Whole(number)) = Option::deserialize(deserializer)? else { return Ok(None) };
+    T::try_from(number).map(Some).map_err(|_| D::Error::custom(format_args!("{number} is too large")))
+}
+
+struct Whole(u64);
+
+impl<'de> Deserialize<'de> for Whole {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Digits;
+        impl Visitor<'_> for Digits {
+            type Value = Whole;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a whole number")
+            }
+
+            fn visit_u64<E>(self, number: u64) -> Result<Whole, E> {
+                Ok(Whole(number))
+            }
+
+            fn visit_f64<E: serde::de::Error>(self, number: f64) -> Result<Whole, E> {
+                // The text of a number without fraction; beyond 2^53 a float has lost digits.
+                let exact = number.fract() == 0.0 && (0.0..=9_007_199_254_740_992.0).contains(&number);
+                let parsed = exact.then(|| format!("{number:.0}").parse().ok()).flatten();
+                parsed.map(Whole).ok_or_else(|| E::invalid_value(Unexpected::Float(number), &self))
+            }
+        }
+        deserializer.deserialize_u64(Digits)
     }
 }
 

@@ -18,7 +18,7 @@ pub(crate) const NAME: &str = "^[a-z0-9_-]{1,64}$";
 /// Text without control characters.
 pub(crate) const PLAIN: &str = r"^[^\u0000-\u001f\u007f-\u009f]*$";
 /// RFC 3339 with an offset.
-pub(crate) const INSTANT: &str = r"^\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])[Tt](?:[01]\d|2[0-3]):[0-5]\d:(?:[0-5]\d|60)(?:\.\d{1,9})?(?:[Zz]|[+-](?:[01]\d|2[0-3]):[0-5]\d)$";
+pub(crate) const INSTANT: &str = r"^\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])[Tt](?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,9})?(?:[Zz]|[+-](?:[01]\d|2[0-3]):[0-5]\d)$";
 /// One or more of a number and a unit.
 const DURATION: &str = r"^\s*(?:\d+(?:ms|s|m|h|d))+\s*$";
 /// A method in capitals.
