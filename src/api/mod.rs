@@ -60,6 +60,7 @@ mod providers;
 mod replays;
 mod routes;
 mod serve;
+mod unpack;
 mod view;
 
 use std::panic::AssertUnwindSafe;
@@ -78,7 +79,6 @@ use prometheus_client::registry::Registry;
 use serde_json::Value;
 use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove};
-use tower_http::decompression::RequestDecompressionLayer;
 
 pub use auth::{Caller, OpenListen, Tenancy, Tokens, check_listen};
 pub use body::MANY_BYTES_MAX;
@@ -219,7 +219,7 @@ fn guarded(routes: Router<Parts>, open: Router<Parts>, parts: Parts) -> Router {
     // Closed by default: every other route, also an unknown one, is for known callers only.
     let closed = routes
         .fallback(unknown_route)
-        .layer(RequestDecompressionLayer::new())
+        .layer(from_fn(unpack::unpack))
         .layer(from_fn(guard::json_bodies_only))
         .layer(from_fn_with_state(parts.clone(), auth::authenticate));
     // A stream of events is flushed event by event, which a compressor would hold back.
