@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use common::tools::python;
 use common::world::{Api, Mode, World, checkout, in_world};
 use common::{SOON, holds, until};
-use paceline::api::openapi;
+use paceline::api::{ProblemKind, openapi};
 use paceline::job::{Catalog, Envelope, Given, ProviderRules};
 use paceline::sim::{ProviderOptions, ProviderSim, SimKey};
 use serde_json::{Value, json};
@@ -330,4 +330,90 @@ async fn the_server_answers_as_the_document_says() {
         serve.stop().await;
     })
     .await;
+}
+
+// ── who may call ────────────────────────────────────────────────────────────────────────────────
+
+const SCOPES: [&str; 5] = ["enqueue", "read", "replay", "keys", "admin"];
+
+/// A token of each scope, bound to a tenant and not.
+fn with_tokens(world: &World) {
+    let mut tokens = Vec::new();
+    for scope in SCOPES {
+        for (bound, tenant) in [("", ""), ("-acme", ", tenant = \"acme\"")] {
+            let name = format!("{scope}{bound}");
+            let variable = name.to_uppercase().replace('-', "_");
+            world.set(&variable, &secret(&name));
+            tokens
+                .push(format!("{{ name = \"{name}\", secret = \"env:{variable}\", scopes = [\"{scope}\"]{tenant} }}"));
+        }
+    }
+    let configured = std::fs::read_to_string(world.path("paceline.toml")).expect("a configuration");
+    let tokens = format!("[api]\ntokens = [ {} ]\n", tokens.join(", "));
+    world.configure_all(&configured.replace("[api]\n", &tokens));
+}
+
+fn secret(name: &str) -> String {
+    format!("token-of-{name}-0123456789")
+}
+
+#[tokio::test]
+async fn every_operation_asks_for_the_scope_that_it_says() {
+    in_world(Mode::Embedded, async |world| {
+        world.provider("http://127.0.0.1:9", &[("k1", "openapi-key-0001")], "");
+        with_tokens(world);
+        let serve = world.serving().await;
+        let client = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().expect("a client");
+        let status = async |method: &str, path: &str, token: Option<&str>| {
+            let url = format!("http://127.0.0.1:{}{path}", world.port);
+            let mut request = client.request(method.to_uppercase().parse().expect("a method"), url);
+            if method == "post" {
+                request = request.header("content-type", "application/json").body("[]");
+            }
+            if let Some(name) = token {
+                request = request.bearer_auth(secret(name));
+            }
+            // The status alone: some answers have no end.
+            request.send().await.expect("an answer").status().as_u16()
+        };
+        for (method, template, operation) in operations(&openapi()) {
+            let path = template.replace("{id}", "nothing").replace("{name}", "nobody").replace("{label}", "k1");
+            let path = path.replace("{budget}", "k1");
+            let place = format!("{method} {template}");
+            let Some(needed) = operation["security"][0]["token"][0].as_str() else {
+                assert!([200, 503].contains(&status(&method, &path, None).await), "{place} is open");
+                continue;
+            };
+            assert_eq!(status(&method, &path, None).await, 401, "{place}");
+            for scope in SCOPES {
+                let fits = scope == needed || scope == "admin";
+                let free = status(&method, &path, Some(scope)).await;
+                assert_eq!(free == 403, !fits, "{place} with {scope}: {free}");
+                let bound = status(&method, &path, Some(&format!("{scope}-acme"))).await;
+                let fits = fits && operation["x-all-tenants"] != true;
+                assert_eq!(bound == 403, !fits, "{place} with {scope} of a tenant: {bound}");
+                assert!(free != 401 && bound != 401, "{place}");
+            }
+        }
+        serve.stop().await;
+    })
+    .await;
+}
+
+/// `ProblemKind::ALL` has every kind: the document lists them.
+#[test]
+fn every_kind_of_problem_is_listed() {
+    let code = std::fs::read_to_string(checkout().join("src/api/error.rs")).expect("the code");
+    let kinds =
+        code.split("pub enum ProblemKind {").nth(1).and_then(|rest| rest.split("\n}").next()).expect("the kinds");
+    let kinds: BTreeSet<&str> = kinds
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.starts_with('/'))
+        .filter_map(|line| line.strip_suffix(','))
+        .collect();
+    let listed: Vec<String> = ProblemKind::ALL.iter().map(|kind| format!("{kind:?}")).collect();
+    assert_eq!(kinds, listed.iter().map(String::as_str).collect());
+    let types = &openapi()["components"]["schemas"]["Problem"]["properties"]["type"]["enum"];
+    assert_eq!(types.as_array().map(Vec::len), Some(kinds.len()));
 }

@@ -71,11 +71,12 @@ impl Streams {
             return Ok(followed);
         }
         let mut horizon = Horizon::default();
-        // A moment without anything under way may have to be waited for.
-        while self.store.settled_completions(&mut horizon).await? == 0 && horizon.is_waiting() {
+        let mut settled = self.store.settled_completions(&mut horizon).await?;
+        // What is under way now has to end first.
+        while settled == 0 && horizon.is_waiting() {
             sleep(LOOK.0).await;
+            settled = self.store.settled_completions(&mut horizon).await?;
         }
-        let settled = self.store.settled_completions(&mut horizon).await?;
         let mut tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(followed) = tail.as_ref() {
             return Ok(followed.clone());

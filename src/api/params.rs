@@ -191,7 +191,7 @@ pub(super) enum ListKind {
     Jobs = 1,
     DeadLetters = 2,
     Replays = 3,
-    Events = 4,
+    Events = 9,
 }
 
 impl ListKind {
