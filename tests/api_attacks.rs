@@ -354,7 +354,8 @@ async fn filters_are_values_and_never_sql() {
         }
         for value in values {
             let filter = json!({ "where": { "tenant": value, "provider": value }, "dry_run": true });
-            assert_eq!(post(world, "/v1/replays", filter.to_string()).await.status, 422);
+            let answer = post(world, "/v1/replays", filter.to_string()).await;
+            assert!(answer.status == 422 || answer.json()["total"] == 0, "{value:?}");
         }
         assert_eq!(world.number("SELECT COUNT(*) FROM jobs").await, 3);
         well(world, &mut serve).await;
