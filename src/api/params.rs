@@ -191,7 +191,7 @@ pub(super) enum ListKind {
     Jobs = 1,
     DeadLetters = 2,
     Replays = 3,
-    Events = 9,
+    Events = 6,
 }
 
 impl ListKind {
