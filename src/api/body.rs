@@ -55,9 +55,8 @@ impl BodyReader {
     /// The whole body.
     pub(super) async fn read(&self, body: Body, takes: Takes) -> Result<HeldBody, Problem> {
         // What is announced to be larger than would be thrown away is not waited for.
-        if body.size_hint().lower() > DRAIN_BYTES_MAX as u64 {
-            let most =
-                if takes == Takes::OneOrMany { MANY_BYTES_MAX.max(self.one_bytes_max) } else { self.one_bytes_max };
+        let most = if takes == Takes::OneOrMany { MANY_BYTES_MAX.max(self.one_bytes_max) } else { self.one_bytes_max };
+        if body.size_hint().lower() > u64::try_from(DRAIN_BYTES_MAX.max(most)).unwrap_or(u64::MAX) {
             return Err(Problem::new(ProblemKind::TooLarge, format!("a body may have at most {most} bytes")));
         }
         let mut stream = body.into_data_stream();
