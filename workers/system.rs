@@ -175,6 +175,7 @@ pub fn api_parts(shared: &Shared, config: &Config, registry: Registry) -> ApiPar
         readiness: shared.readiness.clone(),
         registry,
         envelope_bytes_max: config.api.envelope_bytes_max,
+        public_url: config.api.public_url.clone(),
     }
 }
 
