@@ -28,12 +28,12 @@ class Publish {
                         job.formatted(args[1], n, callback).getBytes("UTF-8"));
                 }
                 channel.waitForConfirms(10_000);
-                if (!java.util.Collections.disjoint(batch, left)) throw new java.io.IOException("refused, or no queue takes it");
+                if (batch.stream().anyMatch(left::contains)) throw new java.io.IOException("refused, or no queue takes it");
             }
         } catch (java.io.IOException | TimeoutException | ShutdownSignalException doubt) {
             System.err.println("not confirmed, again in a second: " + doubt);
             Thread.sleep(1000); // the same messageId is the same job: publishing it again is safe
         }
-        System.out.printf("%s jobs published and confirmed, %s0 to %s%d%n", args[0], prefix, prefix, Integer.parseInt(args[0]) - 1);
+        System.out.printf("%s jobs published and confirmed, %s0 to %2$s%d%n", args[0], prefix, Integer.parseInt(args[0]) - 1);
     }
 }

@@ -6,8 +6,7 @@ require "json"
 COUNT, PROVIDER, PREFIX = Integer(ARGV[0]), ARGV[1], ARGV.fetch(3, "rb-#{Process.pid}-")
 CALLBACK = ARGV[2].to_s.empty? ? {} : { callback: { url: ARGV[2] } }
 
-def publish_all(left) # what is confirmed leaves the list
-  # Without Bunny's own recovery: it takes what was unconfirmed when the connection broke for confirmed.
+def publish_all(left) # without Bunny's own recovery: it takes what was unconfirmed when the connection broke for confirmed
   connection = Bunny.new(ENV.fetch("AMQP_URL", "amqp://guest:guest@127.0.0.1:5672/%2f"), log_level: Logger::FATAL,
                          automatically_recover: false, recover_from_connection_close: false, continuation_timeout: 10_000)
   channel, returned = connection.start.create_channel.tap(&:confirm_select), []
