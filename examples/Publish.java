@@ -3,7 +3,6 @@
 // Debian's default-jdk-headless, librabbitmq-client-java, JARS=/usr/share/java/amqp-client.jar:/usr/share/java/slf4j-api.jar
 import com.rabbitmq.client.*;
 import java.util.concurrent.*;
-
 class Publish {
     public static void main(String[] args) throws Exception {
         var prefix = args.length > 3 ? args[3] : "java-" + ProcessHandle.current().pid() + "-";
@@ -14,6 +13,7 @@ class Publish {
         var factory = new ConnectionFactory();
         factory.setUri(System.getenv().getOrDefault("AMQP_URL", "amqp://guest:guest@127.0.0.1:5672/%2f"));
         factory.setAutomaticRecoveryEnabled(false); // it would not publish again what is in doubt
+        factory.setRequestedHeartbeat(10); // seconds, which bounds how long a connection takes to close
         while (!left.isEmpty()) try (var connection = factory.newConnection(); var channel = connection.createChannel()) {
             var sent = new ConcurrentSkipListMap<Long, Integer>(); // the broker's number of each, and ours
             channel.addReturnListener(returned -> sent.clear()); // no queue takes them; comes before the ack
@@ -27,8 +27,8 @@ class Publish {
                     channel.basicPublish("paceline.jobs", args[1], true, properties.messageId(prefix + n).build(),
                         job.formatted(args[1], n, callback).getBytes("UTF-8"));
                 }
-                channel.waitForConfirms(10_000);
-                if (batch.stream().anyMatch(left::contains)) throw new java.io.IOException("refused, or no queue takes it");
+                if (!channel.waitForConfirms(10_000) || batch.stream().anyMatch(left::contains))
+                    throw new java.io.IOException("refused by the broker, or no queue takes it");
             }
         } catch (java.io.IOException | TimeoutException | ShutdownSignalException doubt) {
             System.err.println("not confirmed, again in a second: " + doubt);

@@ -17,8 +17,8 @@ import (
 )
 
 // publish returns how many of the jobs, from the first on, the broker has confirmed when it is done or in doubt.
-func publish(url, provider string, jobs []amqp.Publishing) (confirmed int, err error) {
-	connection, err := amqp.Dial(url)
+func publish(provider string, jobs []amqp.Publishing) (confirmed int, err error) {
+	connection, err := amqp.Dial(os.Getenv("AMQP_URL"))
 	if err != nil {
 		return 0, err
 	}
@@ -28,8 +28,7 @@ func publish(url, provider string, jobs []amqp.Publishing) (confirmed int, err e
 		return 0, err
 	}
 	confirms := channel.NotifyPublish(make(chan amqp.Confirmation, 100))
-	returns := channel.NotifyReturn(make(chan amqp.Return, 100))
-	err = channel.Confirm(false)
+	returns, err := channel.NotifyReturn(make(chan amqp.Return, 100)), channel.Confirm(false)
 	for sent := 0; confirmed < len(jobs) && err == nil; confirmed++ {
 		for ; sent < len(jobs) && sent < confirmed+100 && err == nil; sent++ {
 			err = channel.PublishWithContext(context.Background(), "paceline.jobs", provider, true, false, jobs[sent])
@@ -50,10 +49,6 @@ func main() {
 	args := []string{"", "0", "", "", fmt.Sprintf("go-%d-", os.Getpid())}
 	copy(args, os.Args)
 	count, _ := strconv.Atoi(args[1])
-	url := os.Getenv("AMQP_URL")
-	if url == "" {
-		url = "amqp://guest:guest@127.0.0.1:5672/%2f"
-	}
 	jobs := make([]amqp.Publishing, count)
 	for n := range jobs {
 		request := map[string]any{"method": "POST", "path": "/v1/echo", "body": map[string]int{"n": n}}
@@ -66,9 +61,8 @@ func main() {
 		jobs[n] = amqp.Publishing{MessageId: id, ContentType: "application/json", DeliveryMode: amqp.Persistent, Body: body}
 	}
 	for done := 0; done < count; {
-		confirmed, err := publish(url, args[2], jobs[done:])
-		done += confirmed
-		if err != nil {
+		confirmed, err := publish(args[2], jobs[done:])
+		if done += confirmed; err != nil {
 			fmt.Fprintln(os.Stderr, "not confirmed, again in a second:", err)
 			time.Sleep(time.Second)
 		}
