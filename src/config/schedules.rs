@@ -46,7 +46,7 @@ fn one(place: &str, raw: &file::Schedule, catalog: &Catalog, problems: &mut Prob
         file::Missed::RunOnce => Missed::RunOnce,
         file::Missed::RunAll => Missed::RunAll(most),
     };
-    for field in NOT_HERE.iter().filter(|field| raw.job.contains_key(**field)) {
+    if let Some(field) = NOT_HERE.iter().find(|field| raw.job.contains_key(**field)) {
         problems.add(format!("{place}: job.{field}"), "each time of a schedule has its own: leave it out");
         return None;
     }

@@ -388,7 +388,10 @@ impl Core {
                 let in_time = !is_past_deadline(&held.job, now);
                 self.starting -= 1;
                 self.count(permit.key(), Step::Started, now.mono);
-                let may_go = in_time && self.window_is_open(now) && self.may_leave(permit.key(), now.mono) && self.breaker.honours(pass);
+                let may_go = in_time
+                    && self.window_is_open(now)
+                    && self.may_leave(permit.key(), now.mono)
+                    && self.breaker.honours(pass);
                 self.started(pk, (permit, pass), recorded, may_go, now);
             }
             Stage::Open(mut open) => {

@@ -45,7 +45,13 @@ fn answer(core: &mut Core, pk: JobPk, status: u16) -> (Vec<JobPk>, Vec<Record>) 
 fn answered(status: u16) -> CallEnd {
     let body = bytes::Bytes::new();
     let response = StoredResponse { status, headers: "{}".to_owned(), content_type: None, body, truncated: false };
-    CallEnd::Answered(Box::new(Answered { response, signal: Signal::default(), told: Signal::default(), cost: None, ruling: None }))
+    CallEnd::Answered(Box::new(Answered {
+        response,
+        signal: Signal::default(),
+        told: Signal::default(),
+        cost: None,
+        ruling: None,
+    }))
 }
 
 /// A backoff that is over at once: the job is due again before this dispatcher has heard that its
