@@ -118,7 +118,7 @@ pub struct AttemptJson {
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 #[schemars(rename = "Waiting")]
 pub struct WaitingJson {
-    /// `not_before`, `backoff`, `paused`, `no_key` or `breaker`.
+    /// `not_before`, `backoff`, `paused`, `no_key`, `breaker` or `window`.
     reason: String,
     /// Until then; null: nobody knows.
     #[schemars(extend("format" = "date-time"))]
