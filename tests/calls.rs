@@ -188,3 +188,26 @@ async fn calls_without_a_connection_are_given_back_at_a_stop_and_made_once_by_th
     })
     .await;
 }
+
+/// The notification got lost: the wish stands in the store, and nobody was told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancellation_takes_effect_though_nobody_is_woken() {
+    in_world(Mode::Scaled, async |world| {
+        let provider = RawProvider::open(Answer::Ok).await;
+        let limit = "key_limits = [ { requests = 1, per = \"5s\", algorithm = \"sliding_window\" } ]";
+        world.provider(&provider.base_url(), &[("a1", "some-key-0123456789")], limit);
+        let serve = world.serving().await;
+        let api = world.api();
+        for id in ["first", "second"] {
+            api.accept(&json!({ "id": id, "provider": world.provider, "request": { "path": "/" } })).await;
+        }
+        api.job_in("first", &["succeeded"]).await;
+        let in_line = "SELECT COUNT(*) FROM jobs WHERE id = 'second' AND owner IS NOT NULL AND state = 'queued'";
+        until("the second one is in line", SOON, async || holds(world.number(in_line).await == 1)).await;
+        world.execute("UPDATE jobs SET cancel_requested = TRUE WHERE id = 'second'").await;
+        api.job_in("second", &["cancelled"]).await;
+        assert_eq!(provider.heads().len(), 1);
+        serve.stop().await;
+    })
+    .await;
+}

@@ -2,6 +2,7 @@
 //! and drained into the dead letters when an operator says so.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use futures_util::future::try_join_all;
 use lapin::Connection;
@@ -19,6 +20,8 @@ use crate::store::Store;
 
 /// Messages that are kept in one commit.
 const BATCH_MAX: usize = 64;
+/// A queue that is empty for so long after its bindings are gone gets nothing more.
+const SETTLED_AFTER: Duration = Duration::from_secs(1);
 /// AMQP's reply code for a queue that does not exist.
 const NOT_FOUND: u16 = 404;
 
@@ -103,10 +106,34 @@ pub async fn prune(
         let unbound = channel.queue_unbind(queue.into(), JOBS.into(), key.as_str().into(), FieldTable::default());
         answered(&format!("unbinding {queue}"), async { Ok(unbound.await?) }).await?;
     }
+    let mut buried = drain(&channel, store, clock, queue).await?;
+    // What was routed here before may arrive a moment later, and a quorum queue cannot be deleted "if empty".
+    let is_empty = loop {
+        tokio::time::sleep(SETTLED_AFTER).await;
+        match look(connection, queue).await? {
+            Some(left) if left.consumers > 0 => break false,
+            Some(left) if left.messages > 0 => match drain(&channel, store, clock, queue).await? {
+                0 => break false,
+                more => buried += more,
+            },
+            _ => break true,
+        }
+    };
+    if is_empty {
+        let deleted = channel.queue_delete(queue.into(), QueueDeleteOptions::default());
+        answered(&format!("deleting {queue}"), async { Ok(deleted.await?) }).await?;
+        store.forget_queue(queue).await?;
+    }
+    channel.close(200, "done".into()).await?;
+    Ok(Pruned { buried, deleted: is_empty })
+}
+
+/// Keeps what is ready; how many that were.
+async fn drain(channel: &Channel, store: &Store, clock: &dyn Clock, queue: &str) -> Result<u64, InletError> {
     let mut buried = 0;
     loop {
-        let batch = answered(&format!("draining {queue}"), next_batch(&channel, queue)).await?;
-        let Some(last) = batch.last() else { break };
+        let batch = answered(&format!("draining {queue}"), next_batch(channel, queue)).await?;
+        let Some(last) = batch.last() else { return Ok(buried) };
         let error = format!("its queue {queue} belongs to no configured provider and lane, and was pruned");
         let letters = batch.iter().map(|got| message::buried(&got.delivery, DeadReason::Unroutable, error.clone()));
         try_join_all(letters.map(|letter| store.bury(letter, clock.wall_ms()))).await?;
@@ -115,13 +142,6 @@ pub async fn prune(
         }
         buried += batch.len() as u64;
     }
-    channel.close(200, "done".into()).await?;
-    let is_empty = look(connection, queue).await?.is_none_or(|left| left.messages == 0 && left.consumers == 0);
-    if is_empty {
-        delete(connection, queue).await?;
-        store.forget_queue(queue).await?;
-    }
-    Ok(Pruned { buried, deleted: is_empty })
 }
 
 /// What was bound to it: its provider and lane, and the bare provider for the default lane.
@@ -139,16 +159,6 @@ async fn next_batch(channel: &Channel, queue: &str) -> Result<Vec<BasicGetMessag
         batch.push(got);
     }
     Ok(batch)
-}
-
-async fn delete(connection: &Connection, queue: &str) -> Result<(), InletError> {
-    let deleted = async {
-        let channel = connection.create_channel().await?;
-        channel.queue_delete(queue.into(), QueueDeleteOptions { if_empty: true, ..Default::default() }).await?;
-        channel.close(200, "done".into()).await?;
-        Ok(())
-    };
-    answered(&format!("deleting {queue}"), deleted).await
 }
 
 #[cfg(test)]
