@@ -8,8 +8,8 @@ use super::shell::{Dispatcher, Input, send};
 use crate::pace::Time;
 use crate::store::{JobPk, StoreError};
 
-/// Looked at least this often, though nobody said so.
-const FALLBACK: Duration = Duration::from_secs(2);
+/// Looked at least this often, though nobody said so: a job is in hand for about two seconds before it is sent.
+const FALLBACK: Duration = Duration::from_millis(500);
 
 /// When to look.
 #[derive(Debug, Default)]
@@ -22,6 +22,11 @@ impl Cancels {
     /// Some wakes were missed.
     pub fn look_now(&mut self) {
         self.look_at = Time::ZERO;
+    }
+
+    /// When to look, where there is something in hand.
+    pub fn wake_at(&self) -> Option<Time> {
+        (!self.looking).then_some(self.look_at)
     }
 }
 

@@ -355,7 +355,8 @@ impl Dispatcher {
         let may_claim = self.core.holds_something(now.mono);
         let claims = self.claims.wake_at().filter(|_| may_claim).map(|at| at.max(self.room_at));
         let lease = self.keeping.wake_at(self.orders.are_known());
-        let next = [core, claims, lease, self.orders.wake_at(), grace_ends].into_iter().flatten().min();
+        let cancels = self.cancels.wake_at().filter(|_| !self.core.is_idle());
+        let next = [core, claims, lease, self.orders.wake_at(), cancels, grace_ends].into_iter().flatten().min();
         next.map_or(TICK, |at| at.since(now.mono).min(TICK))
     }
 
