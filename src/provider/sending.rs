@@ -166,8 +166,9 @@ impl Sending<'_> {
             return (now >= by).then(|| Unanswered::Lost(format!("no answer within {:?}", by - left)));
         }
         let late = now >= self.leave_by();
+        let may_wait = !late && self.caller.may_leave();
         // Unless it leaves in this moment.
-        if !(late || !self.caller.may_leave()) || !self.withdraw() {
+        if may_wait || !self.withdraw() {
             return None;
         }
         Some(match late {
