@@ -11,7 +11,7 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, timeout_at};
 
 use super::connect::{Connections, connections};
-use super::sending::{Caller, Deadlines, Unanswered, chain, send};
+use super::sending::{Caller, Times, Unanswered, chain, send};
 use super::{redact, request};
 use crate::config::{Auth, Provider};
 use crate::job::Job;
@@ -26,9 +26,7 @@ pub struct Client {
     connections: Connections,
     base_url: url::Url,
     auth: Auth,
-    connect_timeout: Duration,
-    first_byte_timeout: Duration,
-    timeout: Duration,
+    times: Times,
 }
 
 /// Why there is no client.
@@ -87,10 +85,12 @@ impl Client {
             connections: connections(provider)?,
             base_url: provider.base_url.clone(),
             auth: provider.auth.clone(),
-            // A call that found no connection until then would be counted after its slot is free again.
-            connect_timeout: provider.connect_timeout.min(provider.pool.counted_within),
-            first_byte_timeout: provider.first_byte_timeout,
-            timeout: provider.timeout,
+            times: Times {
+                // A call that found no connection until then would be counted after its slot is free again.
+                connect: provider.connect_timeout.min(provider.pool.counted_within),
+                first_byte: provider.first_byte_timeout,
+                whole: provider.timeout,
+            },
         })
     }
 
@@ -108,9 +108,8 @@ impl Client {
     ) -> Result<Answer, CallError> {
         let request = request::build(&self.base_url, &self.auth, key, job)?;
         let forms = key.map(|k| redact::forms(k.expose(), &self.auth)).unwrap_or_default();
-        let whole = Instant::now() + self.timeout;
-        let deadlines = Deadlines { connect: self.connect_timeout, first_byte: self.first_byte_timeout, whole };
-        let response = send(&self.connections, request, deadlines, caller).await.map_err(|error| match error {
+        let (begun, times) = (Instant::now(), self.times);
+        let response = send(&self.connections, request, (begun, times), caller).await.map_err(|error| match error {
             Unanswered::Unsent(text) => CallError::NotSent(redact::text(&text, &forms)),
             Unanswered::Withheld => CallError::Withheld,
             Unanswered::Lost(text) => CallError::Lost(redact::text(&text, &forms)),
@@ -118,9 +117,9 @@ impl Client {
         on_head(response.status().as_u16(), response.headers());
         let status = response.status().as_u16();
         let headers = masked(response.headers(), &forms);
-        let (body, truncated) = timeout_at(whole, read(response.into_body()))
+        let (body, truncated) = timeout_at(begun + times.whole, read(response.into_body()))
             .await
-            .map_err(|_| CallError::Lost(format!("status {status}, then no whole body within {:?}", self.timeout)))?
+            .map_err(|_| CallError::Lost(format!("status {status}, then no whole body within {:?}", times.whole)))?
             .map_err(|error| {
                 let text = redact::text(&chain(&error), &forms);
                 CallError::Lost(format!("status {status}, then half a body: {text}"))

@@ -28,15 +28,15 @@ pub trait Caller: Send + Sync {
     fn left_late(&self);
 }
 
-/// By when something must have happened.
+/// How long each part of a call may take.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Deadlines {
-    /// Until a connection takes the request.
+pub(super) struct Times {
+    /// From the beginning until a connection takes the request.
     pub connect: Duration,
     /// From then on until the answer begins.
     pub first_byte: Duration,
     /// From the beginning until the answer has ended.
-    pub whole: Instant,
+    pub whole: Duration,
 }
 
 /// Why there is no answer.
@@ -101,18 +101,17 @@ impl Body for Outgoing {
 pub(super) async fn send(
     connections: &Connections,
     request: http::Request<Bytes>,
-    deadlines: Deadlines,
+    (begun, times): (Instant, Times),
     caller: &dyn Caller,
 ) -> Result<http::Response<Incoming>, Unanswered> {
     let fate = Arc::default();
     let request = request.map(|body| Outgoing { body: Full::new(body), fate: Arc::clone(&fate) });
-    let begun = Instant::now();
     let sending = Sending {
         timer: Box::pin(sleep_until(begun + ASK_EVERY)),
         response: connections.request(request),
         fate,
         begun,
-        deadlines,
+        times,
         caller,
         left: None,
     };
@@ -123,7 +122,7 @@ struct Sending<'a> {
     response: ResponseFuture,
     fate: Arc<OnceLock<Fate>>,
     begun: Instant,
-    deadlines: Deadlines,
+    times: Times,
     caller: &'a dyn Caller,
     /// When a connection began to write it, as far as it was noticed.
     left: Option<Instant>,
@@ -162,17 +161,18 @@ impl Sending<'_> {
         self.look_whether_it_left();
         let now = Instant::now();
         if let Some(left) = self.left {
-            let by = self.answer_by(left);
-            return (now >= by).then(|| Unanswered::Lost(format!("no answer within {:?}", by - left)));
+            let (by, limit) = self.answer_by(left);
+            return (now >= by).then(|| Unanswered::Lost(format!("no answer within {limit:?}")));
         }
-        let late = now >= self.leave_by();
+        let (by, limit) = self.leave_by();
+        let late = now >= by;
         let may_wait = !late && self.caller.may_leave();
         // Unless it leaves in this moment.
         if may_wait || !self.withdraw() {
             return None;
         }
         Some(match late {
-            true => Unanswered::Unsent(format!("no connection within {:?}", self.leave_by() - self.begun)),
+            true => Unanswered::Unsent(format!("no connection within {limit:?}")),
             false => Unanswered::Withheld,
         })
     }
@@ -194,18 +194,22 @@ impl Sending<'_> {
         }
     }
 
-    fn answer_by(&self, left: Instant) -> Instant {
-        self.deadlines.whole.min(left + self.deadlines.first_byte)
+    /// The end of the time until the answer begins, and the limit that sets it.
+    fn answer_by(&self, left: Instant) -> (Instant, Duration) {
+        let Times { first_byte, whole, .. } = self.times;
+        (left + first_byte, first_byte).min((self.begun + whole, whole))
     }
 
-    fn leave_by(&self) -> Instant {
-        self.deadlines.whole.min(self.begun + self.deadlines.connect)
+    /// The same of the time until it leaves.
+    fn leave_by(&self) -> (Instant, Duration) {
+        let limit = self.times.connect.min(self.times.whole);
+        (self.begun + limit, limit)
     }
 
     fn next_look(&self) -> Instant {
         match self.left {
-            Some(left) => self.answer_by(left),
-            None => self.leave_by().min(Instant::now() + ASK_EVERY),
+            Some(left) => self.answer_by(left).0,
+            None => self.leave_by().0.min(Instant::now() + ASK_EVERY),
         }
     }
 }
