@@ -130,19 +130,19 @@ async fn each_part_of_a_call_has_its_time() {
     assert!(matches!(ended, Err(CallError::NotSent(_))), "{ended:?}");
 }
 
-/// The provider closes every connection right after its answer: sometimes before the next call is handed to it,
+/// The provider closes every connection right after its answer, or in its stead: sometimes before the next call is handed to it,
 /// sometimes just then.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_said_to_be_unsent_never_reached_the_provider() {
     let provider = RawProvider::open(Answer::OkAndClose).await;
     let (client, mut job) = client(&provider.base_url(), "");
-    let (mut answered, mut unsent) = (0, Vec::new());
+    let (mut answered, mut lost, mut unsent) = (0, 0, Vec::new());
     for n in 0..300 {
         job.idempotency_key = format!("k{n}.");
         match call(&client, &job, &Permission::given()).await {
             Ok(_) => answered += 1,
             Err(CallError::NotSent(_)) => unsent.push(job.idempotency_key.clone()),
-            Err(CallError::Lost(_)) => {}
+            Err(CallError::Lost(_)) => lost += 1,
             Err(other) => panic!("{other:?}"),
         }
     }
@@ -150,7 +150,7 @@ async fn what_is_said_to_be_unsent_never_reached_the_provider() {
     for key in &unsent {
         assert!(!heads.iter().any(|head| head.contains(key.as_str())), "{key} was sent");
     }
-    assert!(answered >= 150, "{answered} answered, {} unsent", unsent.len());
+    assert!(answered >= 100 && lost >= 50, "{answered} answered, {lost} lost, {} unsent", unsent.len());
     let sent_twice = (0..300).filter(|n| heads.iter().filter(|head| head.contains(&format!("k{n}."))).count() > 1);
     assert_eq!(sent_twice.count(), 0, "the client sends nothing twice");
 }

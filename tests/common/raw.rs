@@ -16,7 +16,7 @@ const QUEUED_AFTER: Duration = Duration::from_millis(300);
 pub enum Answer {
     /// 200, and the connection stays open.
     Ok,
-    /// 200, and the connection is closed right afterwards, without saying so before.
+    /// 200, but none to every third request; the connection is closed right afterwards, without saying so before.
     OkAndClose,
     /// None.
     Silence,
@@ -91,9 +91,14 @@ async fn serve(mut stream: TcpStream, answer: Answer, heads: Arc<Mutex<Vec<Strin
         let Some(end) = read.windows(4).position(|window| window == b"\r\n\r\n") else { continue };
         let head = String::from_utf8_lossy(&read[..end]).into_owned();
         read.drain(..end + 4);
-        heads.lock().unwrap_or_else(PoisonError::into_inner).push(head);
+        let number = {
+            let mut heads = heads.lock().unwrap_or_else(PoisonError::into_inner);
+            heads.push(head);
+            heads.len()
+        };
         match answer {
             Answer::Silence => continue,
+            Answer::OkAndClose if number.is_multiple_of(3) => return,
             Answer::Ok | Answer::OkAndClose => {
                 let text =
                     b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 11\r\n\r\n{\"ok\":true}";
