@@ -2,7 +2,6 @@
 //! nobody configured, never sends twice by itself, and never lets a URL into an error: it can hold a
 //! key.
 
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;

@@ -12,6 +12,7 @@ pub mod proxy;
 pub mod raw;
 pub mod services;
 pub mod store;
+pub mod tools;
 pub mod world;
 
 use std::time::{Duration, Instant};
