@@ -11,7 +11,7 @@ mod state;
 
 pub use envelope::{
     Callback, Catalog, Delivery, Envelope, EventKind, Given, Instant, Job, ProviderRules, REPLAY_LANE, RetryOverrides,
-    split_routing_key,
+    hook_url, split_routing_key,
 };
 pub use reason::DeadReason;
 pub use request::{Body, Request};

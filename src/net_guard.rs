@@ -87,6 +87,18 @@ impl NetGuard {
         }
     }
 
+    /// Looks the host's name up, and says whether everything that it resolves to is refused. A name that cannot be
+    /// looked up now passes: it is judged again when it is called, by the [resolver](Self::resolver).
+    ///
+    /// # Errors
+    /// [`Refused::Name`].
+    pub async fn check_name(&self, url: &Url) -> Result<(), Refused> {
+        let Some(Host::Domain(name)) = url.host() else { return Ok(()) };
+        let Ok(found) = tokio::net::lookup_host((name, 0)).await else { return Ok(()) };
+        let found: Vec<SocketAddr> = found.collect();
+        self.filter(name, Box::new(found.into_iter())).map(drop)
+    }
+
     /// The system's resolver behind this guard, for `reqwest::ClientBuilder::dns_resolver`.
     pub fn resolver(&self) -> GuardedResolver {
         self.resolver_over(Arc::new(SystemResolver))

@@ -14,6 +14,9 @@
 //! | `POST /v1/providers/{name}/pause`, `/resume` | `admin` |
 //! | `POST /v1/providers/{name}/keys/{label}/disable`, `/enable` | `keys`, of all tenants |
 //! | `POST /v1/providers/{name}/budgets/{budget}/resume` | `keys`, of all tenants |
+//! | `GET /v1/endpoints`, `GET /v1/endpoints/{id}`, `GET /v1/deliveries`, `GET /v1/deliveries/{id}` | `read` |
+//! | `POST /v1/endpoints`, `DELETE /v1/endpoints/{id}`, `POST /v1/endpoints/{id}/disable`, `/enable`, `/rotate`, `/test` | `admin`; bound to a tenant, for that one |
+//! | `POST /v1/endpoints/{id}/resend`, `POST /v1/deliveries/{id}/resend` | `replay` |
 //! | `GET /metrics` | `read`, of all tenants |
 //! | `GET /readyz` | none; its errors are told to `read` |
 //! | `GET /healthz` | none |
@@ -22,10 +25,14 @@ mod auth;
 mod body;
 mod control;
 mod dead_letters;
+mod deliveries;
 mod desk;
+mod endpoints;
 mod error;
 mod guard;
 mod health;
+mod hook_view;
+mod hooks;
 mod jobs;
 mod metrics;
 mod params;
@@ -55,6 +62,8 @@ pub use body::MANY_BYTES_MAX;
 pub use control::Control;
 pub use desk::{Desk, ITEMS_MAX, Submitted};
 pub use error::{Problem, ProblemKind};
+pub use hook_view::{DeletedJson, DeliveryJson, EndpointJson, RegisterBody, ResendBody, ResendJson, RotateBody};
+pub use hooks::{HookRules, Hooks};
 pub use params::LIMIT_MAX;
 pub use provider_view::{OrderJson, ProviderJson};
 pub use replays::{Begun, ReplayJson};
@@ -87,6 +96,8 @@ pub struct ApiParts {
     pub registry: Registry,
     /// Largest envelope of a job, in bytes.
     pub envelope_bytes_max: usize,
+    /// What webhook endpoints are judged by.
+    pub hooks: HookRules,
 }
 
 /// What handlers pick from; none takes all of it.
@@ -94,6 +105,7 @@ pub struct ApiParts {
 struct Parts {
     desk: Desk,
     control: Control,
+    hooks: Hooks,
     store: Store,
     tokens: Tokens,
     readiness: Readiness,
@@ -114,6 +126,7 @@ macro_rules! substates {
 substates!(
     desk: Desk,
     control: Control,
+    hooks: Hooks,
     store: Store,
     tokens: Tokens,
     readiness: Readiness,
@@ -126,6 +139,7 @@ impl From<ApiParts> for Parts {
         parts.readiness.declare("store");
         Self {
             control: Control::new(parts.store.clone(), Arc::clone(&parts.catalog), Arc::clone(&parts.clock)),
+            hooks: Hooks::new(parts.store.clone(), Arc::clone(&parts.clock), parts.hooks),
             desk: Desk::new(parts.store.clone(), parts.catalog, parts.clock, parts.envelope_bytes_max),
             store: parts.store,
             tokens: parts.tokens,
@@ -147,6 +161,16 @@ pub fn router(parts: ApiParts) -> Router {
         .route("/v1/dead-letters/{id}/replay", post(dead_letters::replay))
         .route("/v1/replays", post(replays::begin).get(replays::list))
         .route("/v1/replays/{id}", get(replays::show).delete(replays::stop))
+        .route("/v1/endpoints", post(endpoints::register).get(endpoints::list))
+        .route("/v1/endpoints/{id}", get(endpoints::show).delete(endpoints::delete))
+        .route("/v1/endpoints/{id}/disable", post(endpoints::disable))
+        .route("/v1/endpoints/{id}/enable", post(endpoints::enable))
+        .route("/v1/endpoints/{id}/rotate", post(endpoints::rotate))
+        .route("/v1/endpoints/{id}/test", post(endpoints::test))
+        .route("/v1/endpoints/{id}/resend", post(endpoints::resend))
+        .route("/v1/deliveries", get(deliveries::list))
+        .route("/v1/deliveries/{id}", get(deliveries::show))
+        .route("/v1/deliveries/{id}/resend", post(deliveries::resend))
         .route("/v1/providers", get(providers::list))
         .route("/v1/providers/{name}", get(providers::show))
         .route("/v1/providers/{name}/pause", post(providers::pause))

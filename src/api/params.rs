@@ -8,8 +8,9 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::error::Problem;
 use crate::clock::{WallMs, parse_rfc3339};
-use crate::job::{Invalid, JobState, is_name};
-use crate::store::{DeadFilter, DeadReason, JobFilter};
+use crate::job::{EventKind, Invalid, JobState, is_job_id, is_name};
+use crate::store::{DeadFilter, DeadReason, DeliveryFilter, DeliveryState, JobFilter, Occurrence};
+use crate::webhook::TEST_EVENT;
 
 /// Items of a page, unless asked for otherwise.
 const LIMIT: u32 = 50;
@@ -126,6 +127,8 @@ pub(super) enum ListKind {
     Jobs = 1,
     DeadLetters = 2,
     Replays = 3,
+    Endpoints = 4,
+    Deliveries = 5,
 }
 
 impl ListKind {
@@ -171,6 +174,38 @@ pub fn replays(query: &str) -> Result<Window, Problem> {
     let mut params = Params::read(query, &["cursor", "limit"]);
     let window = params.window(ListKind::Replays);
     params.finish(window)
+}
+
+/// `GET /v1/endpoints?…`: `tenant`, `cursor`, `limit`.
+pub fn endpoints(query: &str) -> Result<(Option<String>, Window), Problem> {
+    let mut params = Params::read(query, &["tenant", "cursor", "limit"]);
+    let tenant = params.tenant();
+    let window = params.window(ListKind::Endpoints);
+    params.finish((tenant, window))
+}
+
+/// `GET /v1/deliveries?…`: `endpoint`, `state`, `job`, `event`, `tenant`, `cursor`, `limit`.
+pub fn deliveries(query: &str) -> Result<(DeliveryFilter, Window), Problem> {
+    let mut params = Params::read(query, &["endpoint", "state", "job", "event", "tenant", "cursor", "limit"]);
+    let id = |value: &str| is_job_id(value).then(|| value.to_owned()).ok_or_else(|| "an id".to_owned());
+    let state = params.take("state", |value| {
+        let names = || format!("one of {}", DeliveryState::ALL.map(DeliveryState::as_str).join(", "));
+        DeliveryState::from_name(value).ok_or_else(names)
+    });
+    let occurrence = params.take("event", |value| match EventKind::from_name(value) {
+        Some(kind) => Ok(Occurrence::Completion(kind)),
+        None if value == TEST_EVENT => Ok(Occurrence::Test),
+        None => Err(format!("one of {}, {TEST_EVENT}", EventKind::ALL.map(EventKind::as_str).join(", "))),
+    });
+    let filter = DeliveryFilter {
+        endpoint: params.take("endpoint", id),
+        state,
+        job: params.take("job", id),
+        occurrence,
+        tenant: params.tenant(),
+    };
+    let window = params.window(ListKind::Deliveries);
+    params.finish((filter, window))
 }
 
 /// Whether this may be a tenant's name.

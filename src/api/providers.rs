@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::extract::{RawQuery, State};
 
 use super::auth::Caller;
-use super::body::{BodyReader, Takes};
+use super::body::BodyReader;
 use super::control::Control;
 use super::error::Problem;
 use super::params;
@@ -15,7 +15,6 @@ use super::path::{Id, Names};
 use super::provider_view::{OrderJson, ProviderJson};
 use super::view::PageJson;
 use crate::config::Scope;
-use crate::job::Invalid;
 
 /// `GET /v1/providers`
 pub(super) async fn list(
@@ -50,13 +49,7 @@ async fn check(
 ) -> Result<(), Problem> {
     caller.may_for_all(scope)?;
     params::none(query.as_deref().unwrap_or_default())?;
-    let body = reader.read(body, Takes::One).await?;
-    let text = body.bytes.trim_ascii();
-    let is_empty_object = text.strip_prefix(b"{").is_some_and(|rest| rest.trim_ascii() == b"}");
-    if text.is_empty() || is_empty_object {
-        return Ok(());
-    }
-    Err(Problem::invalid(Invalid::at("", "expected no body, or {}: the route says it all")))
+    reader.nothing(body).await
 }
 
 /// `POST /v1/providers/{name}/pause`

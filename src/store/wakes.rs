@@ -2,6 +2,7 @@
 //! to the others. A wake may get lost (a slow receiver, a broken connection): polling is the fallback.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -22,6 +23,8 @@ const RETRY: Duration = Duration::from_millis(500);
 /// The wakes of one transaction: sent when it is committed, each once.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
+    /// Completions are to be published to the broker, too.
+    pub publishes: bool,
     /// Provider, and whether other processes must know.
     jobs: BTreeMap<String, bool>,
     deliveries: bool,
@@ -95,6 +98,8 @@ pub(super) struct Wakes {
     providers: Arc<Mutex<BTreeSet<String>>>,
     /// Claims that nobody heard of.
     lost: mpsc::UnboundedSender<Vec<Record>>,
+    /// Completions are to be published to the broker, too.
+    publishes: Arc<AtomicBool>,
 }
 
 impl Wakes {
@@ -106,8 +111,19 @@ impl Wakes {
             instance: uuid::Uuid::now_v7().simple().to_string().into(),
             providers: Arc::default(),
             lost,
+            publishes: Arc::default(),
         };
         (wakes, claims)
+    }
+
+    /// From now on every completion makes a delivery for the broker, too.
+    pub fn publish(&self) {
+        self.publishes.store(true, Ordering::Relaxed);
+    }
+
+    /// For a transaction that begins now.
+    pub fn pending(&self) -> Pending {
+        Pending { publishes: self.publishes.load(Ordering::Relaxed), ..Pending::default() }
     }
 
     /// Lets go of claims that nobody heard of, as soon as the database is back; for ever.
@@ -122,7 +138,7 @@ impl Wakes {
 
     async fn release(&self, db: &Db, claims: &[Record]) -> Result<(), StoreError> {
         let mut tx = db.begin().await?;
-        let mut pending = Pending::default();
+        let mut pending = self.pending();
         outcomes::record(&mut tx, &claims.iter().collect::<Vec<_>>(), &mut pending).await?;
         self.commit(tx, pending).await
     }
