@@ -9,9 +9,7 @@ use std::time::Duration;
 use super::auth::Tenancy;
 use super::desk::{Desk, known_form, object};
 use super::error::{Problem, ProblemKind};
-use super::hook_view::{
-    DeletedJson, DeliveryJson, EndpointJson, RegisterBody, ResendBody, RotateBody, delivery_row,
-};
+use super::hook_view::{DeletedJson, DeliveryJson, EndpointJson, RegisterBody, ResendBody, RotateBody, delivery_row};
 use super::params::{self, ListKind};
 use super::view::PageJson;
 use crate::clock::Clock;
@@ -211,7 +209,8 @@ impl Hooks {
         let keyring = self.keyring()?;
         let view = self.view(who, id).await?;
         let Some(secrets) = view.secrets else {
-            let detail = "a bare callback URL is signed for with its tenant's secret: register the URL to give it its own";
+            let detail =
+                "a bare callback URL is signed for with its tenant's secret: register the URL to give it its own";
             return Err(Problem::new(ProblemKind::Invalid, detail));
         };
         let overlap = body.overlap.map_or(OVERLAP, |overlap| overlap.0);

@@ -13,8 +13,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::message::Message;
 use super::verdict::Word;
 use super::{Broken, CONFIRM_WITHIN};
-use crate::inlet::topology::EVENTS;
 use crate::inlet::InletError;
+use crate::inlet::topology::EVENTS;
 use crate::store::Publication;
 
 /// The broker opens a channel within that time.

@@ -31,9 +31,10 @@ impl Word {
     pub(super) fn error(&self, reply_to: Option<&str>) -> Option<String> {
         match self {
             Self::Confirmed => None,
-            Self::Returned => {
-                Some(format!("there is no queue {:?}: whoever asked does not wait any more", reply_to.unwrap_or_default()))
-            }
+            Self::Returned => Some(format!(
+                "there is no queue {:?}: whoever asked does not wait any more",
+                reply_to.unwrap_or_default()
+            )),
             Self::Refused(why) => Some(format!("the broker does not take it: {why}")),
             Self::Unpublishable(why) => Some(why.clone()),
         }

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use super::dialect::{Db, Rows, Tx, on_db};
-use super::events::{Ended, kind_of, response_of};
 use super::endpoints::Target;
+use super::events::{Ended, kind_of, response_of};
 use super::{
     DeliveryJob, DeliveryNext, DeliveryRecord, Endpoint, Event, Occasion, OwnerId, Publication, StoreError, endpoints,
 };
@@ -26,7 +26,10 @@ struct Due<'a> {
 /// Where a completion goes.
 #[derive(Clone, Copy)]
 enum To<'a> {
-    Endpoint { pk: i64, enabled: bool },
+    Endpoint {
+        pk: i64,
+        enabled: bool,
+    },
     /// The broker's exchange of events.
     Exchange,
     /// The queue that the job's producer waits at.

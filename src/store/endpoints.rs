@@ -356,9 +356,8 @@ async fn register(tx: &mut Tx, new: &NewEndpoint, now_ms: WallMs) -> Result<Regi
 async fn enable(tx: &mut Tx, pk: i64, enabled: bool) -> Result<bool, StoreError> {
     let sql = "UPDATE endpoints SET enabled = $2, disabled_reason = CASE WHEN $2 THEN NULL ELSE 'operator' END,
         failing_since_ms = NULL WHERE pk = $1";
-    let changed = on_db!(tx, |c| {
-        sqlx::query(sql).bind(pk).bind(enabled).execute(c).await.map(|done| done.rows_affected())
-    })?;
+    let changed =
+        on_db!(tx, |c| sqlx::query(sql).bind(pk).bind(enabled).execute(c).await.map(|done| done.rows_affected()))?;
     Ok(changed > 0)
 }
 

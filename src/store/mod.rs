@@ -33,8 +33,8 @@ use std::time::Duration;
 use tokio::sync::broadcast;
 
 use crate::clock::WallMs;
-use dialect::Db;
 pub use delivery_views::{DeliveryAttempt, DeliveryFilter, DeliveryState, DeliveryView, Occurrence, Resent};
+use dialect::Db;
 pub use endpoints::{
     EndpointSecrets, EndpointView, NewEndpoint, OlderSecret, Registered, SecretVersion, Subscribe, Tested,
 };

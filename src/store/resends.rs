@@ -111,7 +111,8 @@ async fn running(db: &Db) -> Result<Vec<ResendView>, StoreError> {
 
 /// Deliveries of an endpoint that are pending, counted up to `most`.
 async fn pending(db: &Db, endpoint_pk: i64, most: u32) -> Result<i64, StoreError> {
-    let sql = "SELECT COUNT(*) FROM (SELECT 1 FROM deliveries WHERE endpoint_pk = $1 AND state = 'pending' LIMIT $2) AS open";
+    let sql =
+        "SELECT COUNT(*) FROM (SELECT 1 FROM deliveries WHERE endpoint_pk = $1 AND state = 'pending' LIMIT $2) AS open";
     let row: (i64,) =
         on_db!(read db, |c| sqlx::query_as(sql).bind(endpoint_pk).bind(i64::from(most)).fetch_one(c).await)?;
     Ok(row.0)

@@ -250,7 +250,8 @@ mod tests {
         let by_hand = WebhookSecrets::new(&given).expect("valid").sign("", "evt_1", 7, b"{}").expect("signed");
         assert_eq!(signed(&keyring, &only(version.clone(), false), 0), [by_hand]);
         // Of another endpoint, of another version, changed, or under another base: it does not open.
-        let changed = SecretVersion { sealed: Some(sealed.replacen('A', "B", 1).replacen('e', "f", 1)), ..version.clone() };
+        let changed =
+            SecretVersion { sealed: Some(sealed.replacen('A', "B", 1).replacen('e', "f", 1)), ..version.clone() };
         let later = SecretVersion { version: 2, ..version.clone() };
         for (id, version) in [("ep_2", &version), ("ep_1", &later), ("ep_1", &changed)] {
             assert!(matches!(keyring.secret(id, version), Err(KeyringError::Sealed)), "{id}");

@@ -157,11 +157,7 @@ impl Sender {
         Self::resolving(settings, guard, resolver)
     }
 
-    fn resolving(
-        settings: &WebhookSettings,
-        guard: NetGuard,
-        resolver: GuardedResolver,
-    ) -> Result<Self, ClientError> {
+    fn resolving(settings: &WebhookSettings, guard: NetGuard, resolver: GuardedResolver) -> Result<Self, ClientError> {
         let client = reqwest::Client::builder()
             .user_agent(concat!("Paceline/", env!("CARGO_PKG_VERSION")))
             .dns_resolver(resolver)
