@@ -439,7 +439,7 @@ async fn endpoints_and_deliveries_at_the_command_line() {
         let id = id(&endpoint).to_owned();
         let serve = world.serving().await;
         let (code, test) = paceline(world, &["endpoints", "test", &id]).await;
-        assert_eq!((code, test["state"].as_str(), test["attempts"][0]["status"].as_i64()), (0, Some("delivered"), Some(200)), "{test}");
+        assert_eq!((code, test["state"].as_str(), test["attempts"][0]["status"].as_i64()), (0, Some("delivered"), Some(204)), "{test}");
         finish(world, "job-1").await;
         receiver.wait_acknowledged(1, SOON).await.ok();
 

@@ -146,6 +146,17 @@ async fn a_receiver_that_hangs_costs_the_timeout_and_no_more() {
     assert!(took >= Duration::from_millis(1_900) && took < Duration::from_secs(5), "{took:?}");
 }
 
+/// Each byte comes in time; the answer does not.
+#[tokio::test]
+async fn a_head_that_drips_costs_the_timeout_and_no_more() {
+    let receiver = Receiver::start(|_| Reply::DrippingHead).await;
+    let began = Instant::now();
+    let error = send(&sender(), &receiver.url("/")).await.expect_err("no answer");
+    assert!(matches!(error, SendError::Timeout(_)), "{error:?}");
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    receiver.closed_by_sender().await;
+}
+
 #[tokio::test]
 async fn an_answer_without_end_is_not_read_to_its_end() {
     for reply in [Reply::EndlessBody, Reply::DrippingBody] {
@@ -473,6 +484,8 @@ mod receiver {
         Garbage,
         /// A head that never ends.
         EndlessHead,
+        /// A head that never ends, slowly.
+        DrippingHead,
         /// A body that never ends.
         EndlessBody,
         /// A body that never ends, slowly.
@@ -599,6 +612,10 @@ mod receiver {
                     stream.write_all(b"HTTP/1.1 200 OK\r\n").await?;
                     forever(&mut stream, b"x-filler: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n", Duration::ZERO)
                         .await?;
+                }
+                Reply::DrippingHead => {
+                    stream.write_all(b"HTTP/1.1 200 OK\r\nx-filler: ").await?;
+                    forever(&mut stream, b"a", Duration::from_millis(100)).await?;
                 }
                 Reply::EndlessBody => {
                     stream.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").await?;

@@ -67,7 +67,9 @@ pub struct List {
 #[derive(Debug, Args)]
 pub struct Add {
     /// Where to post to
-    url: String,
+    // Not `url`: that is the server's, of every command.
+    #[arg(value_name = "URL")]
+    hook: String,
     /// Whose completions it gets [default: those of jobs without a tenant]
     #[arg(long)]
     tenant: Option<String>,
@@ -257,7 +259,7 @@ fn secret(name: &str) -> Result<Value, Failure> {
 
 async fn add(args: Add, backend: &Backend, out: &Out) -> Result<Exit, Failure> {
     let mut body = Map::from_iter([
-        ("url".to_owned(), json!(args.url)),
+        ("url".to_owned(), json!(args.hook)),
         ("subscribe".to_owned(), json!(args.subscribe)),
         ("ed25519".to_owned(), json!(args.ed25519)),
     ]);
