@@ -250,8 +250,12 @@ mod tests {
         let by_hand = WebhookSecrets::new(&given).expect("valid").sign("", "evt_1", 7, b"{}").expect("signed");
         assert_eq!(signed(&keyring, &only(version.clone(), false), 0), [by_hand]);
         // Of another endpoint, of another version, changed, or under another base: it does not open.
-        let changed =
-            SecretVersion { sealed: Some(sealed.replacen('A', "B", 1).replacen('e', "f", 1)), ..version.clone() };
+        let mut bytes = STANDARD.decode(&sealed[SEALED_PREFIX.len()..]).expect("base64");
+        if let Some(last) = bytes.last_mut() {
+            *last ^= 1;
+        }
+        let changed = format!("{SEALED_PREFIX}{}", STANDARD.encode(bytes));
+        let changed = SecretVersion { sealed: Some(changed), ..version.clone() };
         let later = SecretVersion { version: 2, ..version.clone() };
         for (id, version) in [("ep_2", &version), ("ep_1", &later), ("ep_1", &changed)] {
             assert!(matches!(keyring.secret(id, version), Err(KeyringError::Sealed)), "{id}");
