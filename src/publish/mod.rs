@@ -145,7 +145,7 @@ impl Publisher {
             self.hand_back().await;
             let wait = reconnect.wait();
             if !self.is_away.swap(true, Ordering::Relaxed) {
-                tracing::warn!(%error, ?wait, "completions for RabbitMQ wait in the store");
+                tracing::warn!(%error, "completions for RabbitMQ wait in the store");
             }
             tokio::select! {
                 () = shutdown.cancelled() => break,
