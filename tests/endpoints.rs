@@ -449,6 +449,7 @@ async fn endpoints_and_deliveries_at_the_command_line() {
         let (code, failed) = paceline(world, &["endpoints", "test", &dark]).await;
         assert_eq!((code, failed["state"].as_str()), (1, Some("failed")), "{failed}");
         assert!(failed["attempts"][0]["error"].as_str().expect("why").contains("cannot connect"), "{failed}");
+        assert_eq!(failed["attempts"].as_array().map(Vec::len), Some(1), "a test is sent once: {failed}");
         let job = json!({ "id": "dark", "provider": world.provider, "request": { "path": "/v1/x" }, "callback": { "endpoint": dark } });
         world.api().accept(&job).await;
         let list = ["deliveries", "list", "--endpoint", &dark, "--state", "failed", "--event", "job.succeeded"];
