@@ -177,6 +177,7 @@ impl Place {
             registry: Registry::default(),
             envelope_bytes_max: config.api.envelope_bytes_max,
             hooks: HookRules::of(&config.webhooks).expect("a secret of the scheme"),
+            public_url: None,
         });
         let listener = self.runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a port");
         let address = listener.local_addr().expect("an address");

@@ -12,6 +12,7 @@ use paceline::job::{Envelope, Given};
 const PAGES: [&str; 9] = [
     "README.md",
     "CHANGELOG.md",
+    "docs/api.md",
     "docs/architecture.md",
     "docs/benchmarks.md",
     "docs/configuration.md",

@@ -134,6 +134,7 @@ impl System {
                 registry: parts.registry,
                 envelope_bytes_max: parts.config.api.envelope_bytes_max,
                 hooks: HookRules::of(&parts.config.webhooks).context("webhooks.secret")?,
+                public_url: parts.config.api.public_url.clone(),
             };
             let address = listener.local_addr()?;
             let router = match has_api {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::rfc3339;
@@ -11,13 +12,15 @@ use crate::store::{DeliveryView, EndpointView, Occurrence, ResendView, Subscribe
 use crate::webhook::{Keyring, TEST_EVENT};
 
 /// An endpoint to register: the body of `POST /v1/endpoints`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "NewEndpoint")]
 pub struct RegisterBody {
     /// Where to post to.
     pub(super) url: String,
     /// Only these events; all where it is absent.
     #[serde(default)]
+    #[schemars(with = "Option<Vec<EventKind>>", length(min = 1))]
     pub(super) events: Option<BTreeSet<EventKind>>,
     /// Whose completions, where the token is bound to no tenant.
     #[serde(default)]
@@ -37,8 +40,9 @@ pub struct RegisterBody {
 }
 
 /// The body of `POST /v1/endpoints/{id}/rotate`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(rename = "Rotation")]
 pub struct RotateBody {
     /// The new secret; generated where it is absent.
     pub(super) secret: Option<String>,
@@ -47,8 +51,9 @@ pub struct RotateBody {
 }
 
 /// The body of `POST /v1/endpoints/{id}/resend`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "NewResend")]
 pub struct ResendBody {
     /// Deliveries made up from then on.
     pub(super) since: Instant,
@@ -58,7 +63,8 @@ pub struct ResendBody {
 }
 
 /// An endpoint.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[schemars(rename = "Endpoint")]
 pub struct EndpointJson {
     id: String,
     url: String,
@@ -81,7 +87,8 @@ pub struct EndpointJson {
 }
 
 /// A secret that was replaced and still signs.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[schemars(rename = "OlderSecret")]
 struct OlderJson {
     version: u32,
     signs_until: String,
@@ -90,7 +97,8 @@ struct OlderJson {
 }
 
 /// The last order to send an endpoint again what it missed.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[schemars(rename = "Resend")]
 pub struct ResendJson {
     state: &'static str,
     since: String,
@@ -146,7 +154,8 @@ impl EndpointJson {
 }
 
 /// What was removed.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[schemars(rename = "Deleted")]
 pub struct DeletedJson {
     /// Its id.
     pub(super) id: String,
@@ -155,7 +164,8 @@ pub struct DeletedJson {
 }
 
 /// A delivery.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[schemars(rename = "Delivery")]
 pub struct DeliveryJson {
     id: String,
     kind: &'static str,
@@ -173,14 +183,16 @@ pub struct DeliveryJson {
 }
 
 /// The endpoint of a delivery.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[schemars(rename = "DeliveryEndpoint")]
 struct EndpointRef {
     id: String,
     url: String,
 }
 
 /// One attempt of a delivery.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[schemars(rename = "DeliveryAttempt")]
 struct AttemptJson {
     n: u32,
     at: String,

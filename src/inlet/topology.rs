@@ -19,7 +19,7 @@ pub const REJECTED: &str = "paceline.rejected";
 /// How everything of our own in the broker begins.
 pub const OWN_PREFIX: &str = "paceline.";
 /// Deliveries of one message before the broker rejects it.
-const DELIVERY_LIMIT: i64 = 20;
+pub const DELIVERY_LIMIT: i64 = 20;
 
 /// The queue of a provider's lane.
 pub fn queue_name(provider: &str, lane: &str) -> String {

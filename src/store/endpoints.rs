@@ -14,7 +14,7 @@ use crate::job::EventKind;
 const REGISTERED_MAX: i64 = 100;
 
 /// Which completions reach a registered endpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Subscribe {
     /// All of its tenant.

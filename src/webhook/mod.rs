@@ -38,7 +38,7 @@ use ipnet::IpNet;
 pub use classify::{Answer, Schedule, ScheduleError, next, retry_after};
 pub use keyring::{Keyring, KeyringError, Signer};
 pub use notifier::Notifier;
-pub use payload::{EVENT_BODY_BYTES_MAX, TEST_EVENT, payload};
+pub use payload::{EVENT_BODY_BYTES_MAX, TEST_EVENT, event_schema, payload, payload_with_id};
 pub(crate) use poll::Poll;
 pub use send::{ClientError, Prepared, SendError, Sender};
 pub use sign::{SignError, WebhookSecretError, WebhookSecrets};
