@@ -9,7 +9,7 @@ use paceline::config::Config;
 use paceline::job::{Envelope, Given};
 
 /// Every text for readers.
-const PAGES: [&str; 9] = [
+const PAGES: [&str; 10] = [
     "README.md",
     "CHANGELOG.md",
     "docs/api.md",
