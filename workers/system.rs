@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use paceline::api::{ApiParts, Tokens, figures_router, router};
+use paceline::api::{ApiParts, HookRules, Tokens, figures_router, router};
 use paceline::clock::{Clock, SystemClock};
-use paceline::config::Config;
+use paceline::config::{Config, QueueConfig};
 use paceline::readiness::Readiness;
 use paceline::replays::Replayer;
+use paceline::resends::Resender;
 use paceline::schedule::{self, Scheduler};
 use paceline::store::{OwnerId, Store, StoreError, StoreOptions};
 use paceline::supervise::Reconnect;
@@ -111,6 +112,9 @@ impl System {
             starting.stop().await;
         }
         let store = opened?;
+        if publishes(&config) {
+            store.publish_completions();
+        }
         let owner = format!("{}-{:08x}", std::process::id(), rand::random::<u32>());
         let mut parts = Parts { config, store: store.clone(), clock, owner, readiness, registry: Registry::default() };
         let mut tasks = JoinSet::new();
@@ -132,6 +136,7 @@ impl System {
                 readiness: parts.readiness,
                 registry: parts.registry,
                 envelope_bytes_max: parts.config.api.envelope_bytes_max,
+                hooks: HookRules::of(&parts.config.webhooks).context("webhooks.secret")?,
                 public_url: parts.config.api.public_url.clone(),
             };
             let address = listener.local_addr()?;
@@ -177,6 +182,11 @@ impl System {
         }
         result
     }
+}
+
+/// Whether completions go to RabbitMQ, too.
+pub fn publishes(config: &Config) -> bool {
+    config.publishes_events && matches!(config.queue, QueueConfig::Amqp(_))
 }
 
 async fn open_store(config: &Config, readiness: &Readiness, shutdown: &CancellationToken) -> anyhow::Result<Store> {
@@ -229,6 +239,12 @@ fn start_upkeep(
         let (upkeep, catalog) = (shutdown.clone(), Arc::new(parts.config.catalog()));
         tasks.spawn(async move {
             scheduler.run(upkeep).await;
+            Ok(())
+        });
+        let resender = Resender::new(parts.store.clone(), Arc::clone(&parts.clock));
+        let stop = shutdown.clone();
+        tasks.spawn(async move {
+            resender.run(stop).await;
             Ok(())
         });
         let replayer = Replayer::new(parts.store.clone(), Arc::clone(&parts.clock), catalog);

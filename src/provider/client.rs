@@ -2,7 +2,6 @@
 //! nobody configured, never sends twice by itself, and never lets a URL into an error: it can hold a
 //! key.
 
-
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body_util::BodyExt as _;
