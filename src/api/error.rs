@@ -55,7 +55,7 @@ pub enum ProblemKind {
 
 impl ProblemKind {
     /// Every kind.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::BadParameter,
         Self::NotJson,
         Self::Unauthorized,
@@ -68,6 +68,8 @@ impl ProblemKind {
         Self::TooLate,
         Self::CancelPending,
         Self::NotReplayable,
+        Self::EndpointDisabled,
+        Self::Busy,
         Self::TooLarge,
         Self::UnsupportedMediaType,
         Self::Invalid,
