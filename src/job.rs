@@ -4,11 +4,13 @@
 //! envelope that was checked: parse, don't validate twice. [`transition`] is the only place that
 //! says which state follows which.
 
+mod added;
 mod envelope;
 mod reason;
 mod request;
 mod state;
 
+pub use added::{AddedKeys, StoredLabels};
 pub use envelope::{
     Callback, Catalog, Delivery, Envelope, EventKind, Given, Instant, Job, ProviderRules, REPLAY_LANE, RetryOverrides,
     split_routing_key,

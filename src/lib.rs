@@ -43,4 +43,5 @@ pub mod sim;
 pub mod store;
 pub mod supervise;
 pub mod telemetry;
+pub mod vault;
 pub mod webhook;

@@ -108,6 +108,7 @@ impl Api {
             store: store.clone(),
             catalog: Arc::new(catalog()),
             clock: Arc::new(SystemClock::new()),
+            masters: Arc::default(),
             tokens: Tokens::new(tokens),
             readiness: readiness.clone(),
             registry: Registry::default(),

@@ -12,12 +12,16 @@
 //! | `POST /v1/dead-letters/{id}/replay`, `DELETE /v1/dead-letters` | `replay` |
 //! | `GET /v1/providers`, `GET /v1/providers/{name}` | `read`, of all tenants |
 //! | `POST /v1/providers/{name}/pause`, `/resume` | `admin` |
-//! | `POST /v1/providers/{name}/keys/{label}/disable`, `/enable` | `keys`, of all tenants |
+//! | `GET /v1/providers/{name}/keys` | `read`, of all tenants |
+//! | `POST /v1/providers/{name}/keys`, `DELETE /v1/providers/{name}/keys/{label}` | `keys`, of all tenants |
+//! | `POST /v1/providers/{name}/keys/{label}/rotate`, `/disable`, `/enable` | `keys`, of all tenants |
 //! | `POST /v1/providers/{name}/budgets/{budget}/resume` | `keys`, of all tenants |
+//! | `POST /v1/vault/rekey`, `GET /v1/audit` | `admin`, of all tenants |
 //! | `GET /metrics` | `read`, of all tenants |
 //! | `GET /readyz` | none; its errors are told to `read` |
 //! | `GET /healthz` | none |
 
+mod audit;
 mod auth;
 mod body;
 mod control;
@@ -27,6 +31,7 @@ mod error;
 mod guard;
 mod health;
 mod jobs;
+mod keys;
 mod metrics;
 mod params;
 mod path;
@@ -34,6 +39,7 @@ mod provider_view;
 mod providers;
 mod replays;
 mod serve;
+mod throttle;
 mod view;
 
 use std::panic::AssertUnwindSafe;
@@ -44,17 +50,19 @@ use axum::Router;
 use axum::extract::{FromRef, Request};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use futures_util::FutureExt;
 use http::header::{CACHE_CONTROL, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderValue, Uri};
 use prometheus_client::registry::Registry;
 
-pub use auth::{Caller, OpenListen, Tenancy, Tokens, check_listen};
+pub use audit::ActJson;
+pub use auth::{Caller, OPERATOR, OpenListen, Tenancy, Tokens, check_listen};
 pub use body::MANY_BYTES_MAX;
 pub use control::Control;
 pub use desk::{Desk, ITEMS_MAX, Submitted};
 pub use error::{Problem, ProblemKind};
+pub use keys::{KeyChanged, KeyItem, Rekeyed, learn_keys};
 pub use params::LIMIT_MAX;
 pub use provider_view::{OrderJson, ProviderJson};
 pub use replays::{Begun, ReplayJson};
@@ -67,6 +75,7 @@ use crate::clock::Clock;
 use crate::job::Catalog;
 use crate::readiness::Readiness;
 use crate::store::Store;
+use crate::vault::MasterKeys;
 
 /// A request that takes longer is answered with 503; what it began may still be done.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
@@ -79,6 +88,8 @@ pub struct ApiParts {
     pub catalog: Arc<Catalog>,
     /// Wall time of new jobs, cancellations and replays.
     pub clock: Arc<dyn Clock>,
+    /// What opens stored keys.
+    pub masters: Arc<MasterKeys>,
     /// Who may call; without any, only this machine.
     pub tokens: Tokens,
     /// How the parts of the process are.
@@ -125,7 +136,8 @@ impl From<ApiParts> for Parts {
     fn from(parts: ApiParts) -> Self {
         parts.readiness.declare("store");
         Self {
-            control: Control::new(parts.store.clone(), Arc::clone(&parts.catalog), Arc::clone(&parts.clock)),
+            control: Control::new(parts.store.clone(), Arc::clone(&parts.catalog), Arc::clone(&parts.clock))
+                .with_masters(parts.masters),
             desk: Desk::new(parts.store.clone(), parts.catalog, parts.clock, parts.envelope_bytes_max),
             store: parts.store,
             tokens: parts.tokens,
@@ -151,9 +163,14 @@ pub fn router(parts: ApiParts) -> Router {
         .route("/v1/providers/{name}", get(providers::show))
         .route("/v1/providers/{name}/pause", post(providers::pause))
         .route("/v1/providers/{name}/resume", post(providers::resume))
+        .route("/v1/providers/{name}/keys", get(keys::list).post(keys::add))
+        .route("/v1/providers/{name}/keys/{label}", delete(keys::remove))
+        .route("/v1/providers/{name}/keys/{label}/rotate", post(keys::rotate))
         .route("/v1/providers/{name}/keys/{label}/disable", post(providers::disable_key))
         .route("/v1/providers/{name}/keys/{label}/enable", post(providers::enable_key))
         .route("/v1/providers/{name}/budgets/{budget}/resume", post(providers::resume_budget))
+        .route("/v1/vault/rekey", post(keys::rekey))
+        .route("/v1/audit", get(audit::list))
         .route("/metrics", get(metrics::scrape));
     guarded(routes, parts.into())
 }

@@ -126,6 +126,7 @@ pub(super) enum ListKind {
     Jobs = 1,
     DeadLetters = 2,
     Replays = 3,
+    Acts = 9,
 }
 
 impl ListKind {
@@ -170,6 +171,13 @@ pub fn dead_letters(query: &str) -> Result<(DeadFilter, Window), Problem> {
 pub fn replays(query: &str) -> Result<Window, Problem> {
     let mut params = Params::read(query, &["cursor", "limit"]);
     let window = params.window(ListKind::Replays);
+    params.finish(window)
+}
+
+/// `GET /v1/audit?…`: `cursor`, `limit`.
+pub fn acts(query: &str) -> Result<Window, Problem> {
+    let mut params = Params::read(query, &["cursor", "limit"]);
+    let window = params.window(ListKind::Acts);
     params.finish(window)
 }
 

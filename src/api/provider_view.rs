@@ -122,9 +122,10 @@ pub struct BudgetJson {
 /// A key as it stands.
 #[derive(Debug, Clone, Serialize)]
 pub struct KeyJson {
-    label: String,
-    /// `open`, `paused`, `refused`, `probing`, `disabled`, or `unknown` where no dispatcher told.
-    state: String,
+    pub(super) label: String,
+    /// `open`, `paused`, `refused`, `probing`, `disabled`, `missing` where its secret is not there, or `unknown`
+    /// where no dispatcher told.
+    pub(super) state: String,
     until: Option<String>,
     /// Who disabled it, and when.
     disabled_by: Option<String>,
@@ -200,6 +201,16 @@ impl ProviderJson {
                 .map(|told| ToldJson { owner: told.owner.clone(), age_ms: millis(told.age) })
                 .collect(),
         }
+    }
+}
+
+impl ProviderJson {
+    /// Its keys, each with its declared budget.
+    pub(super) fn into_keys(self) -> impl Iterator<Item = (Option<String>, KeyJson)> {
+        self.budgets.into_iter().flat_map(|budget| {
+            let name = budget.declared.then_some(budget.name);
+            budget.keys.into_iter().map(move |key| (name.clone(), key))
+        })
     }
 }
 

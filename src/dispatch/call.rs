@@ -66,6 +66,11 @@ impl Call {
         });
     }
 
+    /// It is not made at all.
+    pub(super) fn refuse(mut self, why: &str) {
+        self.end(CallEnd::NotSent(why.to_owned()));
+    }
+
     fn end(&mut self, end: CallEnd) {
         self.ended = true;
         self.tell(Event::Ended { pk: self.pk, end });

@@ -4,6 +4,7 @@
 //! line, its variant in [`Command`], its arm in [`Command::run`]; nothing else knows the list.
 
 mod arguments;
+mod audit;
 mod backend;
 mod bench;
 mod check;
@@ -21,6 +22,7 @@ mod plan;
 mod plan_text;
 mod providers;
 mod replays;
+mod secret_input;
 mod serve;
 mod topology;
 
@@ -122,6 +124,7 @@ enum Command {
     Providers(providers::Command),
     #[command(subcommand)]
     Keys(keys::Command),
+    Audit(audit::Args),
     Check(check::Args),
     Plan(Box<plan::Args>),
     Migrate(migrate::Args),
@@ -140,6 +143,7 @@ impl Command {
             Self::Dead(command) => dead::run(command, globals, out).await,
             Self::Providers(command) => providers::run(command, globals, out).await,
             Self::Keys(command) => keys::run(command, globals, out).await,
+            Self::Audit(args) => audit::run(args, globals, out).await,
             Self::Check(args) => check::run(args, globals, out).await,
             Self::Plan(args) => plan::run(*args, globals, out).await,
             Self::Migrate(args) => migrate::run(args, globals, out).await,
