@@ -295,9 +295,8 @@ mod tests {
 
     #[test]
     fn a_fingerprint_needs_the_master_key_and_tells_secrets_apart() {
-        let print = |key: u8, provider: &str, secret: &str| {
-            master(key).fingerprint(provider, &Secret::new(secret.to_owned()))
-        };
+        let print =
+            |key: u8, provider: &str, secret: &str| master(key).fingerprint(provider, &Secret::new(secret.to_owned()));
         assert_eq!(print(1, "geo", "s1"), print(1, "geo", "s1"));
         for other in [print(2, "geo", "s1"), print(1, "ge", "os1"), print(1, "geo", "s2")] {
             assert_ne!(print(1, "geo", "s1"), other);

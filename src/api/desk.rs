@@ -21,7 +21,8 @@ use crate::job::{Catalog, Given, Invalid, Job, JobState, Request, is_job_id};
 use crate::kill_point::{KillPoint, reached};
 use crate::replays::{Changes, check};
 use crate::store::{
-    Cancelled, DeadView, Inserted, JobView, NewJob, Origin, PurgeAct, Replay, Replayed, Store, StoredResponse, WaitReason,
+    Cancelled, DeadView, Inserted, JobView, NewJob, Origin, PurgeAct, Replay, Replayed, Store, StoredResponse,
+    WaitReason,
 };
 
 /// Items of an array at most.

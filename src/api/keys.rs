@@ -36,8 +36,8 @@ const WEIGHT_MAX: u32 = 1_000;
 #[derive(Debug, Clone, Serialize)]
 pub struct KeyItem {
     provider: String,
-    /// Its declared budget; `null`: its own.
-    budget: Option<String>,
+    /// Its budget: a declared one, or its own, which has its label as name.
+    budget: String,
     /// Where its secret is: `configuration`, `vault` (declared in the configuration, stored), `store` (added while
     /// running), or `none` where the provider takes no key.
     source: &'static str,
@@ -204,13 +204,7 @@ pub(super) fn with_stored<'a>(rules: &'a ProviderRules, stored: &[StoredKey]) ->
 }
 
 impl KeyItem {
-    fn of(
-        provider: &str,
-        rules: &ProviderRules,
-        budget: Option<String>,
-        stored: Option<&StoredKey>,
-        mut key: KeyJson,
-    ) -> Self {
+    fn of(provider: &str, rules: &ProviderRules, budget: String, stored: Option<&StoredKey>, mut key: KeyJson) -> Self {
         let source = match rules.keys.contains_key(&key.label) {
             _ if rules.keyless && stored.is_none() => "none",
             true if rules.stored.contains(&key.label) => "vault",

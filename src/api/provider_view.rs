@@ -205,10 +205,10 @@ impl ProviderJson {
 }
 
 impl ProviderJson {
-    /// Its keys, each with its declared budget.
-    pub(super) fn into_keys(self) -> impl Iterator<Item = (Option<String>, KeyJson)> {
+    /// Its keys, each with the name of its budget.
+    pub(super) fn into_keys(self) -> impl Iterator<Item = (String, KeyJson)> {
         self.budgets.into_iter().flat_map(|budget| {
-            let name = budget.declared.then_some(budget.name);
+            let name = budget.name;
             budget.keys.into_iter().map(move |key| (name.clone(), key))
         })
     }

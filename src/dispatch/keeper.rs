@@ -287,7 +287,8 @@ impl Dispatcher {
         };
         keeping.waits_told = false;
         let me = &self.parts.owner;
-        let is_me = |dispatcher: &DispatcherSeen| dispatcher.owner == *me && *dispatcher.structure == *keeping.structure;
+        let is_me =
+            |dispatcher: &DispatcherSeen| dispatcher.owner == *me && *dispatcher.structure == *keeping.structure;
         keeping.announced = survey.dispatchers.iter().any(is_me);
         let own = Own { names: &keeping.names, structure: &keeping.structure, tenures: &keeping.tenures };
         let view = View::of(&own, &survey, me, &mut keeping.free_since, now.mono);

@@ -139,10 +139,10 @@ mod tests {
         pool.disable_key(KeyId(0), None);
         assert!(!pool.renew_secret(KeyId(0), 7), "it is the same");
         let ask = Ask { pin: Some(Pin::Key(KeyId(0))), ..Ask::default() };
-        let refused = pool.acquire(&ask, t(20));
+        let refused = pool.acquire(&ask, t(2));
         assert!(matches!(refused, Acquire::Blocked { why: Why::KeyDisabled(_), .. }), "{refused:?}");
         assert!(pool.renew_secret(KeyId(0), 8));
-        assert_eq!(calls(&mut pool, KeyId(0), t(2)), 0, "the window of the account is still full");
+        assert_eq!(calls(&mut pool, KeyId(0), t(3)), 0, "the window of the account is still full");
         assert_eq!(calls(&mut pool, KeyId(0), t(20)), 3);
     }
 

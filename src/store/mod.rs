@@ -771,11 +771,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]: whether it was added is not known; asking again tells.
-    pub async fn add_key(
-        &self,
-        act: KeyAct<'_>,
-        new: NewKey<'_>,
-    ) -> Result<Result<StoredKey, KeyRefused>, StoreError> {
+    pub async fn add_key(&self, act: KeyAct<'_>, new: NewKey<'_>) -> Result<Result<StoredKey, KeyRefused>, StoreError> {
         act!(self, |tx, wakes| vault::add(tx, act, new, wakes).await)
     }
 

@@ -116,19 +116,8 @@ pub enum KeyRefused {
 type KeyResult<T> = Result<T, KeyRefused>;
 
 /// provider, label, weight, budget, version, sealed, master, fingerprint, added, changed, by.
-type Row = (
-    String,
-    String,
-    i64,
-    Option<String>,
-    i64,
-    Option<Vec<u8>>,
-    Option<String>,
-    Option<String>,
-    WallMs,
-    WallMs,
-    String,
-);
+type Row =
+    (String, String, i64, Option<String>, i64, Option<Vec<u8>>, Option<String>, Option<String>, WallMs, WallMs, String);
 
 const COLUMNS: &str = "provider, label, weight, budget, version, sealed, master, fingerprint, added_ms, changed_ms,
     changed_by";
@@ -304,7 +293,8 @@ pub(super) async fn rekey(
     }
     set_master(tx, current, now_ms).await?;
     let detail = format!("{done} secrets, master key {}", current.id());
-    let act = Act { who: by, kind: ActKind::VaultRekey, target: "vault", done: true, detail: Some(&detail), at_ms: now_ms };
+    let act =
+        Act { who: by, kind: ActKind::VaultRekey, target: "vault", done: true, detail: Some(&detail), at_ms: now_ms };
     audit::write(tx, act).await?;
     Ok(Ok(done))
 }

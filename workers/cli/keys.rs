@@ -144,7 +144,11 @@ async fn rekey(backend: &Backend, out: &Out) -> Result<Exit, Failure> {
     if out.is_json() {
         out.json(&answer)?;
     } else {
-        out.line(format!("{} keys open with the master key {} now", cell(&answer["rekeyed"]), cell(&answer["master"])))?;
+        out.line(format!(
+            "{} keys open with the master key {} now",
+            cell(&answer["rekeyed"]),
+            cell(&answer["master"])
+        ))?;
     }
     Ok(Exit::Done)
 }

@@ -1,7 +1,7 @@
 //! Keys that are added while running, and secrets that come, change and go.
 
-use super::orders::{Freed, names_beside};
 use super::Core;
+use super::orders::{Freed, names_beside};
 use crate::pace::{GroupId, KeyId, KeySpec};
 
 /// A key as it is stored.
