@@ -28,18 +28,19 @@ test: ## every test, against real RabbitMQ and PostgreSQL
 	deploy/lint summary <$(TARGET)/test.log; exit $$code
 
 # ROUNDS=100 SEED=1 MODE=embedded|scaled|both JOBS=2000. A round that fails prints its seed; SEED=… runs it again.
+# PROFILE=release breaks an optimised build.
 .PHONY: chaos
 chaos: ## kill, freeze, cut and restart everything at random, then ask whether every promise was kept
 	CHAOS_ROUNDS=$(ROUNDS) CHAOS_SEED=$(SEED) CHAOS_MODE=$(MODE) CHAOS_JOBS=$(JOBS) \
-	deploy/services run cargo test --locked --test chaos -- --ignored --nocapture rounds
-	deploy/services run cargo test --locked --test kill_points -- --ignored --nocapture
+	deploy/services run cargo test --locked $(if $(filter release,$(PROFILE)),--release) --test chaos -- --ignored --nocapture rounds
 
 .PHONY: lint
-lint: ## format, clippy, documentation, dependencies, shell and Python scripts
+lint: ## format, clippy, documentation, dependencies, deployment, shell and Python scripts
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --locked --no-deps
 	deploy/lint scripts
+	deploy/lint deployment
 	deploy/lint dependencies
 
 .PHONY: bench

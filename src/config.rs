@@ -279,8 +279,8 @@ impl Config {
     }
 
     fn build(file: file::File, path: Option<PathBuf>, env: &Lookup<'_>, problems: &mut Problems) -> Option<Self> {
-        let store = store(file.store, problems);
-        let queue = queue(file.queue, problems);
+        let store = store(file.store, env, problems);
+        let queue = queue(file.queue, env, problems);
         let api = api(file.api, env, problems);
         let has_tokens = api.as_ref().is_some_and(|api| !api.tokens.is_empty());
         let metrics = metrics(file.metrics, has_tokens, problems);
@@ -327,6 +327,9 @@ const NO_SECRET: &str = "whsec_bm8gc2VjcmV0LCBub3RoaW5nIGlzIHNlbnQ=";
 
 /// Lets every secret that is named as it should be come from where none has to be.
 fn leave_out_secrets(table: &mut toml::Table) {
+    // A URL that stands somewhere else is left out whole: the usual one is in its place.
+    table
+        .retain(|name, value| name != "url" || value.as_str().is_none_or(|text| text.parse::<SecretSource>().is_err()));
     for (name, value) in table.iter_mut() {
         match value {
             toml::Value::String(text) if name == "secret" && text.parse::<SecretSource>().is_ok() => {
@@ -348,29 +351,41 @@ fn secret(text: &str, env: &Lookup<'_>) -> Result<Secret, SecretError> {
     text.parse::<SecretSource>()?.resolve(&|name| env(name))
 }
 
-fn store(raw: file::Store, problems: &mut Problems) -> Option<StoreConfig> {
+/// A URL that may hold a password: as it is written, or from where a secret comes.
+fn url(place: &str, raw: Option<String>, usual: &str, env: &Lookup<'_>, problems: &mut Problems) -> Option<Secret> {
+    let Some(text) = raw else { return Some(Secret::new(usual.to_owned())) };
+    if text.starts_with("env:") || text.starts_with("file:") {
+        return problems.take(place, secret(&text, env));
+    }
+    Some(Secret::new(text))
+}
+
+fn store(raw: file::Store, env: &Lookup<'_>, problems: &mut Problems) -> Option<StoreConfig> {
     let day = Duration::from_secs(86_400);
-    let url = raw.url.unwrap_or_else(|| "sqlite://paceline.db".to_owned());
-    let known = ["sqlite:", "postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme));
+    let url = url("store.url", raw.url, "sqlite://paceline.db", env, problems)?;
+    let known = ["sqlite:", "postgres://", "postgresql://"].iter().any(|scheme| url.expose().starts_with(scheme));
     if !known {
-        problems.add("store.url", "expected sqlite://path or postgres://…");
+        problems.add(
+            "store.url",
+            "expected sqlite://path or postgres://…, or \"env:NAME\" or \"file:/path\" that holds it",
+        );
         return None;
     }
     Some(StoreConfig {
-        url: Secret::new(url),
+        url,
         keep_succeeded: raw.retention.succeeded.map_or(7 * day, |d| d.0),
         keep_dead: raw.retention.dead.map_or(90 * day, |d| d.0),
     })
 }
 
-fn queue(raw: file::Queue, problems: &mut Problems) -> Option<QueueConfig> {
-    match raw.url.as_deref() {
-        None | Some("embedded:") => Some(QueueConfig::Embedded),
-        Some(url) if url.starts_with("amqp://") || url.starts_with("amqps://") => {
-            Some(QueueConfig::Amqp(Secret::new(url.to_owned())))
-        }
-        Some(_) => {
-            problems.add("queue.url", "expected \"embedded:\" or amqp://user:password@host:5672/%2f");
+fn queue(raw: file::Queue, env: &Lookup<'_>, problems: &mut Problems) -> Option<QueueConfig> {
+    let url = url("queue.url", raw.url, "embedded:", env, problems)?;
+    match url.expose() {
+        "embedded:" => Some(QueueConfig::Embedded),
+        text if text.starts_with("amqp://") || text.starts_with("amqps://") => Some(QueueConfig::Amqp(url)),
+        _ => {
+            let wanted = "expected \"embedded:\" or amqp://user:password@host:5672/%2f, or \"env:NAME\" or \"file:/path\" that holds it";
+            problems.add("queue.url", wanted);
             None
         }
     }

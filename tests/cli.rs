@@ -604,3 +604,48 @@ fn the_schema_is_brought_up_to_date_once() {
     assert!(said.err.contains("in use"), "{}", said.err);
     place.close(store);
 }
+
+#[test]
+fn shells_and_manuals_know_every_command() {
+    let place = Place::new();
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let said = place.run(&["completions", shell]).code(0);
+        assert!(said.out.contains("dead") && said.out.contains("replay"), "{shell}: {}", said.out);
+    }
+    place.run(&["completions", "tcsh"]).code(2);
+    let page = place.run(&["man"]).code(0).out;
+    assert!(page.starts_with(".ie") && page.contains("paceline") && page.contains("Exit codes"), "{page}");
+    let said = place.run(&["man", "--out", "pages", "--json"]).code(0).json();
+    let written = said["written"].as_array().expect("a list").len();
+    assert!(written > 20, "{said}");
+    for name in ["paceline.1", "paceline-enqueue.1", "paceline-dead-replay.1"] {
+        let page = std::fs::read_to_string(place.path("pages").join(name)).expect("a page");
+        assert!(page.contains(&name[..name.len() - 2].replace('-', "\\-")), "{name}: {page}");
+    }
+    std::fs::write(place.path("file"), "").expect("written");
+    let said = place.run(&["man", "--out", "file/pages"]).code(1);
+    assert!(said.err.contains("cannot write"), "{}", said.err);
+}
+
+/// Every command and every flag says what it does.
+#[test]
+fn every_command_has_a_help_that_teaches() {
+    let place = Place::new();
+    let mut names = vec![Vec::<String>::new()];
+    let mut seen = 0;
+    while let Some(name) = names.pop() {
+        let mut arguments: Vec<&str> = name.iter().map(String::as_str).collect();
+        arguments.push("--help");
+        let help = place.run(&arguments).code(0).out;
+        seen += 1;
+        assert!(help.contains("Usage: paceline"), "{help}");
+        let below = help.split("\nCommands:\n").nth(1).unwrap_or_default();
+        for line in below.lines().take_while(|line| line.starts_with("  ")) {
+            let Some(word) = line.strip_prefix("  ").filter(|line| !line.starts_with(' ')) else { continue };
+            let (word, about) = word.split_once(' ').unwrap_or((word, ""));
+            assert!(!about.trim().is_empty(), "{name:?} {word} says nothing of itself");
+            names.push(name.iter().cloned().chain([word.to_owned()]).collect());
+        }
+    }
+    assert!(seen > 25, "{seen} commands");
+}

@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 const KEY: &str = "kill-point-key-01234";
 const JOBS: usize = 6;
 /// Cases at once for each processor: they mostly wait for leases and rescues.
-const AT_ONCE: usize = 2;
+const AT_ONCE: usize = 4;
 const DIES_WITHIN: Duration = Duration::from_secs(90);
 const DRAINS_WITHIN: Duration = Duration::from_secs(90);
 
@@ -114,7 +114,6 @@ async fn killed_at_every_point_embedded() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes minutes: make chaos"]
 async fn killed_at_every_point_with_rabbitmq_and_postgresql() {
     killed_everywhere(Mode::Scaled).await;
 }
@@ -248,9 +247,11 @@ async fn of_step(
         (provider.executions(1).len(), provider.executions(2).len(), provider.executions(3).len());
     let all = i64::try_from(JOBS).expect("few");
     // On a slow machine another call may be under way, and another record: they may be made again, or be dead, too.
+    // Whether each of them was open when the process died, the audit knows.
     let others = if step.at_most_once { 0 } else { 2 };
     let fits = match step.in_hand {
-        InHand::Once | InHand::MaybeAgain => once == JOBS && twice <= others && dead <= 1,
+        InHand::MaybeAgain => once == JOBS && dead <= 1,
+        InHand::Once => once == JOBS && twice <= others && dead <= 1,
         InHand::Again => once == JOBS && (1..=1 + others).contains(&twice) && dead == 0,
         InHand::Dead { executed } => once == JOBS - usize::from(!executed) && twice == 0 && (1..=2).contains(&dead),
     };
@@ -261,9 +262,10 @@ async fn of_step(
             "{succeeded} succeeded, {dead} are dead, {once} were executed, {twice} of them twice, {more} more often"
         )));
     }
+    // A few others may have been under way.
     let sent_again = receiver.stats().duplicates_acknowledged;
     let least = u64::from(step.point == KillPoint::AfterWebhook);
-    if !(least..=least + 1).contains(&sent_again) {
+    if !(least..=least + 2).contains(&sent_again) {
         findings.push(finding(format!("{sent_again} webhooks were sent again")));
     }
     findings

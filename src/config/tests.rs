@@ -92,6 +92,25 @@ fn secrets_that_are_not_set_are_named_and_never_shown() {
 }
 
 #[test]
+fn urls_with_passwords_may_stand_where_secrets_do() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("amqp_url");
+    std::fs::write(&file, "amqps://u:hunter2@mq/%2f\n").expect("written");
+    let text = format!("[store]\nurl = \"env:STORE\"\n[queue]\nurl = \"file:{}\"\n", file.display());
+    let config = load(&text, &[("STORE", "postgres://u:hunter2@db/paceline")]).expect("valid");
+    assert_eq!(config.store.url.expose(), "postgres://u:hunter2@db/paceline");
+    let QueueConfig::Amqp(url) = &config.queue else { panic!("{:?}", config.queue) };
+    assert_eq!(url.expose(), "amqps://u:hunter2@mq/%2f");
+    let shown = format!("{config:?}");
+    assert!(!shown.contains("hunter2"), "{shown}");
+    for (value, told) in [(None, "STORE is not set"), (Some("mysql://u:hunter2@db"), "postgres://")] {
+        let env: Vec<(&str, &str)> = value.map(|value| ("STORE", value)).into_iter().collect();
+        let message = error(&text, &env);
+        assert!(message.contains("store.url") && message.contains(told) && !message.contains("hunter2"), "{message}");
+    }
+}
+
+#[test]
 fn a_signing_secret_that_cannot_sign_is_refused_at_once() {
     for secret in ["whsec_abc", "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_AAAA", "whsec_?"] {
         let text = SAMPLE.replace("env:HOOKS", "env:BAD_HOOKS");

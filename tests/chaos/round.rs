@@ -130,6 +130,7 @@ lanes = {{ high = 8, default = 4, low = 1 }}
 timeout = "3s"
 counted_within = "4s"
 retry = {{ max_attempts = 3, base = "100ms", cap = "1s", max_elapsed = "10m" }}
+breaker = {{ failures = 10, ratio = "50%", window = "5s", open = "2s", probes = 3 }}
 "#,
         port = world.port,
         name = world.provider,

@@ -10,6 +10,8 @@ use super::world::World;
 
 /// Clocks of two processes, and the way from one to the other, in milliseconds.
 const SLACK_MS: i64 = 100;
+/// What a process had sent when it died arrives at most so much later.
+const LAST_ARRIVAL_MS: i64 = 1_000;
 /// A call that leaves within its deadline may arrive so much later.
 const ON_THE_WAY_MS: i64 = 3_000;
 /// Jobs whose history is told.
@@ -263,7 +265,8 @@ fn excused(case: &Case<'_>, facts: &Facts, row: &JobRow, at: i64, next: i64) -> 
         Some(attempt) if matches!(attempt.outcome.as_str(), "unknown" | "transient") => Ok(()),
         Some(attempt) => Err(format!("although its outcome was recorded: {}", attempt.outcome)),
         None => {
-            let lost = |fault: &Fault| fault.loses_calls && fault.until_ms >= at - SLACK_MS && fault.at_ms <= next;
+            let lost =
+                |fault: &Fault| fault.loses_calls && fault.until_ms >= at - LAST_ARRIVAL_MS && fault.at_ms <= next;
             match case.faults.iter().any(lost) {
                 true => Ok(()),
                 false => Err("although nothing was lost in between".to_owned()),

@@ -10,7 +10,6 @@ use paceline::api::{Control, Desk, OPERATOR, Submitted, Tenancy, learn_keys};
 use paceline::clock::{Clock, SystemClock};
 use paceline::config::Config;
 use paceline::job::{is_job_id, is_name};
-use paceline::secrets::Secret;
 use paceline::store::{Origin, Store, StoreOptions};
 use paceline::vault::MasterKeys;
 use serde::Serialize;
@@ -50,8 +49,7 @@ pub enum Backend {
 impl Backend {
     /// By `--url`; else the API that the configuration names, if it answers; else its store.
     pub async fn open(globals: &Globals, missing: Missing) -> Result<Self, Failure> {
-        let token = std::env::var(&globals.token_env).ok().filter(|t| !t.trim().is_empty());
-        let token = token.map(|text| Secret::new(text.trim().to_owned()));
+        let token = globals.token();
         if let Some(url) = &globals.url {
             return HttpApi::new(url, token).map(Self::Http);
         }
@@ -391,7 +389,7 @@ pub fn without_password(url: &str) -> String {
 }
 
 /// An address that listens everywhere is asked on this machine.
-fn reachable(listen: SocketAddr) -> SocketAddr {
+pub(super) fn reachable(listen: SocketAddr) -> SocketAddr {
     let ip = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
         IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),

@@ -13,6 +13,8 @@ use super::failure::{Exit, Failure};
 const ANSWER_WITHIN: Duration = Duration::from_secs(40);
 /// Largest answer that is read.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Largest answer about readiness.
+const READINESS_BYTES_MAX: usize = 64 * 1024;
 /// Whether a server is there is known within that time.
 const PROBE_WITHIN: Duration = Duration::from_millis(700);
 
@@ -74,6 +76,20 @@ impl HttpApi {
         }
         let Ok(body) = read(answer, 1024).await else { return false };
         serde_json::from_slice::<Value>(&body).is_ok_and(|json| json["service"] == "paceline")
+    }
+
+    /// What `/readyz` says, whatever its status.
+    pub async fn readiness(&self) -> Result<Value, Failure> {
+        let unreachable =
+            |why: String| Failure::new(Exit::Unreachable, format!("cannot reach {}: {why}", self.place()));
+        let url = self.base.join("readyz").map_err(|e| unreachable(e.to_string()))?;
+        let mut request = self.client.get(url);
+        if let Some(token) = &self.token {
+            request = request.bearer_auth(token.expose());
+        }
+        let answer = request.send().await.map_err(|e| unreachable(innermost(&e.without_url())))?;
+        let body = read(answer, READINESS_BYTES_MAX).await.map_err(unreachable)?;
+        serde_json::from_slice(&body).map_err(|e| unreachable(format!("the answer is not JSON: {e}")))
     }
 
     /// Makes a call; the body of an answer that is no problem document. `path` is put together of segments, each percent-encoded.

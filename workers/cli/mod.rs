@@ -18,9 +18,11 @@ mod keys;
 mod lines;
 mod migrate;
 mod output;
+mod pages;
 mod plan;
 mod plan_text;
 mod providers;
+mod ready;
 mod replays;
 mod secret_input;
 mod serve;
@@ -32,6 +34,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{ArgAction, Args, Parser, Subcommand};
 use paceline::config::Config;
+use paceline::secrets::Secret;
 use paceline::telemetry::{LogFormat, init_logs};
 
 pub use backend::{Backend, Named};
@@ -75,6 +78,13 @@ impl Globals {
     pub fn load(&self) -> Result<Config, Failure> {
         Config::load(self.config.as_deref())
             .map_err(|e| Failure::usage(format!("the configuration is not valid:\n{e}")))
+    }
+
+    /// The API token, if the environment has one.
+    pub fn token(&self) -> Option<Secret> {
+        let text = std::env::var(&self.token_env).ok()?;
+        let text = text.trim();
+        (!text.is_empty()).then(|| Secret::new(text.to_owned()))
     }
 }
 
@@ -130,6 +140,9 @@ enum Command {
     Migrate(migrate::Args),
     #[command(subcommand)]
     Topology(topology::Command),
+    Ready(ready::Args),
+    Completions(pages::Completions),
+    Man(pages::Man),
 }
 
 impl Command {
@@ -148,6 +161,9 @@ impl Command {
             Self::Plan(args) => plan::run(*args, globals, out).await,
             Self::Migrate(args) => migrate::run(args, globals, out).await,
             Self::Topology(command) => topology::run(command, globals, out).await,
+            Self::Ready(args) => ready::run(args, globals, out).await,
+            Self::Completions(args) => pages::completions(&args, out),
+            Self::Man(args) => pages::man(&args, out),
         }
     }
 }
