@@ -102,7 +102,7 @@ fn catalog() -> Catalog {
     rules.lanes.insert("high".to_owned());
     rules.pins.insert("a1".to_owned());
     let providers = ["geo", "other"].map(|name| (name.to_owned(), rules.clone()));
-    Catalog { providers: providers.into(), allow_http: true, callbacks: true, endpoints: true }
+    Catalog { providers: providers.into(), allow_http: true, callbacks: true, endpoints: true, ..Catalog::default() }
 }
 
 fn job_of(mut envelope: Value) -> Job {

@@ -100,7 +100,8 @@ impl Control {
         let rules = self.rules(name)?;
         let stored = self.store.stored_keys(Some(name)).await?;
         let own = with_stored(rules, &stored).keys.get(budget).is_some_and(Option::is_none);
-        if !own && !rules.budgets.contains(budget) {
+        let declared = rules.budgets.contains(budget) || rules.keys.values().flatten().any(|known| known == budget);
+        if !own && !declared {
             let detail = format!("the provider {name} has no budget {:?}", shown(budget));
             return Err(Problem::new(ProblemKind::NotFound, detail));
         }
