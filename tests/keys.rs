@@ -3,16 +3,22 @@
 
 mod common;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use axum::Router;
 use common::store::{Fixture, on_postgres, on_sqlite};
 use common::world::{Mode, Serve, World, free_port, in_world};
 use common::{SOON, holds, until};
+use http::{HeaderMap, StatusCode};
 use paceline::secrets::Secret;
 use paceline::sim::{Lognormal, ProviderHandle, ProviderOptions, ProviderSim, Rule, SimKey};
 use paceline::store::{KeyAct, KeyRefused, NewKey, StoredKey};
 use paceline::vault::{MasterKeys, VaultError};
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
 
 const NOW: i64 = 1_800_000_000_000;
 /// In effect within this time, also where a wake was lost.
@@ -409,6 +415,41 @@ async fn a_rotated_key_drains_and_its_account_stays_within_its_limit() {
         let last_old = ledger.iter().rposition(|call| &*call.key == "old").expect("it was used");
         let first_new = ledger.iter().position(|call| &*call.key == "new").expect("it was used");
         assert!(last_old < first_new, "none begins with the old one once the new one is in use");
+        stop(running).await;
+    })
+    .await;
+}
+
+/// What the provider says of the secret that was replaced is not said of the one that came in its place.
+#[tokio::test]
+async fn a_late_refusal_of_the_old_secret_does_not_set_the_new_one_aside() {
+    in_world(Mode::Embedded, async |world| {
+        let (seen, go) = (Arc::new(AtomicU32::new(0)), Arc::new(Notify::new()));
+        let (seen_there, go_there) = (Arc::clone(&seen), Arc::clone(&go));
+        let provider = Router::new().fallback(async move |headers: HeaderMap| {
+            if headers["authorization"] != "Bearer live-key-0001" {
+                return StatusCode::OK;
+            }
+            seen_there.fetch_add(1, Ordering::Relaxed);
+            go_there.notified().await;
+            StatusCode::UNAUTHORIZED
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let base = format!("http://{}", listener.local_addr().expect("an address"));
+        tokio::spawn(async move { axum::serve(listener, provider).await });
+        world.provider(&base, &[], "key_limits = [ { requests = 50, per = \"1s\" } ]\n");
+        let running = start(world).await;
+        let api = world.api();
+        post_key(world, json!({ "label": "a1", "secret": "live-key-0001" })).await;
+        key_is(world, "a1", "open").await;
+        api.accept(&job(world, "late", json!({}))).await;
+        until("it is under way", SOON, async || holds(seen.load(Ordering::Relaxed) == 1)).await;
+        api.post(&format!("{}/a1/rotate", keys_of(world)), &json!({ "secret": "live-key-0002" })).await;
+        until("the new one is in effect", SOON, async || holds(running[0].log().contains("version=2"))).await;
+        go.notify_one();
+        let done = api.job_in("late", &["succeeded"]).await;
+        assert_eq!(used(&done), ["a1", "a1"], "{done}");
+        assert!(!running[0].log().contains("the provider refuses this key"), "{}", running[0].log());
         stop(running).await;
     })
     .await;

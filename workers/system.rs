@@ -119,7 +119,9 @@ impl System {
             starting.stop().await;
         }
         let store = opened?;
-        check_masters(&store, &masters).await?;
+        if has_api || roles.contains(&Role::Dispatcher) {
+            check_masters(&store, &masters).await?;
+        }
         learn_keys(&store, &catalog.added).await?;
         let owner = format!("{}-{:08x}", std::process::id(), rand::random::<u32>());
         let registry = Registry::default();
@@ -251,8 +253,9 @@ fn start_upkeep(parts: &Parts, roles: &[Role], tasks: &mut JoinSet<anyhow::Resul
 
 /// A wrong master key is told at once, and nothing was changed by then.
 async fn check_masters(store: &Store, masters: &MasterKeys) -> anyhow::Result<()> {
-    for key in store.stored_keys(None).await? {
-        key.open(masters)?;
+    // One row that was damaged is its dispatcher's business.
+    for sealed in store.stored_keys(None).await?.into_iter().filter_map(|key| key.sealed) {
+        masters.find(&sealed.master)?;
     }
     Ok(())
 }

@@ -95,6 +95,7 @@ fn short(fingerprint: &str) -> String {
 }
 
 /// A key to be added, checked.
+#[derive(Debug)]
 struct Wanted {
     label: String,
     secret: Secret,
@@ -250,6 +251,9 @@ fn refused(refused: KeyRefused) -> Problem {
 
 /// A secret of the configuration is not changed from here.
 fn not_configured(rules: &ProviderRules, label: &str) -> Result<(), Problem> {
+    if !is_name(label) {
+        return Err(Problem::new(ProblemKind::NotFound, "no key has a label of this form"));
+    }
     if !rules.keys.contains_key(label) || rules.stored.contains(label) {
         return Ok(());
     }
@@ -414,7 +418,7 @@ mod tests {
     use super::*;
 
     fn refusal(body: &str) -> String {
-        let problem = wanted(body.as_bytes()).err().expect("refused");
+        let problem = wanted(body.as_bytes()).expect_err("refused");
         let path = problem.errors.first().map(|error| error.path.clone()).unwrap_or_default();
         assert!(!problem.to_json().to_string().contains("hunter2"), "{problem}");
         path
@@ -422,7 +426,7 @@ mod tests {
 
     #[test]
     fn wrong_fields_are_named_and_nothing_of_them_is_repeated() {
-        let fine = wanted(br#"{"label":"a1","secret":"hunter2","weight":2,"budget":"org"}"#).ok().expect("fine");
+        let fine = wanted(br#"{"label":"a1","secret":"hunter2","weight":2,"budget":"org"}"#).expect("fine");
         assert_eq!((fine.secret.expose(), fine.weight, fine.budget.as_deref()), ("hunter2", Some(2), Some("org")));
         for (body, path) in [
             (r#""hunter2""#, "$"),
