@@ -216,6 +216,11 @@ fn a_bucket_corrects_costs_as_if_they_had_been_right() {
     assert_eq!(used(&mut pool, t(510)), [40]);
     let at = slot(&mut pool, &costing(100), t(510));
     assert!(at >= t(900) && at <= t(901), "{at:?}");
+    // Of these 40 there are 30 left, and one that was taken for 10 cost 30.
+    let mut dear = depart(&mut pool, &costing(10), t(600));
+    pool.first_byte(&mut dear, t(600), None);
+    pool.finish(dear, t(600), Some(30));
+    assert_eq!(used(&mut pool, t(600)), [60]);
 }
 
 #[test]
