@@ -843,6 +843,7 @@ async fn a_replay_can_be_edited_and_delayed(f: Fixture) {
         lane: Some("low".to_owned()),
         not_before_ms: Some(NOW + 5000),
         keep_key: None,
+        ..Replay::default()
     };
     assert_eq!(f.store.replay(None, "a", &how, NOW + 20).await.expect("replayed"), Replayed::Queued { run: 2 });
     let view = f.store.job(None, "a").await.expect("read").expect("one");
