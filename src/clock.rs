@@ -71,14 +71,36 @@ pub fn rfc3339(ms: WallMs) -> String {
         .map_or_else(|_| ms.to_string(), |t| t.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string())
 }
 
-/// Reads RFC 3339 with any offset.
+/// Reads RFC 3339 with any offset, and nothing else that a lenient reader would take for a time.
 ///
 /// # Errors
 /// What was expected, for the person who wrote it.
 pub fn parse_rfc3339(text: &str) -> Result<WallMs, String> {
-    text.parse::<jiff::Timestamp>()
-        .map(jiff::Timestamp::as_millisecond)
-        .map_err(|_| format!("expected an RFC 3339 time with an offset, such as 2026-11-20T10:00:00Z, found {text:?}"))
+    let parsed = has_form_of_rfc3339(text).then(|| text.parse::<jiff::Timestamp>().ok()).flatten();
+    parsed.map(jiff::Timestamp::as_millisecond).ok_or_else(|| {
+        format!("expected an RFC 3339 time with an offset, such as 2026-11-20T10:00:00Z, found {text:?}")
+    })
+}
+
+/// `2026-11-20T10:00:00`, at most nine digits of a second's fraction, and `Z` or `+01:00`: by their places alone.
+fn has_form_of_rfc3339(text: &str) -> bool {
+    let fits = |text: &str, form: &str| {
+        text.len() == form.len()
+            && text.bytes().zip(form.bytes()).all(|(byte, place)| match place {
+                b'0' => byte.is_ascii_digit(),
+                b'T' => matches!(byte, b'T' | b't'),
+                b'+' => matches!(byte, b'+' | b'-'),
+                _ => byte == place,
+            })
+    };
+    let Some((moment, rest)) = text.split_at_checked("0000-00-00T00:00:00".len()) else { return false };
+    let fraction = rest.strip_prefix('.').map(|rest| rest.bytes().take_while(u8::is_ascii_digit).count());
+    let offset = fraction.map_or(rest, |digits| &rest[digits + 1..]);
+    // The 60th second would become the 59th: nobody who writes it means that.
+    fits(moment, "0000-00-00T00:00:00")
+        && !moment.ends_with("60")
+        && fraction.is_none_or(|digits| (1..=9).contains(&digits))
+        && (matches!(offset, "Z" | "z") || fits(offset, "+00:00"))
 }
 
 #[cfg(test)]
@@ -91,6 +113,28 @@ mod tests {
         assert_eq!(rfc3339(parse_rfc3339(text).expect("valid")), text);
         assert_eq!(rfc3339(0), "1970-01-01T00:00:00.000Z");
         assert_eq!(parse_rfc3339("2026-11-20T11:00:00+01:00"), parse_rfc3339("2026-11-20T10:00:00Z"));
-        assert!(parse_rfc3339("tomorrow").is_err());
+        assert_eq!(parse_rfc3339("2026-11-20t10:00:00.000000000z"), parse_rfc3339("2026-11-20T10:00:00Z"));
+        for wrong in [
+            "tomorrow",
+            "2026-11-20",
+            "2026-11-20T10:00:00",
+            "2026-11-20T10:00Z",
+            "2026-11-20T10Z",
+            "2026-11-20 10:00:00Z",
+            "20261120T100000Z",
+            "2026-11-20T10:00:00,5Z",
+            "2026-11-20T10:00:00.Z",
+            "2026-11-20T10:00:00.0000000000Z",
+            "2026-11-20T10:00:00+01",
+            "2026-11-20T10:00:00+0100",
+            "2026-11-20T10:00:00+01:00[Europe/Berlin]",
+            "-009999-01-01T00:00:00Z",
+            "2026-13-20T10:00:00Z",
+            "2016-12-31T23:59:60Z",
+            "2026-11-20T10:00:00ä",
+            "2026-11-20T10:00:0ä",
+        ] {
+            assert!(parse_rfc3339(wrong).is_err(), "{wrong}");
+        }
     }
 }

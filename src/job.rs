@@ -6,8 +6,10 @@
 
 mod added;
 mod envelope;
+mod object;
 mod reason;
 mod request;
+pub(crate) mod schema;
 mod state;
 
 pub use added::{AddedKeys, StoredLabels};
@@ -15,8 +17,10 @@ pub use envelope::{
     Callback, Catalog, Delivery, Envelope, EventKind, Given, Instant, Job, ProviderRules, REPLAY_LANE, RetryOverrides,
     split_routing_key,
 };
+pub(crate) use object::{object, optional_object};
 pub use reason::DeadReason;
 pub use request::{Body, Request};
+pub use schema::envelope_schema;
 pub use state::{IllegalEvent, JobEvent, JobState, transition};
 
 /// A field that is wrong, and what was expected there.

@@ -19,6 +19,7 @@
 //! outcome, retry`. The binary in `workers/` may use this library, never the reverse.
 
 pub mod api;
+pub mod asyncapi;
 pub mod breaker;
 pub mod calendar;
 pub mod clock;

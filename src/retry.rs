@@ -5,6 +5,7 @@ mod budget;
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::WallMs;
@@ -14,7 +15,7 @@ use crate::outcome::Outcome;
 pub use budget::RetryBudget;
 
 /// How backoffs are spread, so that jobs which failed together do not come back together.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Jitter {
     /// `random(0, min(cap, base·2ⁿ))`

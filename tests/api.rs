@@ -113,6 +113,7 @@ impl Api {
             readiness: readiness.clone(),
             registry: Registry::default(),
             envelope_bytes_max: ENVELOPE_BYTES_MAX,
+            public_url: None,
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
@@ -838,7 +839,7 @@ async fn bodies_are_json_and_nothing_else() {
         api.send(Method::POST, path, &[("content-type", kind)], "").await.problem(415, "unsupported-media-type");
     }
     api.send(Method::POST, "/v1/jobs", &[], body()).await.problem(415, "unsupported-media-type");
-    let packed = [("content-type", "application/json"), ("content-encoding", "gzip")];
+    let packed = [("content-type", "application/json"), ("content-encoding", "br")];
     api.send(Method::POST, "/v1/jobs", &packed, body()).await.problem(415, "unsupported-media-type");
     let utf8 = [("content-type", "application/json; charset=utf-8")];
     api.send(Method::POST, "/v1/jobs", &utf8, body()).await.ok(202);

@@ -60,35 +60,26 @@ const ROUTES: &[(&str, &str, Needs)] = &[
     ("POST", "/v1/vault/rekey", Needs::All(Scope::Admin)),
     ("GET", "/v1/audit", Needs::All(Scope::Admin)),
     ("GET", "/metrics", Needs::All(Scope::Read)),
+    ("GET", "/v1/events", Needs::Own(Scope::Read)),
+    ("GET", "/openapi.json", Needs::Nothing),
+    ("GET", "/asyncapi.json", Needs::Nothing),
+    ("GET", "/schemas/job.json", Needs::Nothing),
+    ("GET", "/schemas/event.json", Needs::Nothing),
     ("GET", "/healthz", Needs::Nothing),
     ("GET", "/readyz", Needs::Nothing),
 ];
 
 const SCOPES: [Scope; 5] = [Scope::Enqueue, Scope::Read, Scope::Replay, Scope::Keys, Scope::Admin];
 
-/// The routes as the source of the router names them: (method, path).
+/// The routes as the router names them, which has none without its part of the document: (method, path).
 fn routes() -> BTreeSet<(String, String)> {
-    let folder = format!("{}/src/api", env!("CARGO_MANIFEST_DIR"));
-    let mut found = BTreeSet::new();
-    for entry in std::fs::read_dir(folder).expect("the source") {
-        let text = std::fs::read_to_string(entry.expect("an entry").path()).expect("a text");
-        // What stands behind the tests' mark is no route.
-        let text = text.split("#[cfg(test)]").next().unwrap_or_default();
-        for (at, _) in text.match_indices("\"/") {
-            let before = text[..at].trim_end();
-            let Some((path, rest)) = text[at + 1..].split_once('"') else { continue };
-            let end = rest.find("\n        .").or_else(|| rest.find(";\n")).unwrap_or(rest.len());
-            for (method, verb) in
-                [("GET", "get"), ("POST", "post"), ("DELETE", "delete"), ("PUT", "put"), ("PATCH", "patch")]
-            {
-                let of_route = before.ends_with(".route(") && rest[..end].contains(&format!("{verb}("));
-                if of_route || before.ends_with(&format!(".{verb}(")) {
-                    found.insert((method.to_owned(), path.to_owned()));
-                }
-            }
-        }
-    }
-    found
+    let document = paceline::api::openapi();
+    let paths = document["paths"].as_object().expect("paths");
+    let operations = |(path, operations): (&String, &Value)| {
+        let operations = operations.as_object().expect("operations").keys();
+        operations.map(|method| (method.to_uppercase(), path.clone())).collect::<Vec<_>>()
+    };
+    paths.iter().flat_map(operations).collect()
 }
 
 #[test]
@@ -154,6 +145,7 @@ impl Api {
             clock: Arc::new(SystemClock::new()),
             masters: Arc::default(),
             tokens: Tokens::new(&tokens()),
+            public_url: None,
             readiness: Readiness::default(),
             registry: Registry::default(),
             envelope_bytes_max: 1 << 20,
@@ -219,7 +211,9 @@ impl Api {
         }
         let response = request.send().await.expect("an answer");
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
-        let text = response.text().await.expect("a body");
+        // A stream of events does not end.
+        let is_stream = headers.get("content-type").is_some_and(|kind| kind == "text/event-stream");
+        let text = if is_stream { String::new() } else { response.text().await.expect("a body") };
         (status, headers, serde_json::from_str(&text).unwrap_or(Value::String(text)))
     }
 

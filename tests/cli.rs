@@ -177,6 +177,7 @@ impl Place {
             readiness: Readiness::default(),
             registry: Registry::default(),
             envelope_bytes_max: config.api.envelope_bytes_max,
+            public_url: None,
         });
         let listener = self.runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a port");
         let address = listener.local_addr().expect("an address");

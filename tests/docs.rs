@@ -9,9 +9,10 @@ use paceline::config::Config;
 use paceline::job::{Envelope, Given};
 
 /// Every text for readers.
-const PAGES: [&str; 8] = [
+const PAGES: [&str; 9] = [
     "README.md",
     "CHANGELOG.md",
+    "docs/api.md",
     "docs/architecture.md",
     "docs/benchmarks.md",
     "docs/configuration.md",

@@ -146,6 +146,7 @@ impl System {
                 readiness: parts.readiness,
                 registry: parts.registry,
                 envelope_bytes_max: parts.config.api.envelope_bytes_max,
+                public_url: parts.config.api.public_url.clone(),
             };
             let address = listener.local_addr()?;
             let router = match has_api {

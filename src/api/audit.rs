@@ -2,20 +2,27 @@
 
 use axum::Json;
 use axum::extract::{RawQuery, State};
+use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::Parts;
 use super::auth::Caller;
 use super::control::Control;
 use super::error::Problem;
+use super::openapi::Operation;
 use super::params::{self, ListKind};
+use super::routes::Routes;
 use super::view::PageJson;
 use crate::clock::rfc3339;
 use crate::config::Scope;
 use crate::store::{ActView, Page};
 
 /// An act. Never a secret.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[schemars(rename = "Act")]
 pub struct ActJson {
+    /// When.
+    #[schemars(extend("format" = "date-time"))]
     at: String,
     /// The name of the token; `local` where none is configured, `command line` where the store itself was opened.
     who: String,
@@ -25,6 +32,7 @@ pub struct ActJson {
     target: String,
     /// `done` or `refused`.
     outcome: String,
+    /// More of it, for people.
     detail: Option<String>,
 }
 
@@ -46,6 +54,15 @@ impl Control {
         let items = items.into_iter().map(ActJson::from).collect();
         Ok(PageJson { items, next_cursor: next.map(|position| ListKind::Acts.encode(position)) })
     }
+}
+
+/// The routes of this resource.
+pub(super) fn routes() -> Routes<Parts> {
+    let listing = Operation::for_all("listActs", "List what operators did, newest first", Scope::Admin)
+        .about("Pauses, keys, the master key, purges and replays: who, what, to what, when. Kept for 400 days.")
+        .query(&params::ACTS)
+        .answer::<PageJson<ActJson>>(200, "A page of acts");
+    Routes::new().get("/v1/audit", list, listing)
 }
 
 /// `GET /v1/audit`

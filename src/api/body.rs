@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::{Body, BodyDataStream};
+use axum::body::{Body, BodyDataStream, HttpBody as _};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -54,6 +54,11 @@ impl BodyReader {
 
     /// The whole body.
     pub(super) async fn read(&self, body: Body, takes: Takes) -> Result<HeldBody, Problem> {
+        // What is announced to be larger than would be thrown away is not waited for.
+        let most = if takes == Takes::OneOrMany { MANY_BYTES_MAX.max(self.one_bytes_max) } else { self.one_bytes_max };
+        if body.size_hint().lower() > u64::try_from(DRAIN_BYTES_MAX.max(most)).unwrap_or(u64::MAX) {
+            return Err(Problem::new(ProblemKind::TooLarge, format!("a body may have at most {most} bytes")));
+        }
         let mut stream = body.into_data_stream();
         let read = tokio::time::timeout(READ_WITHIN, self.collect(&mut stream, takes)).await;
         let problem = match read {
@@ -73,8 +78,12 @@ impl BodyReader {
         let mut read = BytesMut::new();
         let mut held: Option<OwnedSemaphorePermit> = None;
         while let Some(chunk) = stream.next().await {
-            let chunk =
-                chunk.map_err(|_| Problem::new(ProblemKind::NotJson, "the body ended before its announced end"))?;
+            let chunk = chunk.map_err(|_| {
+                Problem::new(
+                    ProblemKind::NotJson,
+                    "the body ended before its end, or is not what content-encoding says",
+                )
+            })?;
             let many = first_byte(&read, &chunk) == Some(b'[') && takes == Takes::OneOrMany;
             let bytes_max = if many { MANY_BYTES_MAX.max(self.one_bytes_max) } else { self.one_bytes_max };
             if read.len() + chunk.len() > bytes_max {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
@@ -17,7 +18,7 @@ use super::view::{
     Accepted, AcceptedItem, AcceptedMany, DeadJson, JobJson, PageJson, Purged, ReplayAccepted, dead_page, job_page,
 };
 use crate::clock::{Clock, WallMs};
-use crate::job::{Catalog, Given, Invalid, Job, JobState, Request, is_job_id};
+use crate::job::{Catalog, Given, Invalid, Job, JobState, Request, is_job_id, optional_object, schema};
 use crate::kill_point::{KillPoint, reached};
 use crate::replays::{Changes, check};
 use crate::store::{
@@ -63,21 +64,28 @@ enum Checked {
 }
 
 /// The optional body of a replay.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct ReplayBody {
-    #[serde(default)]
+#[schemars(rename = "ReplayChanges")]
+pub(super) struct ReplayBody {
+    /// Another request in place of the job's.
+    #[serde(default, deserialize_with = "optional_object")]
     request: Option<Request>,
+    /// Another lane than `replay`, which comes last in line.
     #[serde(default)]
+    #[schemars(schema_with = "schema::optional_name")]
     lane: Option<String>,
+    /// Not sent before.
     #[serde(default)]
     not_before: Option<crate::job::Instant>,
+    /// `keep` sends the job's idempotency key again, `new` one of this run; unless given, the key is kept
+    /// where an attempt's outcome is unknown and the request is not changed.
     #[serde(default)]
     idempotency_key: Option<KeyChoice>,
 }
 
 /// Which idempotency key a replay sends.
-#[derive(Debug, Clone, Copy, Deserialize)]
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum KeyChoice {
     Keep,

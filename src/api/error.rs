@@ -3,6 +3,7 @@
 use axum::response::{IntoResponse, Response};
 use http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, StatusCode};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
@@ -55,6 +56,30 @@ pub enum ProblemKind {
 }
 
 impl ProblemKind {
+    /// Every kind.
+    pub const ALL: [Self; 20] = [
+        Self::TooManyAttempts,
+        Self::KeyConflict,
+        Self::NoMasterKey,
+        Self::BadParameter,
+        Self::NotJson,
+        Self::Unauthorized,
+        Self::Forbidden,
+        Self::NotFound,
+        Self::NoResult,
+        Self::MethodNotAllowed,
+        Self::RequestTimeout,
+        Self::Conflict,
+        Self::TooLate,
+        Self::CancelPending,
+        Self::NotReplayable,
+        Self::TooLarge,
+        Self::UnsupportedMediaType,
+        Self::Invalid,
+        Self::Internal,
+        Self::Unavailable,
+    ];
+
     /// Code, status and title of every kind.
     const fn parts(self) -> (&'static str, StatusCode, &'static str) {
         match self {
@@ -90,6 +115,11 @@ impl ProblemKind {
     /// The last part of the problem's `type`.
     pub const fn code(self) -> &'static str {
         self.parts().0
+    }
+
+    /// The problem's `type`.
+    pub fn urn(self) -> String {
+        format!("urn:paceline:problem:{}", self.code())
     }
 
     /// The HTTP status.
@@ -178,17 +208,48 @@ impl Serialize for Problem {
     }
 }
 
-/// One entry of `errors`.
-#[derive(Serialize)]
+/// A field or a parameter that is wrong.
+#[derive(Serialize, JsonSchema)]
 struct FieldError<'a> {
+    /// A field as a JSON path (`$.request.path`), a parameter as `?name`.
     path: &'a str,
+    /// What was expected there.
     message: &'a str,
+}
+
+impl JsonSchema for Problem {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Problem".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let types: Vec<String> = ProblemKind::ALL.iter().map(|kind| kind.urn()).collect();
+        json_schema!({
+            "type": "object",
+            "description": "What went wrong (RFC 9457).",
+            "required": ["type", "title", "status", "detail"],
+            "properties": {
+                "type": { "type": "string", "enum": types, "description": "Which kind: the same for every problem of that kind." },
+                "title": { "type": "string", "description": "One line for people, the same for every problem of that kind." },
+                "status": { "type": "integer", "minimum": 400, "maximum": 599, "description": "The HTTP status." },
+                "detail": { "type": "string", "description": "What happened this time, for people." },
+                "instance": {
+                    "type": "string", "format": "uri",
+                    "description": "Names this occurrence; failures of the server's side are in its log under this name.",
+                },
+                "errors": {
+                    "type": "array", "items": generator.subschema_for::<FieldError<'_>>(),
+                    "description": "The fields or parameters that are wrong.",
+                },
+            },
+        })
+    }
 }
 
 impl Problem {
     fn serialize_with<S: Serializer>(&self, serializer: S, instance: Option<&str>) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
-        map.serialize_entry("type", &format_args!("urn:paceline:problem:{}", self.kind.code()))?;
+        map.serialize_entry("type", &self.kind.urn())?;
         map.serialize_entry("title", self.kind.title())?;
         map.serialize_entry("status", &self.kind.status().as_u16())?;
         map.serialize_entry("detail", &self.detail)?;

@@ -11,9 +11,13 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::State;
 use http::{HeaderMap, StatusCode, Uri};
+use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::Parts;
 use super::auth::Tokens;
+use super::openapi::Operation;
+use super::routes::Routes;
 use super::serve::Peer;
 use crate::config::Scope;
 use crate::readiness::{PartState, Readiness};
@@ -22,11 +26,29 @@ use crate::store::Store;
 /// A store that does not answer within that time is not ready.
 const PING_WITHIN: Duration = Duration::from_secs(2);
 
+/// The routes, and what is said of them.
+pub(super) fn routes() -> Routes<Parts> {
+    let living = Operation::open("getHealth", "Whether the process answers")
+        .about("It looks at nothing else, so that a database that is away gets nobody restarted.")
+        .answer::<Alive>(200, "It does")
+        .example(r#"{"status": "ok", "service": "paceline"}"#);
+    let ready = Operation::open("getReadiness", "Whether every part works")
+        .about("Why a part failed is told to callers with the scope `read` for all tenants only.")
+        .answer::<Ready>(200, "Every part works")
+        .example(r#"{"ready": true, "parts": {"store": {"state": "ok"}}}"#)
+        .answer::<Ready>(503, "Some part does not")
+        .example(r#"{"ready": false, "parts": {"store": {"state": "failed"}}}"#);
+    Routes::new().get("/healthz", alive, living).get("/readyz", self::ready, ready)
+}
+
 /// `{"status":"ok","service":"paceline"}`
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct Alive {
+    /// Always `ok`.
+    #[schemars(extend("const" = "ok"))]
     status: &'static str,
     /// Tells a client that it is no other server which happens to listen here.
+    #[schemars(extend("const" = "paceline"))]
     service: &'static str,
 }
 
@@ -37,15 +59,21 @@ pub(super) async fn alive() -> Json<Alive> {
 }
 
 /// `{"ready":true,"parts":{"store":{"state":"ok"}}}`
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct Ready {
+    /// Every part works.
     ready: bool,
+    /// By name.
     parts: BTreeMap<&'static str, Part>,
 }
 
-#[derive(Debug, Serialize)]
+/// A part of the process.
+#[derive(Debug, Serialize, JsonSchema)]
 struct Part {
+    /// `starting`, `ok` or `failed`.
+    #[schemars(extend("enum" = ["starting", "ok", "failed"]))]
     state: &'static str,
+    /// Why it failed, for callers who may know.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
 }

@@ -9,17 +9,21 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::{RawQuery, State};
 use http::StatusCode;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use super::Parts;
 use super::auth::Caller;
 use super::body::{BodyReader, Takes};
 use super::control::{Control, shown};
 use super::error::{Problem, ProblemKind};
+use super::openapi::Operation;
 use super::params;
 use super::path::{Id, Names};
 use super::provider_view::KeyJson;
-use super::providers::check;
+use super::providers::{Nothing, check};
+use super::routes::Routes;
 use super::view::PageJson;
 use crate::clock::rfc3339;
 use crate::config::{Scope, is_sendable};
@@ -33,8 +37,9 @@ const SECRET_BYTES_MAX: usize = 4_096;
 const WEIGHT_MAX: u32 = 1_000;
 
 /// A key as it is listed. Never its secret.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct KeyItem {
+    /// Whose it is.
     provider: String,
     /// Its budget: a declared one, or its own, which has its label as name.
     budget: String,
@@ -45,24 +50,37 @@ pub struct KeyItem {
     fingerprint: Option<String>,
     /// Of the stored secret: rises with every rotation.
     version: Option<i64>,
+    /// Its share where several keys could serve; `null`: it stands in the configuration.
     weight: Option<u32>,
+    /// When it was added.
+    #[schemars(extend("format" = "date-time"))]
     added_at: Option<String>,
+    /// When its secret was last given or removed.
+    #[schemars(extend("format" = "date-time"))]
     changed_at: Option<String>,
+    /// By whom.
     changed_by: Option<String>,
     #[serde(flatten)]
     key: KeyJson,
 }
 
 /// What became of a stored key.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct KeyChanged {
+    /// Whose key.
     provider: String,
+    /// Which.
     label: String,
     /// `stored` or `removed`.
     pub state: &'static str,
+    /// Of its secret.
     version: i64,
+    /// Tells its secret from others; `null`: it was removed.
     fingerprint: Option<String>,
+    /// Who did it.
     by: String,
+    /// When.
+    #[schemars(extend("format" = "date-time"))]
     at: String,
 }
 
@@ -81,7 +99,7 @@ impl From<StoredKey> for KeyChanged {
 }
 
 /// How many secrets were encrypted anew.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct Rekeyed {
     /// Secrets.
     pub rekeyed: u64,
@@ -343,6 +361,95 @@ fn take_secret(fields: &mut Map<String, Value>) -> Result<Secret, Problem> {
         let message = format!("expected a text of 1 to {SECRET_BYTES_MAX} visible ASCII characters");
         Problem::invalid(Invalid::at("secret", message))
     })
+}
+
+/// The body that adds a key, for the document: it is read by hand, so that no error repeats anything of it.
+enum NewKeyBody {}
+
+/// The same of one that rotates.
+enum SecretBody {}
+
+fn secret_schema() -> Value {
+    serde_json::json!({
+        "type": "string", "writeOnly": true, "minLength": 1, "maxLength": SECRET_BYTES_MAX, "pattern": "^[!-~]+$",
+    })
+}
+
+impl JsonSchema for NewKeyBody {
+    fn schema_name() -> Cow<'static, str> {
+        "NewKey".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let name = || serde_json::json!({ "type": "string", "pattern": "^[a-z0-9_-]{1,64}$" });
+        let (label, mut budget) = (name(), name());
+        budget["type"] = serde_json::json!(["string", "null"]);
+        json_schema!({
+            "type": "object",
+            "required": ["label", "secret"],
+            "additionalProperties": false,
+            "properties": {
+                "label": label,
+                "secret": secret_schema(),
+                "weight": { "type": ["integer", "null"], "minimum": 1, "maximum": WEIGHT_MAX },
+                "budget": budget,
+            },
+        })
+    }
+}
+
+impl JsonSchema for SecretBody {
+    fn schema_name() -> Cow<'static, str> {
+        "NewSecret".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "object",
+            "required": ["secret"],
+            "additionalProperties": false,
+            "properties": { "secret": secret_schema() },
+        })
+    }
+}
+
+/// The routes of this resource.
+pub(super) fn routes() -> Routes<Parts> {
+    use ProblemKind::{KeyConflict, NoMasterKey, NotFound};
+    let listing = Operation::for_all("listKeys", "List the keys of a provider", Scope::Read)
+        .about("Configured and stored ones. Secrets are never shown.")
+        .answer::<PageJson<KeyItem>>(200, "All of them, in one page, by label")
+        .problems(&[NotFound]);
+    let adding = Operation::for_all("addKey", "Add a key to a provider", Scope::Keys)
+        .about("Its secret is stored encrypted; every dispatcher uses it within seconds.")
+        .body::<NewKeyBody>()
+        .sends("a key", r#"{"label": "a3", "secret": "sk-not-a-real-one", "weight": 2}"#)
+        .answer::<KeyChanged>(201, "It is stored")
+        .problems(&[NotFound, KeyConflict, NoMasterKey]);
+    let rotating = Operation::for_all("rotateKey", "Give a stored key another secret", Scope::Keys)
+        .about("Calls under way end with the old one, none begins with it.")
+        .body::<SecretBody>()
+        .sends("a secret", r#"{"secret": "sk-not-a-real-one"}"#)
+        .answer::<KeyChanged>(200, "It is stored")
+        .problems(&[NotFound, KeyConflict, NoMasterKey]);
+    let removing = Operation::for_all("removeKey", "Erase the secret of a stored key", Scope::Keys)
+        .about("Its label stays, with what was spent: it can be added again.")
+        .optional_body::<Nothing>()
+        .sends("nothing", "{}")
+        .answer::<KeyChanged>(200, "It is erased")
+        .problems(&[NotFound, KeyConflict]);
+    let rekeying = Operation::for_all("rekeyVault", "Seal all stored keys with the current master key", Scope::Admin)
+        .about("All or none; doing it again is safe.")
+        .optional_body::<Nothing>()
+        .sends("nothing", "{}")
+        .answer::<Rekeyed>(200, "How many there were")
+        .problems(&[NoMasterKey, KeyConflict]);
+    Routes::new()
+        .get("/v1/providers/{name}/keys", list, listing)
+        .post("/v1/providers/{name}/keys", add, adding)
+        .delete("/v1/providers/{name}/keys/{label}", remove, removing)
+        .post("/v1/providers/{name}/keys/{label}/rotate", rotate, rotating)
+        .post("/v1/vault/rekey", rekey, rekeying)
 }
 
 /// `GET /v1/providers/{name}/keys`

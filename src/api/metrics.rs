@@ -20,8 +20,11 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use super::Parts;
 use super::auth::Caller;
 use super::error::{Problem, ProblemKind};
+use super::openapi::Operation;
+use super::routes::Routes;
 use crate::config::Scope;
 use crate::store::{Depth, LeaseView, Store};
 
@@ -98,6 +101,18 @@ pub(super) async fn count(State(figures): State<Figures>, request: Request, next
     response
 }
 
+/// The route, and what is said of it.
+pub(super) fn routes() -> Routes<Parts> {
+    let scraping = Operation::for_all("getMetrics", "Figures for Prometheus", Scope::Read).answer_as(
+        200,
+        "In the OpenMetrics text format",
+        CONTENT_TYPE_OF_FIGURES,
+    );
+    Routes::new().get("/metrics", scrape, scraping)
+}
+
+const CONTENT_TYPE_OF_FIGURES: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
 /// `GET /metrics`: everything that is registered, and how much is in the store.
 pub(super) async fn scrape(
     caller: Caller,
@@ -120,8 +135,7 @@ pub(super) async fn scrape(
     let text = encode(&figures.registry, depth.as_ref(), &leases)
         .map_err(|_| Problem::new(ProblemKind::Internal, "the figures cannot be written"))?;
     let mut response = text.into_response();
-    let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
-    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE_OF_FIGURES));
     Ok(response)
 }
 

@@ -4,6 +4,27 @@
 //! [`router`] builds it from its parts, [`serve`] runs it on a listener until told to stop. What
 //! the routes do is in [`Desk`], which the command line uses as well.
 //!
+//! # To add a route
+//!
+//! Every file of a resource has a `routes()`, which pairs each path with its handler and with what the OpenAPI document
+//! says of it; [`described`] puts them together. There is no way to serve one without the other:
+//!
+//! ```text
+//! pub(super) fn routes() -> Routes<Parts> {
+//!     let showing = Operation::new("getThing", "Look at a thing", Scope::Read)   // or ::for_all: not for tokens of a tenant
+//!         .about("More, in Markdown.")
+//!         .query(&params::TENANT)                                 // the names that params::… reads; new ones: params::describe
+//!         .body::<ThingBody>().sends("smallest", r#"{"a": 1}"#)   // #[derive(Deserialize, JsonSchema)]; or .optional_body
+//!         .answer::<ThingJson>(200, "The thing")                  // #[derive(Serialize, JsonSchema)], #[schemars(rename = "Thing")]
+//!         .example(r#"{"id": "t"}"#)
+//!         .problems(&[ProblemKind::NotFound]);                    // its own: those of every route are added
+//!     Routes::new().get("/v1/things/{id}", show, showing)
+//! }
+//! ```
+//!
+//! Doc comments of the fields become descriptions. Tests hold the document, its examples and the server's real answers
+//! against each other (tests/openapi.rs), and call every route with every kind of wrong input (tests/schemathesis.rs).
+//!
 //! | call | scope |
 //! |---|---|
 //! | `POST /v1/jobs`, `DELETE /v1/jobs/{id}` | `enqueue` |
@@ -18,8 +39,9 @@
 //! | `POST /v1/providers/{name}/budgets/{budget}/resume` | `keys`, of all tenants |
 //! | `POST /v1/vault/rekey`, `GET /v1/audit` | `admin`, of all tenants |
 //! | `GET /metrics` | `read`, of all tenants |
+//! | `GET /v1/events` | `read` |
 //! | `GET /readyz` | none; its errors are told to `read` |
-//! | `GET /healthz` | none |
+//! | `GET /healthz`, `/openapi.json`, `/asyncapi.json`, `/schemas/job.json`, `/schemas/event.json` | none |
 
 mod audit;
 mod auth;
@@ -27,19 +49,24 @@ mod body;
 mod control;
 mod dead_letters;
 mod desk;
+mod documents;
 mod error;
+mod events;
 mod guard;
 mod health;
 mod jobs;
 mod keys;
 mod metrics;
+mod openapi;
 mod params;
 mod path;
 mod provider_view;
 mod providers;
 mod replays;
+mod routes;
 mod serve;
 mod throttle;
+mod unpack;
 mod view;
 
 use std::panic::AssertUnwindSafe;
@@ -50,11 +77,14 @@ use axum::Router;
 use axum::extract::{FromRef, Request};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
+use axum::routing::get;
 use futures_util::FutureExt;
 use http::header::{CACHE_CONTROL, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderValue, Uri};
 use prometheus_client::registry::Registry;
+use serde_json::Value;
+use tower_http::compression::CompressionLayer;
+use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove};
 
 pub use audit::ActJson;
 pub use auth::{Caller, OPERATOR, OpenListen, Tenancy, Tokens, check_listen};
@@ -76,9 +106,13 @@ use crate::job::Catalog;
 use crate::readiness::Readiness;
 use crate::store::Store;
 use crate::vault::MasterKeys;
+use routes::Routes;
 
 /// A request that takes longer is answered with 503; what it began may still be done.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+
+/// Answers below that size are not compressed.
+const COMPRESSED_BYTES_MIN: u16 = 1024;
 
 /// What the API is made of.
 pub struct ApiParts {
@@ -98,6 +132,8 @@ pub struct ApiParts {
     pub registry: Registry,
     /// Largest envelope of a job, in bytes.
     pub envelope_bytes_max: usize,
+    /// How clients reach the API, put before the path of a `result_url`.
+    pub public_url: Option<String>,
 }
 
 /// What handlers pick from; none takes all of it.
@@ -110,6 +146,8 @@ struct Parts {
     readiness: Readiness,
     figures: metrics::Figures,
     reader: body::BodyReader,
+    streams: events::Streams,
+    documents: documents::Documents,
 }
 
 macro_rules! substates {
@@ -129,7 +167,9 @@ substates!(
     tokens: Tokens,
     readiness: Readiness,
     figures: metrics::Figures,
-    reader: body::BodyReader
+    reader: body::BodyReader,
+    streams: events::Streams,
+    documents: documents::Documents
 );
 
 impl From<ApiParts> for Parts {
@@ -139,59 +179,70 @@ impl From<ApiParts> for Parts {
             control: Control::new(parts.store.clone(), Arc::clone(&parts.catalog), Arc::clone(&parts.clock))
                 .with_masters(parts.masters),
             desk: Desk::new(parts.store.clone(), parts.catalog, parts.clock, parts.envelope_bytes_max),
+            streams: events::Streams::new(parts.store.clone(), parts.public_url),
             store: parts.store,
             tokens: parts.tokens,
             readiness: parts.readiness,
             figures: metrics::Figures::new(parts.registry),
             reader: body::BodyReader::new(parts.envelope_bytes_max),
+            documents: documents::Documents::default(),
         }
     }
 }
 
+/// The routes for known callers, by resource, each with its part of the document.
+fn described() -> Routes<Parts> {
+    jobs::routes()
+        .and(dead_letters::routes())
+        .and(replays::routes())
+        .and(providers::routes())
+        .and(keys::routes())
+        .and(audit::routes())
+        .and(events::routes())
+        .and(metrics::routes())
+}
+
+/// The routes for everybody.
+fn open() -> Routes<Parts> {
+    health::routes().and(documents::routes())
+}
+
 /// The API.
 pub fn router(parts: ApiParts) -> Router {
-    let routes = Router::new()
-        .route("/v1/jobs", post(jobs::submit).get(jobs::list))
-        .route("/v1/jobs/{id}", get(jobs::show).delete(jobs::cancel))
-        .route("/v1/jobs/{id}/result", get(jobs::result))
-        .route("/v1/dead-letters", get(dead_letters::list).delete(dead_letters::purge))
-        .route("/v1/dead-letters/{id}", get(dead_letters::show))
-        .route("/v1/dead-letters/{id}/replay", post(dead_letters::replay))
-        .route("/v1/replays", post(replays::begin).get(replays::list))
-        .route("/v1/replays/{id}", get(replays::show).delete(replays::stop))
-        .route("/v1/providers", get(providers::list))
-        .route("/v1/providers/{name}", get(providers::show))
-        .route("/v1/providers/{name}/pause", post(providers::pause))
-        .route("/v1/providers/{name}/resume", post(providers::resume))
-        .route("/v1/providers/{name}/keys", get(keys::list).post(keys::add))
-        .route("/v1/providers/{name}/keys/{label}", delete(keys::remove))
-        .route("/v1/providers/{name}/keys/{label}/rotate", post(keys::rotate))
-        .route("/v1/providers/{name}/keys/{label}/disable", post(providers::disable_key))
-        .route("/v1/providers/{name}/keys/{label}/enable", post(providers::enable_key))
-        .route("/v1/providers/{name}/budgets/{budget}/resume", post(providers::resume_budget))
-        .route("/v1/vault/rekey", post(keys::rekey))
-        .route("/v1/audit", get(audit::list))
-        .route("/metrics", get(metrics::scrape));
-    guarded(routes, parts.into())
+    let (routes, mut operations) = described().split();
+    let (open, open_operations) = open().split();
+    operations.extend(open_operations);
+    let parts = Parts { documents: documents::Documents::new(&operations), ..Parts::from(parts) };
+    guarded(routes, open, parts)
+}
+
+/// The OpenAPI document of this version.
+pub fn openapi() -> Value {
+    let (_, mut operations) = described().split();
+    operations.extend(open().split().1);
+    openapi::document(&operations)
 }
 
 /// What a process without the API answers: its health and its figures.
 pub fn figures_router(parts: ApiParts) -> Router {
-    guarded(Router::new().route("/metrics", get(metrics::scrape)), parts.into())
+    guarded(metrics::routes().split().0, health::routes().split().0, parts.into())
 }
 
-/// These routes for known callers, and health for everybody.
-fn guarded(routes: Router<Parts>, parts: Parts) -> Router {
-    let open = Router::new().route("/healthz", get(health::alive)).route("/readyz", get(health::ready));
+/// These routes for known callers, and those for everybody.
+fn guarded(routes: Router<Parts>, open: Router<Parts>, parts: Parts) -> Router {
     // Closed by default: every other route, also an unknown one, is for known callers only.
     let closed = routes
         .fallback(unknown_route)
+        .layer(from_fn(unpack::unpack))
         .layer(from_fn(guard::json_bodies_only))
         .layer(from_fn_with_state(parts.clone(), auth::authenticate));
+    // A stream of events is flushed event by event, which a compressor would hold back.
+    let worth_it = SizeAbove::new(COMPRESSED_BYTES_MIN).and(NotForContentType::SSE).and(NotForContentType::IMAGES);
     closed
         .merge(open)
         .method_not_allowed_fallback(unknown_method)
         .layer(from_fn(finish))
+        .layer(CompressionLayer::new().compress_when(worth_it))
         .layer(from_fn_with_state(parts.clone(), metrics::count))
         .with_state(parts)
 }

@@ -6,10 +6,12 @@ use std::collections::BTreeMap;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
+use serde_json::{Value, json};
+
 use super::error::Problem;
 use crate::clock::{WallMs, parse_rfc3339};
-use crate::job::{Invalid, JobState, is_name};
-use crate::store::{DeadFilter, DeadReason, JobFilter};
+use crate::job::{EventKind, Invalid, JobState, is_name, schema};
+use crate::store::{CompletionFilter, DeadFilter, DeadReason, JobFilter};
 
 /// Items of a page, unless asked for otherwise.
 const LIMIT: u32 = 50;
@@ -20,6 +22,71 @@ const TENANT_BYTES_MAX: usize = 255;
 
 /// What dead letters are filtered by.
 const DEAD_FILTERS: [&str; 7] = ["reason", "provider", "lane", "tenant", "replayed", "dead_after", "dead_before"];
+
+/// Of `GET /v1/jobs`.
+pub(super) const JOBS: [&str; 6] = ["state", "provider", "lane", "tenant", "cursor", "limit"];
+/// Of `GET /v1/dead-letters`.
+pub(super) const DEAD_LETTERS: [&str; 9] =
+    ["reason", "provider", "lane", "tenant", "replayed", "dead_after", "dead_before", "cursor", "limit"];
+/// Of `DELETE /v1/dead-letters`.
+pub(super) const PURGE: [&str; 8] =
+    ["reason", "provider", "lane", "tenant", "replayed", "dead_after", "dead_before", "all"];
+/// Of `GET /v1/replays`.
+pub(super) const REPLAYS: [&str; 2] = ["cursor", "limit"];
+/// Of `GET /v1/audit`.
+pub(super) const ACTS: [&str; 2] = ["cursor", "limit"];
+/// Of calls by id.
+pub(super) const TENANT: [&str; 1] = ["tenant"];
+/// Of `GET /v1/events`.
+pub(super) const EVENTS: [&str; 3] = ["event", "provider", "tenant"];
+
+/// What the document says of a parameter. `place` is `path`, `query` or `header`; a name means the same wherever it
+/// stands.
+pub(super) fn describe(place: &str, name: &str) -> Value {
+    let named = |about: &str| (json!({ "type": "string", "pattern": schema::NAME }), about.to_owned());
+    let enumerated = |names: Vec<&str>, about: &str| (json!({ "type": "string", "enum": names }), about.to_owned());
+    let instant = |about: &str| {
+        (json!({ "type": "string", "format": "date-time", "pattern": schema::INSTANT }), about.to_owned())
+    };
+    let (schema, about) = match name {
+        "state" => enumerated(JobState::ALL.map(JobState::as_str).to_vec(), "Only jobs in that state."),
+        "reason" => {
+            enumerated(DeadReason::ALL.map(DeadReason::as_str).to_vec(), "Only what was given up for that reason.")
+        }
+        "event" => enumerated(EventKind::ALL.map(EventKind::as_str).to_vec(), "Only completions of that kind."),
+        "provider" => named("Only what is for that provider."),
+        "lane" => named("Only what is in that lane."),
+        "name" => named("The name of a configured provider."),
+        "label" => named("The label of a key."),
+        "budget" => named("The name of a budget, or the label of a key that has one of its own."),
+        "tenant" => (
+            json!({ "type": "string", "maxLength": TENANT_BYTES_MAX, "pattern": schema::PLAIN }),
+            "Only what is that tenant's. Where several tenants use the same id, it says which one is meant.".to_owned(),
+        ),
+        "replayed" => (json!({ "type": "boolean" }), "Only what was run again, or was not.".to_owned()),
+        "all" => (json!({ "type": "boolean" }), "Everything: said aloud where no filter is given.".to_owned()),
+        "dead_after" => instant("Only what was given up at that time or later."),
+        "dead_before" => instant("Only what was given up before that time."),
+        "limit" => (
+            json!({ "type": "integer", "minimum": 1, "maximum": LIMIT_MAX, "default": LIMIT }),
+            "Items of a page at most.".to_owned(),
+        ),
+        "cursor" => (
+            json!({ "type": "string", "pattern": "^[A-Za-z0-9_-]{12}$" }),
+            "Where the page begins: `next_cursor` of the page before, as it was given.".to_owned(),
+        ),
+        "id" => (json!({ "type": "string", "pattern": "^(?!\\.{1,2}$)[A-Za-z0-9._:-]{1,128}$" }), "The id.".to_owned()),
+        "traceparent" => (json!({ "type": "string" }), "The W3C trace that the job belongs to.".to_owned()),
+        "last-event-id" => (
+            json!({ "type": "string" }),
+            "The `id` of the last event that was seen: those after it come first. Browsers send it by themselves."
+                .to_owned(),
+        ),
+        // A test finds it: every parameter has a description.
+        _ => (json!(true), String::new()),
+    };
+    json!({ "name": name, "in": place, "required": place == "path", "schema": schema, "description": about })
+}
 
 /// The parameters of one query, and what was wrong with them so far.
 #[derive(Debug)]
@@ -126,6 +193,7 @@ pub(super) enum ListKind {
     Jobs = 1,
     DeadLetters = 2,
     Replays = 3,
+    Events = 6,
     Acts = 9,
 }
 
@@ -136,7 +204,7 @@ impl ListKind {
         URL_SAFE_NO_PAD.encode(bytes)
     }
 
-    fn decode(self, cursor: &str) -> Option<i64> {
+    pub(super) fn decode(self, cursor: &str) -> Option<i64> {
         let bytes = URL_SAFE_NO_PAD.decode(cursor).ok()?;
         let (kind, position) = bytes.split_first()?;
         let position = i64::from_be_bytes(position.try_into().ok()?);
@@ -146,7 +214,7 @@ impl ListKind {
 
 /// `GET /v1/jobs?…`: `state`, `provider`, `lane`, `tenant`, `cursor`, `limit` (1 to 500, 50 unless given).
 pub fn jobs(query: &str) -> Result<(JobFilter, Window), Problem> {
-    let mut params = Params::read(query, &["state", "provider", "lane", "tenant", "cursor", "limit"]);
+    let mut params = Params::read(query, &JOBS);
     let state = params.take("state", |value| {
         let names = || format!("one of {}", JobState::ALL.map(JobState::as_str).join(", "));
         JobState::from_name(value).ok_or_else(names)
@@ -160,8 +228,7 @@ pub fn jobs(query: &str) -> Result<(JobFilter, Window), Problem> {
 /// `GET /v1/dead-letters?…`: `reason`, `provider`, `lane`, `tenant`, `replayed`, `dead_after`, `dead_before`, `cursor`,
 /// `limit`.
 pub fn dead_letters(query: &str) -> Result<(DeadFilter, Window), Problem> {
-    let known = [&DEAD_FILTERS[..], &["cursor", "limit"]].concat();
-    let mut params = Params::read(query, &known);
+    let mut params = Params::read(query, &DEAD_LETTERS);
     let filter = params.dead_filter();
     let window = params.window(ListKind::DeadLetters);
     params.finish((filter, window))
@@ -169,14 +236,14 @@ pub fn dead_letters(query: &str) -> Result<(DeadFilter, Window), Problem> {
 
 /// `GET /v1/replays?…`: `cursor`, `limit`.
 pub fn replays(query: &str) -> Result<Window, Problem> {
-    let mut params = Params::read(query, &["cursor", "limit"]);
+    let mut params = Params::read(query, &REPLAYS);
     let window = params.window(ListKind::Replays);
     params.finish(window)
 }
 
 /// `GET /v1/audit?…`: `cursor`, `limit`.
 pub fn acts(query: &str) -> Result<Window, Problem> {
-    let mut params = Params::read(query, &["cursor", "limit"]);
+    let mut params = Params::read(query, &ACTS);
     let window = params.window(ListKind::Acts);
     params.finish(window)
 }
@@ -188,7 +255,7 @@ pub(super) fn is_tenant(name: &str) -> bool {
 
 /// `DELETE /v1/dead-letters?…`: the filters of the list, at least one of them, or `all=true`.
 pub fn purge(query: &str) -> Result<DeadFilter, Problem> {
-    let mut params = Params::read(query, &[&DEAD_FILTERS[..], &["all"]].concat());
+    let mut params = Params::read(query, &PURGE);
     let filter = params.dead_filter();
     let all = params.boolean("all").unwrap_or(false);
     let filtered = !filter.is_empty();
@@ -205,9 +272,20 @@ pub fn purge(query: &str) -> Result<DeadFilter, Problem> {
 
 /// The only parameter of calls by id: `tenant`, where the same id may exist for several.
 pub fn tenant(query: &str) -> Result<Option<String>, Problem> {
-    let mut params = Params::read(query, &["tenant"]);
+    let mut params = Params::read(query, &TENANT);
     let tenant = params.tenant();
     params.finish(tenant)
+}
+
+/// `GET /v1/events?…`: `event`, `provider`, `tenant`.
+pub fn events(query: &str) -> Result<CompletionFilter, Problem> {
+    let mut params = Params::read(query, &EVENTS);
+    let event = params.take("event", |value| {
+        let known = EventKind::ALL.into_iter().find(|kind| kind.as_str() == value);
+        known.ok_or_else(|| format!("one of {}", EventKind::ALL.map(EventKind::as_str).join(", ")))
+    });
+    let filter = CompletionFilter { event, provider: params.name("provider"), tenant: params.tenant() };
+    params.finish(filter)
 }
 
 /// For calls without any parameter.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::clock::{WallMs, rfc3339};
@@ -20,16 +21,24 @@ pub(super) struct Known<'a> {
 }
 
 /// What an operator ordered.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[schemars(rename = "Order")]
 pub struct OrderJson {
+    /// About that provider.
     provider: String,
+    /// About that key of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     key: Option<String>,
+    /// About that budget of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     budget: Option<String>,
     /// `paused`, `resumed`, `disabled` or `enabled`.
+    #[schemars(extend("enum" = ["paused", "resumed", "disabled", "enabled"]))]
     pub state: &'static str,
+    /// Who gave it: the name of a token.
     by: String,
+    /// When.
+    #[schemars(extend("format" = "date-time"))]
     at: String,
 }
 
@@ -51,11 +60,16 @@ impl OrderJson {
 }
 
 /// Jobs of one lane that have not ended.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, JsonSchema)]
+#[schemars(rename = "LaneQueue")]
 pub struct QueueJson {
+    /// The lane.
     lane: String,
+    /// Held only by pacing.
     queued: i64,
+    /// Not before their next attempt.
     waiting: i64,
+    /// Being sent.
     running: i64,
     /// Of these, in the hands of dispatchers and waiting for a permit.
     permits_waiting: u64,
@@ -73,91 +87,141 @@ impl QueueJson {
 }
 
 /// A provider as it stands.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[schemars(rename = "Provider")]
 pub struct ProviderJson {
+    /// As it is configured.
     name: String,
     /// `open` or `paused` (by an operator).
+    #[schemars(extend("enum" = ["open", "paused"]))]
     state: &'static str,
+    /// Who paused it.
     paused_by: Option<String>,
+    /// When.
+    #[schemars(extend("format" = "date-time"))]
     paused_at: Option<String>,
     /// By lane; `null` where the store could not count in time.
     queue: Option<Vec<QueueJson>>,
+    /// What its limits allow all keys together; null: no limit in time, or nobody told.
     allowed_per_second: Option<f64>,
+    /// Calls of the last seconds.
     achieved_per_second: f64,
+    /// Achieved by allowed.
     utilisation: Option<f64>,
+    /// Calls that are under way.
     open_calls: u64,
+    /// `closed`, `half_open` or `open`.
     breaker: String,
+    /// Calls that were refused although the pacing allowed them.
     pacing_errors: u64,
     /// How many keys are in which state; `unknown`: no dispatcher told.
     keys: BTreeMap<String, u64>,
+    /// With the keys that share each.
     budgets: Vec<BudgetJson>,
     /// Keys that are not listed: there are too many.
     keys_left_out: u64,
+    /// Who paces which part of it.
     leases: Vec<LeaseJson>,
     /// Which dispatchers told, and how long ago.
     reports: Vec<ToldJson>,
 }
 
 /// A budget as it stands.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[schemars(rename = "Budget")]
 pub struct BudgetJson {
+    /// Declared, or the label of its only key.
     name: String,
+    /// Several keys share it by the configuration.
     declared: bool,
     /// `open`, `paused`, `parked`, or `unknown` where no dispatcher told.
     state: String,
+    /// Until then it is paused or parked.
+    #[schemars(extend("format" = "date-time"))]
     until: Option<String>,
+    /// What its limits allow; null: no limit in time, or nobody told.
     allowed_per_second: Option<f64>,
+    /// Calls of the last seconds.
     achieved_per_second: f64,
+    /// Achieved by allowed.
     utilisation: Option<f64>,
+    /// When the next call may go.
+    #[schemars(extend("format" = "date-time"))]
     next_slot_at: Option<String>,
+    /// Calls that were refused although the pacing allowed them.
     pacing_errors: u64,
+    /// The kind of header fields by which the provider tells its limits.
     signals: Option<String>,
     /// How far it is with limits that nobody declared; `null`: they are declared.
     probing: Option<String>,
+    /// The rate that probing found.
     found_per_second: Option<f64>,
+    /// How much of each is taken.
     limits: Vec<LimitJson>,
+    /// The keys that share it.
     keys: Vec<KeyJson>,
 }
 
 /// A key as it stands.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[schemars(rename = "Key")]
 pub struct KeyJson {
+    /// As it is configured; the secret is never shown.
     pub(super) label: String,
-    /// `open`, `paused`, `refused`, `probing`, `disabled`, `missing` where its secret is not there, or `unknown`
-    /// where no dispatcher told.
+    /// `open`, `paused`, `refused`, `probing`, `disabled`, `missing` or `removed` where its secret is not there, or
+    /// `unknown` where no dispatcher told.
     pub(super) state: String,
+    /// Until then it is in that state.
+    #[schemars(extend("format" = "date-time"))]
     until: Option<String>,
     /// Who disabled it, and when.
     disabled_by: Option<String>,
+    /// When it was disabled.
+    #[schemars(extend("format" = "date-time"))]
     disabled_at: Option<String>,
+    /// How much of each is taken.
     limits: Vec<LimitJson>,
 }
 
 /// How much of a limit is taken.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[schemars(rename = "Limit")]
 pub struct LimitJson {
+    /// `requests`, `cost` or `concurrency`.
     unit: String,
+    /// As declared or told.
     amount: u64,
+    /// Its period.
     per_ms: Option<u64>,
+    /// Taken now.
     used: u64,
+    /// That may be taken now.
     most: u64,
 }
 
 /// Who may spend a pacing group.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[schemars(rename = "Lease")]
 pub struct LeaseJson {
     /// Empty: all of the provider.
     group: String,
+    /// The process that holds it.
     owner: Option<String>,
+    /// Counts how often it was taken.
     epoch: i64,
+    /// It has not run out.
     held: bool,
+    /// Until it runs out.
     expires_in_ms: u64,
 }
 
 /// Who told of it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[schemars(rename = "Told")]
 pub struct ToldJson {
+    /// A dispatcher.
     owner: String,
+    /// How long ago it told.
     age_ms: u64,
 }
 

@@ -9,13 +9,67 @@ use axum::extract::{RawQuery, State};
 use super::auth::Caller;
 use super::body::{BodyReader, Takes};
 use super::control::Control;
-use super::error::Problem;
-use super::params;
+use super::error::{Problem, ProblemKind};
+use super::openapi::Operation;
 use super::path::{Id, Names};
 use super::provider_view::{OrderJson, ProviderJson};
+use super::routes::Routes;
 use super::view::PageJson;
+use super::{Parts, params};
 use crate::config::Scope;
 use crate::job::Invalid;
+
+/// The routes, and what is said of them.
+pub(super) fn routes() -> Routes<Parts> {
+    let listing = Operation::for_all("listProviders", "Look at every provider", Scope::Read)
+        .answer::<PageJson<ProviderJson>>(200, "All of them, in one page");
+    let showing = Operation::for_all("getProvider", "Look at a provider, its budgets and keys", Scope::Read)
+        .about("Live state as the dispatchers tell it. Secrets are never shown.")
+        .answer::<ProviderJson>(200, "The provider")
+        .problems(&[ProblemKind::NotFound]);
+    let order = |id, summary, scope, about| {
+        Operation::for_all(id, summary, scope)
+            .about(about)
+            .optional_body::<Nothing>()
+            .sends("nothing", "{}")
+            .answer::<OrderJson>(200, "The order, which is kept and obeyed by every dispatcher")
+            .problems(&[ProblemKind::NotFound])
+    };
+    let pausing = order("pauseProvider", "Send nothing to a provider", Scope::Admin, "Its jobs wait.")
+        .example(r#"{"provider": "geocoder", "state": "paused", "by": "ops", "at": "2026-11-20T10:00:00.000Z"}"#);
+    let resuming = order("resumeProvider", "Send to a provider again", Scope::Admin, "");
+    let disabling = order(
+        "disableKey",
+        "Use a key no more",
+        Scope::Keys,
+        "Jobs that are pinned to it wait, with the reason `no_key`.",
+    );
+    let enabling = order(
+        "enableKey",
+        "Use a key again",
+        Scope::Keys,
+        "Also one that the provider refused, whatever was learnt of it.",
+    );
+    let freeing = order(
+        "resumeBudget",
+        "Use a budget again",
+        Scope::Keys,
+        "One that was paused or parked by what the provider said.",
+    );
+    Routes::new()
+        .get("/v1/providers", list, listing)
+        .get("/v1/providers/{name}", show, showing)
+        .post("/v1/providers/{name}/pause", pause, pausing)
+        .post("/v1/providers/{name}/resume", resume, resuming)
+        .post("/v1/providers/{name}/keys/{label}/disable", disable_key, disabling)
+        .post("/v1/providers/{name}/keys/{label}/enable", enable_key, enabling)
+        .post("/v1/providers/{name}/budgets/{budget}/resume", resume_budget, freeing)
+}
+
+/// An empty object: the route says it all.
+#[derive(schemars::JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub(super) struct Nothing {}
 
 /// `GET /v1/providers`
 pub(super) async fn list(

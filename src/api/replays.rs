@@ -5,52 +5,91 @@ use axum::body::Body;
 use axum::extract::{RawQuery, State};
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
 
+use super::Parts;
 use super::auth::{Caller, Tenancy};
 use super::body::{BodyReader, Takes};
 use super::desk::{Desk, KeyChoice, known_form, object};
 use super::error::{Problem, ProblemKind};
+use super::openapi::Operation;
 use super::params::{self, ListKind};
 use super::path::Id;
+use super::routes::Routes;
 use super::view::PageJson;
 use crate::clock::rfc3339;
 use crate::config::Scope;
-use crate::job::{Instant, Invalid, is_name};
+use crate::job::{Instant, Invalid, is_name, object as object_of, schema};
 use crate::store::{DeadFilter, DeadReason, Page, ReplayOptions, ReplayOrder, ReplayView};
 
 /// What is asked for.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(rename = "ReplayOrder", transform = some_or_all)]
 struct OrderBody {
+    /// Which dead letters.
+    #[serde(deserialize_with = "object_of")]
     r#where: Where,
+    /// Every dead letter: said aloud where `where` is left out.
     all: bool,
+    /// Only counts.
     dry_run: bool,
+    /// As for one dead letter.
     idempotency_key: Option<KeyChoice>,
 }
 
+/// Either something to filter by, or `"all": true`.
+fn some_or_all(schema: &mut schemars::Schema) {
+    let names = ["reason", "provider", "lane", "tenant", "replayed", "dead_after", "dead_before"];
+    let given = |name: &&str| json!({ "required": [name], "properties": { *name: { "not": { "type": "null" } } } });
+    let nothing: Map<String, Value> =
+        names.iter().map(|name| ((*name).to_owned(), json!({ "type": "null" }))).collect();
+    let some = json!({ "anyOf": names.iter().map(given).collect::<Vec<_>>() });
+    schema.insert(
+        "oneOf".to_owned(),
+        json!([
+            { "required": ["where"], "properties": { "where": some, "all": { "const": false } } },
+            { "required": ["all"], "properties": { "where": { "properties": nothing }, "all": { "const": true } } },
+        ]),
+    );
+}
+
 /// Which dead letters: those that fit every member.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(rename = "DeadLetterFilter")]
 struct Where {
+    /// Given up for that reason.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<DeadReason>")]
     reason: Option<String>,
+    /// For that provider.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::optional_name")]
     provider: Option<String>,
+    /// In that lane.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::optional_name")]
     lane: Option<String>,
+    /// Of that tenant.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::optional_tenant")]
     tenant: Option<String>,
+    /// Run again already; `false` unless given.
     #[serde(skip_serializing_if = "Option::is_none")]
     replayed: Option<bool>,
+    /// Given up at that time or later.
     #[serde(skip_serializing_if = "Option::is_none")]
     dead_after: Option<Instant>,
+    /// Given up before that time.
     #[serde(skip_serializing_if = "Option::is_none")]
     dead_before: Option<Instant>,
 }
 
 /// What became of the wish: a count, or a replay that runs.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Begun {
     /// `dry_run`: nothing was changed.
@@ -65,16 +104,29 @@ pub enum Begun {
 }
 
 /// A replay by filter.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[schemars(rename = "Replay")]
 pub struct ReplayJson {
+    /// Its own.
     id: String,
+    /// `running`, `done` or `stopped`.
+    #[schemars(extend("enum" = ["running", "done", "stopped"]))]
     state: &'static str,
+    /// Whose dead letters; null: everybody's.
     tenant: Option<String>,
+    /// Which dead letters.
     r#where: Where,
+    /// Dead letters that fitted when it began.
     total: i64,
+    /// Run again so far.
     replayed: i64,
+    /// Left out: they cannot run by what is configured now, or were run meanwhile.
     skipped: i64,
+    /// When it began.
+    #[schemars(extend("format" = "date-time"))]
     created_at: String,
+    /// When it ended.
+    #[schemars(extend("format" = "date-time"))]
     finished_at: Option<String>,
 }
 
@@ -193,6 +245,37 @@ impl Desk {
 }
 
 const EXAMPLE: &str = "{\"where\": {\"reason\": \"attempts_exhausted\"}, \"dry_run\": true}";
+
+/// The routes, and what is said of them.
+pub(super) fn routes() -> Routes<Parts> {
+    let beginning = Operation::new("beginReplay", "Run many dead letters again, by filter", Scope::Replay)
+        .about("Goes on in the background, in the lane `replay`, a few hundred jobs at once; `dry_run` only counts.")
+        .body::<OrderBody>()
+        .sends("count first", r#"{"where": {"reason": "attempts_exhausted", "provider": "geocoder"}, "dry_run": true}"#)
+        .sends("everything", r#"{"all": true}"#)
+        .answer::<Begun>(200, "How many it would be (`dry_run`)")
+        .example(r#"{"dry_run": true, "total": 1200}"#)
+        .answer::<Begun>(202, "It runs")
+        .example(
+            r#"{"id": "0199c1f0-0000-7000-8000-000000000000", "state": "running", "tenant": null, "where": {"replayed": false},
+                "total": 1200, "replayed": 0, "skipped": 0, "created_at": "2026-11-20T10:00:00.000Z", "finished_at": null}"#,
+        );
+    let listing = Operation::new("listReplays", "List replays by filter, newest first", Scope::Read)
+        .query(&params::REPLAYS)
+        .answer::<PageJson<ReplayJson>>(200, "A page of replays");
+    let showing = Operation::new("getReplay", "Look at the progress of a replay", Scope::Read)
+        .answer::<ReplayJson>(200, "The replay")
+        .problems(&[ProblemKind::NotFound]);
+    let stopping = Operation::new("stopReplay", "Stop a replay", Scope::Replay)
+        .about("What it has queued again stays queued.")
+        .answer::<ReplayJson>(200, "The replay, which is stopped")
+        .problems(&[ProblemKind::NotFound, ProblemKind::TooLate]);
+    Routes::new()
+        .post("/v1/replays", begin, beginning)
+        .get("/v1/replays", list, listing)
+        .get("/v1/replays/{id}", show, showing)
+        .delete("/v1/replays/{id}", stop, stopping)
+}
 
 /// `POST /v1/replays`
 pub(super) async fn begin(

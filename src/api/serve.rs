@@ -9,12 +9,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::connect_info::Connected;
 use axum::extract::{ConnectInfo, FromRequestParts, Request};
 use axum::middleware::{Next, from_fn};
 use axum::response::Response;
 use axum::serve::{IncomingStream, Listener};
+use axum::{Extension, Router};
 use http::request::Parts;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -53,7 +53,9 @@ pub async fn serve(
     let (closing, mut closed) = watch::channel(false);
     let bounded =
         BoundedListener { listener, slots: Arc::new(Semaphore::new(limits.connections_max)), idle: limits.idle };
-    let router = router.layer(from_fn(note_activity)).into_make_service_with_connect_info::<Arrived>();
+    let ending = Closing(closed.clone());
+    let router =
+        router.layer(Extension(ending)).layer(from_fn(note_activity)).into_make_service_with_connect_info::<Arrived>();
     let served = axum::serve(bounded, router).with_graceful_shutdown(async move {
         shutdown.await;
         closing.send_replace(true);
@@ -89,6 +91,18 @@ impl<S: Send + Sync> FromRequestParts<S> for Peer {
 struct Arrived {
     activity: Activity,
     peer: IpAddr,
+}
+
+/// Tells answers without an end that the server stops.
+#[derive(Debug, Clone)]
+pub(super) struct Closing(watch::Receiver<bool>);
+
+impl Closing {
+    /// Until it stops.
+    pub(super) async fn wait(&mut self) {
+        // A server that is gone has stopped as well.
+        drop(self.0.wait_for(|closing| *closing).await);
+    }
 }
 
 /// Requests that are being served on one connection, and when that last changed.

@@ -2,13 +2,14 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::error::Problem;
 use super::params::ListKind;
 use crate::clock::{WallMs, rfc3339};
-use crate::job::JobState;
+use crate::job::{DeadReason, JobState};
 use crate::store::{Attempt, DeadView, JobView, Page};
 
 /// Envelopes and raw messages of one page of dead letters, all together, in bytes. What is left
@@ -16,7 +17,7 @@ use crate::store::{Attempt, DeadView, JobView, Page};
 const PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// What submitting a job came to.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct Accepted {
     /// The job's id.
     pub id: String,
@@ -28,14 +29,14 @@ pub struct Accepted {
 }
 
 /// What submitting an array of jobs came to, in order.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct AcceptedMany {
     /// One entry an item.
     pub items: Vec<AcceptedItem>,
 }
 
 /// What became of one item of an array.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum AcceptedItem {
     /// It is in the store.
@@ -47,8 +48,20 @@ pub enum AcceptedItem {
     },
 }
 
+/// Of a job, or of each item of an array.
+//
+// For the document only.
+#[derive(JsonSchema)]
+#[serde(untagged)]
+#[schemars(rename = "Submitted")]
+#[expect(dead_code, reason = "described, never made")]
+pub(super) enum SubmittedJson {
+    One(Accepted),
+    Many(AcceptedMany),
+}
+
 /// What replaying a dead letter came to.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct ReplayAccepted {
     /// The job's id.
     pub id: String,
@@ -60,7 +73,7 @@ pub struct ReplayAccepted {
 }
 
 /// What a purge came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Purged {
     /// Dead letters that are gone.
     pub purged: u64,
@@ -69,7 +82,8 @@ pub struct Purged {
 }
 
 /// A page of a list.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[schemars(rename = "PageOf{T}")]
 pub struct PageJson<T> {
     /// Newest first.
     pub items: Vec<T>,
@@ -78,62 +92,114 @@ pub struct PageJson<T> {
 }
 
 /// An attempt.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[schemars(rename = "Attempt")]
 pub struct AttemptJson {
+    /// Which run of the job: each replay is one.
     run: u32,
+    /// Counts the attempts of the run.
     n: u32,
+    /// When it was sent.
+    #[schemars(extend("format" = "date-time"))]
     at: String,
+    /// Label of the key.
     key: String,
+    /// The provider's status; null: there was no answer.
     status: Option<u16>,
+    /// What the answer was taken for.
     outcome: String,
+    /// Until the answer, or until it was given up.
     latency_ms: i64,
+    /// What was wrong.
     error: Option<String>,
 }
 
 /// Why a job waits, and how long.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[schemars(rename = "Waiting")]
 pub struct WaitingJson {
+    /// `not_before`, `backoff`, `paused`, `no_key` or `breaker`.
     reason: String,
+    /// Until then; null: nobody knows.
+    #[schemars(extend("format" = "date-time"))]
     until: Option<String>,
 }
 
 /// A job.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[schemars(rename = "Job")]
 pub struct JobJson {
+    /// Unique within its tenant.
     id: String,
+    /// Where it is.
     #[serde(serialize_with = "name")]
     state: JobState,
+    /// Who is called.
     provider: String,
+    /// The lane it waits in.
     lane: String,
+    /// Whose job it is.
     tenant: Option<String>,
+    /// The producer's own, as it was given.
+    #[schemars(schema_with = "crate::job::schema::optional_object")]
     metadata: Box<RawValue>,
+    /// Each replay is one.
     run: u32,
+    /// When it was accepted.
+    #[schemars(extend("format" = "date-time"))]
     created_at: String,
+    /// When it reached a terminal state.
+    #[schemars(extend("format" = "date-time"))]
     finished_at: Option<String>,
+    /// Not before; null: it is running, or ended.
+    #[schemars(extend("format" = "date-time"))]
     next_attempt_at: Option<String>,
+    /// What holds it, beside its turn.
     waiting_for: Option<WaitingJson>,
+    /// In their order.
     attempts: Vec<AttemptJson>,
+    /// Why it is dead.
     reason: Option<String>,
+    /// The last error.
     error: Option<String>,
 }
 
 /// A dead letter.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[schemars(rename = "DeadLetter")]
 pub struct DeadJson {
+    /// The job's; its own where the message never became one.
     id: String,
+    /// Who should have been called, where that is known.
     provider: Option<String>,
+    /// The lane.
     lane: Option<String>,
+    /// Whose it is.
     tenant: Option<String>,
+    /// Why it was given up.
+    #[schemars(with = "DeadReason")]
     reason: String,
+    /// The last error.
     error: Option<String>,
+    /// In their order.
     attempts: Vec<AttemptJson>,
+    /// The job as it was taken in, every default filled in; null: it never was one.
+    #[schemars(schema_with = "crate::job::schema::optional_object")]
     envelope: Option<Box<RawValue>>,
+    /// The message in base64, where it never became a job.
+    #[schemars(extend("contentEncoding" = "base64"))]
     raw: Option<String>,
+    /// The message's properties and headers, where it came over AMQP.
+    #[schemars(schema_with = "crate::job::schema::optional_object")]
     headers: Option<Box<RawValue>>,
     /// The page was full: `envelope` and `raw` are had from the dead letter itself.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     omitted: bool,
+    /// When it was given up.
+    #[schemars(extend("format" = "date-time"))]
     dead_at: String,
+    /// When it was run again.
+    #[schemars(extend("format" = "date-time"))]
     replayed_at: Option<String>,
 }
 

@@ -17,7 +17,7 @@ pub const UNROUTABLE: &str = "paceline.unroutable";
 /// The dead-letter exchange of the job queues, and the queue behind it.
 pub const REJECTED: &str = "paceline.rejected";
 /// Deliveries of one message before the broker rejects it.
-const DELIVERY_LIMIT: i64 = 20;
+pub const DELIVERY_LIMIT: i64 = 20;
 
 /// The queue of a provider's lane.
 pub fn queue_name(provider: &str, lane: &str) -> String {

@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
+use super::object::{object, optional_object, optional_whole};
 use super::request::Request;
-use super::{AddedKeys, Invalid, is_job_id, is_name};
+use super::{AddedKeys, Invalid, is_job_id, is_name, schema};
 use crate::clock::{WallMs, parse_rfc3339, rfc3339};
 use crate::duration::HumanDuration;
 use crate::retry::Jitter;
@@ -17,7 +19,7 @@ const METADATA_BYTES_MAX: usize = 4 * 1024;
 /// Longest idempotency key and tenant, in bytes.
 const TEXT_BYTES_MAX: usize = 255;
 /// Largest `cost`: far beyond any real one, far below overflow.
-const COST_MAX: u64 = 1_000_000_000_000;
+pub(super) const COST_MAX: u64 = 1_000_000_000_000;
 
 /// What is known of a provider when a job for it is checked.
 #[derive(Debug, Clone)]
@@ -92,7 +94,7 @@ pub struct Given<'a> {
 pub const REPLAY_LANE: &str = "replay";
 
 /// How often a call may be made when its fate is unknown.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Delivery {
     /// Sent again with the same `Idempotency-Key`.
@@ -113,7 +115,7 @@ impl Delivery {
 }
 
 /// What completed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum EventKind {
     /// `job.succeeded`
     #[serde(rename = "job.succeeded")]
@@ -129,15 +131,33 @@ pub enum EventKind {
     Cancelled,
 }
 
+impl EventKind {
+    /// Every kind.
+    pub const ALL: [Self; 4] = [Self::Succeeded, Self::Dead, Self::Expired, Self::Cancelled];
+
+    /// The name in events and filters.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Succeeded => "job.succeeded",
+            Self::Dead => "job.dead",
+            Self::Expired => "job.expired",
+            Self::Cancelled => "job.cancelled",
+        }
+    }
+}
+
 /// Where the completion event goes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(transform = schema::one_target)]
 pub struct Callback {
     /// A registered endpoint (`ep_…`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::optional_endpoint")]
     pub endpoint: Option<String>,
     /// A bare URL.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::optional_url")]
     pub url: Option<String>,
     /// Only these events; all where it is absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -152,11 +172,12 @@ impl Callback {
 }
 
 /// `retry` of an envelope: what it says stands in for the provider's policy.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RetryOverrides {
     /// Failure attempts before the job is dead, 1 to 100.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "optional_whole", skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::optional_attempts")]
     pub max_attempts: Option<u32>,
     /// First backoff.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -189,37 +210,59 @@ impl<'de> Deserialize<'de> for Instant {
     }
 }
 
-/// A job as a producer writes it. Every field is described in the contract of the envelope.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// A job as a producer writes it: the same over HTTP, AMQP and the command line.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "the fields of Job carry the documentation")]
 pub struct Envelope {
+    /// Unique within its tenant; the same id with the same content is the same job. A new one unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::optional_id")]
     pub id: Option<String>,
+    /// A configured provider. Over AMQP it may be left to the routing key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::optional_name")]
     pub provider: Option<String>,
+    /// The call to make.
+    #[serde(deserialize_with = "object")]
     pub request: Request,
+    /// One of the provider's lanes, `default` unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::optional_name")]
     pub lane: Option<String>,
+    /// Whose job it is: that of the token unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::optional_tenant")]
     pub tenant: Option<String>,
+    /// An object of at most 4 KiB, echoed in events.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::optional_object")]
     pub metadata: Option<Box<RawValue>>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Units for `cost` limits, 1 unless given.
+    #[serde(default, deserialize_with = "optional_whole", skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::optional_cost")]
     pub cost: Option<u64>,
+    /// Not sent before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_before: Option<Instant>,
+    /// Not sent after: then the job is `expired`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline: Option<Instant>,
+    /// What to do when the fate of a call is unknown, `at_least_once` unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delivery: Option<Delivery>,
+    /// Sent as `Idempotency-Key` on every attempt; the id unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::optional_idempotency_key")]
     pub idempotency_key: Option<String>,
+    /// The key label or budget name that the job is pinned to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::optional_name")]
     pub key: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// What stands in for the provider's retry policy.
+    #[serde(default, deserialize_with = "optional_object", skip_serializing_if = "Option::is_none")]
     pub retry: Option<RetryOverrides>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Where the completion event goes.
+    #[serde(default, deserialize_with = "optional_object", skip_serializing_if = "Option::is_none")]
     pub callback: Option<Callback>,
 }
 

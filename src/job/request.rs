@@ -5,13 +5,15 @@ use std::collections::BTreeMap;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderName, HeaderValue, Method};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::{Invalid, ProviderRules};
+use super::object::distinct;
+use super::{Invalid, ProviderRules, schema};
 
 /// Header fields that the client or the connection owns (RFC 9110, section 7.6.1, and framing).
-const HOP_BY_HOP: [&str; 12] = [
+pub(super) const HOP_BY_HOP: [&str; 12] = [
     "connection",
     "content-length",
     "expect",
@@ -27,23 +29,28 @@ const HOP_BY_HOP: [&str; 12] = [
 ];
 
 /// Header fields that carry credentials by convention; the provider's own is refused as well.
-const CREDENTIALS: [&str; 6] =
+pub(super) const CREDENTIALS: [&str; 6] =
     ["api-key", "authorization", "cookie", "proxy-authenticate", "proxy-authorization", "x-api-key"];
 
 /// `request` of an envelope, as written.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(transform = schema::one_body)]
 pub struct Request {
     /// `GET` unless given.
     #[serde(default = "get", skip_serializing_if = "is_get")]
+    #[schemars(schema_with = "schema::method")]
     pub method: String,
     /// Starts with `/`; appended to the provider's base URL.
+    #[schemars(schema_with = "schema::path")]
     pub path: String,
     /// Parameters; a list repeats its name. Sent sorted by name.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, deserialize_with = "distinct", skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "schema::query")]
     pub query: BTreeMap<String, serde_json::Value>,
     /// Extra header fields.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, deserialize_with = "distinct", skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "schema::headers")]
     pub headers: BTreeMap<String, String>,
     /// A JSON body, sent exactly as it was written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -53,6 +60,7 @@ pub struct Request {
     pub text: Option<String>,
     /// Any other body.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::optional_base64")]
     pub base64: Option<String>,
 }
 

@@ -110,7 +110,7 @@ pub(super) async fn claim(tx: &mut Tx, claim: &Claim) -> Result<Vec<DeliveryJob>
 
 /// An event, its job, and the answer: pk, id, state, at, attempts, reason, error, job, provider,
 /// tenant, metadata, and what was answered.
-type EventRow = (
+pub(super) type EventRow = (
     i64,
     String,
     String,
@@ -130,7 +130,7 @@ type EventRow = (
 );
 type EndpointRow = (i64, String, String, String, bool);
 
-fn event_of(row: EventRow) -> Result<(i64, Event), StoreError> {
+pub(super) fn event_of(row: EventRow) -> Result<(i64, Event), StoreError> {
     let (pk, id, state, at_ms, attempts, reason, error, job_id, provider, tenant, metadata, a, b, c, d, e) = row;
     let kind = JobState::from_name(&state).and_then(kind_of);
     let kind = kind.ok_or_else(|| StoreError::Corrupt(format!("event {id} is of state {state:?}")))?;

@@ -6,6 +6,7 @@
 
 mod attempts;
 mod audit;
+mod completions;
 mod connect;
 mod dead;
 mod deliveries;
@@ -30,12 +31,13 @@ use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 
 use crate::clock::WallMs;
 use crate::secrets::Secret;
 use crate::vault::MasterKeys;
 pub use audit::{Act, ActKind, ActView};
+pub use completions::{COMPLETIONS_MAX, CompletionFilter, Horizon};
 pub use dead::PurgeAct;
 use dialect::Db;
 pub use replays::{ReplayLetter, ReplayOptions, ReplayOrder, ReplayState, ReplayView};
@@ -199,6 +201,42 @@ impl Store {
     /// waits must also look by itself from time to time.
     pub fn wakes(&self) -> broadcast::Receiver<Wake> {
         self.inner.wakes.subscribe()
+    }
+
+    /// Changes whenever a job may have ended, here or (on PostgreSQL, for some time after [`Store::await_completions`])
+    /// in another process. As with wakes, some may be missed.
+    pub fn completions(&self) -> watch::Receiver<u64> {
+        self.inner.wakes.completions()
+    }
+
+    /// Asks the other processes to tell of completions for the next 15 seconds.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn await_completions(&self) -> Result<(), StoreError> {
+        self.db().in_time(self.inner.wakes.ask_for_completions(self.db())).await
+    }
+
+    /// The position up to which no completion can come in between any more, by what was seen at the last call.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn settled_completions(&self, horizon: &mut Horizon) -> Result<i64, StoreError> {
+        self.db().in_time(completions::settled(self.db(), horizon)).await
+    }
+
+    /// Completions after the one position up to the other, in their order, at most [`COMPLETIONS_MAX`], each with its
+    /// position. Of a body that is larger than `body_bytes_max` only enough is read to tell.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn completions_between(
+        &self,
+        range: (i64, i64),
+        filter: &CompletionFilter,
+        body_bytes_max: usize,
+    ) -> Result<Vec<(i64, Event)>, StoreError> {
+        self.db().in_time(completions::between(self.db(), range, filter, body_bytes_max)).await
     }
 
     fn db(&self) -> &Db {

@@ -144,6 +144,9 @@ async fn record_round(tx: &mut Tx, changes: &[Change<'_>], wakes: &mut Pending) 
         }
     }
     events::insert(tx, &ended).await?;
+    if !ended.is_empty() {
+        wakes.completions();
+    }
     if deliveries::insert(tx, &ended).await? {
         wakes.deliveries();
     }

@@ -3,12 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, watch};
 
-use super::dialect::{Db, Rows, Tx};
+use super::dialect::{Db, Rows, Tx, on_db};
 use super::{JobPk, Next, Record, StoreError, Wake, outcomes};
 use crate::clock::WallMs;
 
@@ -16,6 +16,9 @@ use crate::clock::WallMs;
 const BACKLOG: usize = 1024;
 /// The channel of `NOTIFY`.
 const CHANNEL: &str = "paceline";
+/// How long somebody is told of completions who asked for it. Notifications cost every commit something, so nobody
+/// is told who does not ask.
+const ASKED_FOR: Duration = Duration::from_secs(15);
 /// Between two attempts to listen, or to let go of lost claims.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -25,6 +28,7 @@ pub(super) struct Pending {
     /// Provider, and whether other processes must know.
     jobs: BTreeMap<String, bool>,
     deliveries: bool,
+    completions: bool,
     cancels: BTreeSet<JobPk>,
     /// Providers that orders are about.
     orders: BTreeSet<String>,
@@ -46,6 +50,11 @@ impl Pending {
 
     pub const fn deliveries(&mut self) {
         self.deliveries = true;
+    }
+
+    /// Jobs have ended.
+    pub const fn completions(&mut self) {
+        self.completions = true;
     }
 
     pub fn cancel(&mut self, pk: JobPk) {
@@ -95,6 +104,10 @@ pub(super) struct Wakes {
     providers: Arc<Mutex<BTreeSet<String>>>,
     /// Claims that nobody heard of.
     lost: mpsc::UnboundedSender<Vec<Record>>,
+    /// Counts commits with completions, of this process and of those that were asked to tell.
+    completions: Arc<watch::Sender<u64>>,
+    /// Until when another process wants to be told of them.
+    asked_until: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Wakes {
@@ -106,6 +119,8 @@ impl Wakes {
             instance: uuid::Uuid::now_v7().simple().to_string().into(),
             providers: Arc::default(),
             lost,
+            completions: Arc::new(watch::channel(0).0),
+            asked_until: Arc::default(),
         };
         (wakes, claims)
     }
@@ -131,6 +146,30 @@ impl Wakes {
         self.sender.subscribe()
     }
 
+    pub fn completions(&self) -> watch::Receiver<u64> {
+        self.completions.subscribe()
+    }
+
+    /// Asks the other processes to tell of completions for some time.
+    pub async fn ask_for_completions(&self, db: &Db) -> Result<(), StoreError> {
+        if db.is_sqlite() {
+            return Ok(());
+        }
+        let message = format!("{} completions?", self.instance);
+        let sql = "SELECT pg_notify('paceline', $1)";
+        on_db!(write db, |c| sqlx::query(sql).bind(message).execute(c).await.map(drop))?;
+        Ok(())
+    }
+
+    fn is_asked(&self) -> bool {
+        let asked = self.asked_until.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.is_some_and(|until| Instant::now() < until)
+    }
+
+    fn completed(&self) {
+        self.completions.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
     pub fn interested_in(&self, provider: &str) {
         let mut known = self.providers.lock().unwrap_or_else(PoisonError::into_inner);
         if !known.contains(provider) {
@@ -154,6 +193,9 @@ impl Wakes {
         }
         if pending.deliveries {
             self.send(Wake::Deliveries);
+        }
+        if pending.completions {
+            self.completed();
         }
         for pk in pending.cancels {
             self.send(Wake::Cancel(pk));
@@ -181,6 +223,7 @@ impl Wakes {
         let texts: Vec<String> = jobs
             .map(|(provider, _)| format!("{instance} jobs {provider}"))
             .chain(pending.deliveries.then(|| format!("{instance} deliveries")))
+            .chain((pending.completions && self.is_asked()).then(|| format!("{instance} completions")))
             .chain(pending.cancels.iter().map(|pk| format!("{instance} cancel {pk}")))
             .chain(pending.orders.iter().map(|provider| format!("{instance} orders {provider}")))
             .collect();
@@ -210,6 +253,7 @@ impl Wakes {
         listener.listen(CHANNEL).await?;
         if missed {
             self.send(Wake::Deliveries);
+            self.completed();
             let known = self.providers.lock().unwrap_or_else(PoisonError::into_inner).clone();
             for provider in known {
                 self.send(Wake::Lease(provider.clone()));
@@ -237,6 +281,14 @@ impl Wakes {
             Some(("orders", provider)) => Some(Wake::Orders(provider.to_owned())),
             Some(("cancel", pk)) => pk.parse().ok().map(Wake::Cancel),
             None if what == "deliveries" => Some(Wake::Deliveries),
+            None if what == "completions" => {
+                self.completed();
+                None
+            }
+            None if what == "completions?" => {
+                *self.asked_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + ASKED_FOR);
+                None
+            }
             _ => None,
         }
     }
@@ -255,6 +307,15 @@ mod tests {
         assert_eq!(wakes.read("other orders geo"), Some(Wake::Orders("geo".to_owned())));
         assert_eq!(wakes.read("other deliveries"), Some(Wake::Deliveries));
         assert_eq!(wakes.read("other cancel 7"), Some(Wake::Cancel(7)));
+        let mut completions = wakes.completions();
+        assert!(!wakes.is_asked());
+        assert_eq!(wakes.read("other completions?"), None);
+        assert!(wakes.is_asked() && !completions.has_changed().expect("open"));
+        assert_eq!(wakes.read("other completions"), None);
+        assert!(completions.has_changed().expect("open"));
+        completions.mark_unchanged();
+        assert_eq!(wakes.read(&format!("{} completions", wakes.instance)), None);
+        assert!(!completions.has_changed().expect("open"));
         assert_eq!(wakes.read("other nonsense"), None);
         assert_eq!(wakes.read(&format!("{} deliveries", wakes.instance)), None);
     }

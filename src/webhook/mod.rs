@@ -35,7 +35,7 @@ use ipnet::IpNet;
 
 pub use classify::{Answer, Schedule, ScheduleError, next, retry_after};
 pub use notifier::Notifier;
-pub use payload::{EVENT_BODY_BYTES_MAX, payload};
+pub use payload::{EVENT_BODY_BYTES_MAX, event_schema, payload, payload_with_id};
 pub use send::{ClientError, Prepared, SendError, Sender};
 pub use sign::{SignError, WebhookSecretError, WebhookSecrets};
 pub use stats::NotifierStats;

@@ -18,6 +18,8 @@ use std::collections::BTreeMap;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use schemars::generate::SchemaSettings;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
@@ -48,39 +50,72 @@ const HEADERS: [&str; 14] = [
 ];
 const HEADER_PREFIXES: [&str; 2] = ["ratelimit", "x-ratelimit-"];
 
-#[derive(Serialize)]
+/// The completion of a run of a job.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Event")]
 struct Payload<'a> {
+    /// Always the same for the same completion: it tells an event that comes twice. A webhook has it in
+    /// `webhook-id` instead.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'a str>,
+    /// What happened.
     r#type: EventKind,
+    /// When.
+    #[schemars(extend("format" = "date-time"))]
     timestamp: String,
+    /// The completion.
     data: Data<'a>,
 }
 
-#[derive(Serialize)]
+/// A job that reached a terminal state.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Completion")]
 struct Data<'a> {
+    /// Unique within its tenant.
     job_id: &'a str,
+    /// Who was called.
     provider: &'a str,
+    /// Whose job it is.
     tenant: Option<&'a str>,
+    /// The producer's own; empty where there is none.
+    #[schemars(extend("type" = "object"))]
     metadata: &'a RawValue,
+    /// Where it ended.
+    #[schemars(extend("enum" = ["succeeded", "dead", "expired", "cancelled"]))]
     state: &'static str,
+    /// Attempts of the run.
     attempts: u32,
+    /// The provider's last answer; null: there was none.
     response: Option<Response<'a>>,
+    /// Why it did not succeed.
     error: Option<Failure<'a>>,
 }
 
-#[derive(Serialize)]
+/// The provider's answer.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Response")]
 struct Response<'a> {
+    /// Its status.
     status: u16,
+    /// The header fields that events carry.
     headers: BTreeMap<Cow<'a, str>, &'a RawValue>,
+    /// Its body: JSON as it was sent, a text, or `{"base64": "…"}`.
     #[serde(skip_serializing_if = "Option::is_none")]
     body: Option<Content<'a>>,
+    /// Where the body is had, if it is larger than 64 KiB.
     #[serde(skip_serializing_if = "Option::is_none")]
     result_url: Option<String>,
+    /// Only the beginning of the body was kept.
     truncated: bool,
 }
 
-#[derive(Serialize)]
+/// What went wrong.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Failure")]
 struct Failure<'a> {
+    /// Why the job was given up, or its state.
     reason: &'a str,
+    /// For people.
     message: &'a str,
 }
 
@@ -93,6 +128,20 @@ enum Content<'a> {
 #[derive(Serialize)]
 struct Base64 {
     base64: String,
+}
+
+impl JsonSchema for Content<'_> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Content".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({})
+    }
 }
 
 impl Serialize for Content<'_> {
@@ -110,9 +159,30 @@ impl Serialize for Content<'_> {
 /// # Errors
 /// None that can be named: writing these types into memory does not fail.
 pub fn payload(event: &Event, public_url: Option<&str>) -> Result<Bytes, serde_json::Error> {
+    write(event, None, public_url)
+}
+
+/// The same with the event's id inside, where no header field carries it.
+///
+/// # Errors
+/// As [`payload`].
+pub fn payload_with_id(event: &Event, public_url: Option<&str>) -> Result<Bytes, serde_json::Error> {
+    write(event, Some(&event.id), public_url)
+}
+
+/// The JSON Schema of both.
+pub fn event_schema() -> Schema {
+    let settings = SchemaSettings::draft2020_12().for_serialize();
+    let mut schema = settings.into_generator().into_root_schema_for::<Payload<'_>>();
+    schema.insert("$id".to_owned(), "urn:paceline:schema:event".into());
+    schema
+}
+
+fn write(event: &Event, id: Option<&str>, public_url: Option<&str>) -> Result<Bytes, serde_json::Error> {
     let state = state_of(event.kind).as_str();
     let metadata: Option<&RawValue> = event.metadata.as_deref().and_then(|text| serde_json::from_str(text).ok());
     let payload = Payload {
+        id,
         r#type: event.kind,
         timestamp: rfc3339(event.at_ms),
         data: Data {

@@ -11,6 +11,7 @@ pub mod cut;
 pub mod proxy;
 pub mod services;
 pub mod store;
+pub mod tools;
 pub mod world;
 
 use std::time::{Duration, Instant};

@@ -351,6 +351,14 @@ impl Serve {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// Memory that it has in use, in bytes.
+    pub fn memory_bytes(&self) -> usize {
+        let pid = self.child.id().expect("it runs");
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+        line.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") * 1024
+    }
+
     /// Established connections of the process to a port of this machine.
     pub fn connections_to(&self, port: u16) -> usize {
         let pid = self.child.id().expect("it runs");
@@ -406,7 +414,36 @@ pub struct Api {
     base: String,
 }
 
+/// An answer, read to its end.
+pub struct Answer {
+    pub status: u16,
+    pub content_type: String,
+    pub headers: http::HeaderMap,
+    pub body: Vec<u8>,
+}
+
 impl Api {
+    /// For a caller with that token.
+    pub fn with_token(self, token: &str) -> Self {
+        let value = format!("Bearer {token}").parse().expect("a header");
+        let headers = http::HeaderMap::from_iter([(http::header::AUTHORIZATION, value)]);
+        let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(35)).default_headers(headers);
+        Self { http: client.pool_max_idle_per_host(0).build().expect("a client"), ..self }
+    }
+
+    /// Any call, with everything that comes back.
+    pub async fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Answer {
+        let method = method.to_uppercase().parse().expect("a method");
+        let mut request = self.http.request(method, format!("{}{path}", self.base));
+        if let Some(body) = body {
+            request = request.header("content-type", "application/json").body(body.to_string());
+        }
+        let response = request.send().await.expect("an answer");
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let content_type = headers.get("content-type").and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
+        Answer { status, content_type, headers, body: response.bytes().await.expect("a body").to_vec() }
+    }
+
     async fn send(&self, request: reqwest::RequestBuilder) -> Option<(u16, Value)> {
         let response = request.send().await.ok()?;
         let status = response.status().as_u16();

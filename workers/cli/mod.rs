@@ -24,6 +24,7 @@ mod plan_text;
 mod providers;
 mod ready;
 mod replays;
+mod schema;
 mod secret_input;
 mod serve;
 mod topology;
@@ -140,6 +141,7 @@ enum Command {
     Migrate(migrate::Args),
     #[command(subcommand)]
     Topology(topology::Command),
+    Schema(schema::Args),
     Ready(ready::Args),
     Completions(pages::Completions),
     Man(pages::Man),
@@ -161,6 +163,7 @@ impl Command {
             Self::Plan(args) => plan::run(*args, globals, out).await,
             Self::Migrate(args) => migrate::run(args, globals, out).await,
             Self::Topology(command) => topology::run(command, globals, out).await,
+            Self::Schema(args) => schema::run(&args, globals, out),
             Self::Ready(args) => ready::run(args, globals, out).await,
             Self::Completions(args) => pages::completions(&args, out),
             Self::Man(args) => pages::man(&args, out),
