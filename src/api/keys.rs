@@ -371,7 +371,7 @@ enum SecretBody {}
 
 fn secret_schema() -> Value {
     serde_json::json!({
-        "type": "string", "writeOnly": true, "minLength": 1, "maxLength": SECRET_BYTES_MAX, "pattern": "^[!-~]+$",
+        "description": "Visible ASCII characters. Stored encrypted, and never shown again.", "type": "string", "writeOnly": true, "minLength": 1, "maxLength": SECRET_BYTES_MAX, "pattern": "^[!-~]+$",
     })
 }
 
@@ -381,9 +381,10 @@ impl JsonSchema for NewKeyBody {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        let name = || serde_json::json!({ "type": "string", "pattern": "^[a-z0-9_-]{1,64}$" });
-        let (label, mut budget) = (name(), name());
-        budget["type"] = serde_json::json!(["string", "null"]);
+        let name = |about: &str, kinds: Value| serde_json::json!({ "description": about, "type": kinds, "pattern": "^[a-z0-9_-]{1,64}$" });
+        let label = name("What jobs are pinned to, and logs name.", "string".into());
+        let budget =
+            name("A declared budget of the provider; its own unless given.", serde_json::json!(["string", "null"]));
         json_schema!({
             "type": "object",
             "required": ["label", "secret"],
@@ -391,7 +392,7 @@ impl JsonSchema for NewKeyBody {
             "properties": {
                 "label": label,
                 "secret": secret_schema(),
-                "weight": { "type": ["integer", "null"], "minimum": 1, "maximum": WEIGHT_MAX },
+                "weight": { "description": "Its share where several keys could serve.", "type": ["integer", "null"], "minimum": 1, "maximum": WEIGHT_MAX },
                 "budget": budget,
             },
         })
