@@ -10,6 +10,7 @@ count, provider = int(sys.argv[1]), sys.argv[2]
 callback = sys.argv[3] if len(sys.argv) > 3 else None
 prefix = sys.argv[4] if len(sys.argv) > 4 else f"py-{os.getpid()}-"
 parameters = pika.URLParameters(os.environ.get("AMQP_URL", "amqp://guest:guest@127.0.0.1:5672/%2f"))
+parameters.heartbeat = 10  # seconds: a broker that says nothing for two of them is given up
 
 def open_channel():
     channel = pika.BlockingConnection(parameters).channel()
@@ -24,11 +25,11 @@ def publish(channel, number):
     while True:  # the same message_id is the same job: publishing it again after a doubt is safe
         try:
             channel = channel or open_channel()
-            channel.basic_publish("paceline.jobs", provider, json.dumps(job).encode(), properties)
+            channel.basic_publish("paceline.jobs", provider, json.dumps(job).encode(), properties, mandatory=True)
             return channel
-        except (pika.exceptions.AMQPConnectionError, pika.exceptions.NackError) as error:
+        except pika.exceptions.AMQPError as error:  # lost, refused (NackError), or no queue takes it (UnroutableError)
             print(f"not confirmed, again in a second: {error!r}", file=sys.stderr)
-            channel = channel if isinstance(error, pika.exceptions.NackError) else None
+            channel = channel if channel and channel.is_open else None
             time.sleep(1)
 
 channel = None

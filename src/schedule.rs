@@ -26,8 +26,8 @@ pub const KEEP_ACTS: Duration = Duration::from_secs(400 * 86_400);
 /// Rows of one statement.
 const BATCH: u32 = 500;
 
-/// Says every two seconds that this owner lives, until shutdown.
-pub async fn heartbeat(store: Store, owner: OwnerId, roles: String, shutdown: CancellationToken) {
+/// Says every two seconds that this owner lives, for ever: while it drains, too, or its calls would be rescued.
+pub async fn heartbeat(store: Store, owner: OwnerId, roles: String) {
     let mut failing = false;
     loop {
         let beat = store.heartbeat(&owner, &roles).await;
@@ -38,10 +38,7 @@ pub async fn heartbeat(store: Store, owner: OwnerId, roles: String, shutdown: Ca
             }
             Err(_) => {}
         }
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(HEARTBEAT_EVERY) => {}
-        }
+        tokio::time::sleep(HEARTBEAT_EVERY).await;
     }
 }
 
@@ -59,8 +56,15 @@ impl Scheduler {
         Self { store, clock, keep }
     }
 
-    /// Passes until shutdown.
+    /// Passes until shutdown. One that is under way then is given up: another process, or the next start, does it.
     pub async fn run(self, shutdown: CancellationToken) {
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = self.passes() => {}
+        }
+    }
+
+    async fn passes(self) {
         let mut pass = 0_u32;
         let mut failing = false;
         // Where nobody else can live, what others held is free at once.
@@ -77,10 +81,7 @@ impl Scheduler {
                 }
             }
             pass = pass.wrapping_add(1);
-            tokio::select! {
-                () = shutdown.cancelled() => return,
-                () = tokio::time::sleep(PASS_EVERY) => {}
-            }
+            tokio::time::sleep(PASS_EVERY).await;
         }
     }
 

@@ -760,6 +760,7 @@ async fn a_message_that_never_was_a_job_is_kept_whole_and_not_run() {
         lane: None,
         raw: Bytes::from_static(b"\x00\xff not json"),
         headers: json!({ "x": "y" }).to_string(),
+        identity: None,
     };
     let id = api.store.bury(buried, now()).await.expect("buried");
     let dead = api.get(&format!("/v1/dead-letters/{id}")).await.ok(200);

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use common::broker::Broker;
 use common::cut::Cut;
+use common::proxy::{Manner, Proxy};
 use common::services::Services;
 use common::world::{Mode, SECRET, Serve, World, in_world};
 use common::{SOON, holds, until};
@@ -413,6 +414,38 @@ async fn a_broker_that_says_nothing_any_more_does_not_keep_a_process_from_stoppi
         let status = serve.ended(Duration::from_secs(30)).await;
         assert!(status.success(), "{status}");
         drop(sim);
+    })
+    .await;
+}
+
+/// A database that keeps its connections and answers nothing must not keep a process from stopping for long.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_says_nothing_any_more_does_not_keep_a_process_from_stopping() {
+    outage(async |_services, world| {
+        let _sim = provider(world, 4).await;
+        let database = url::Url::parse(world.database()).expect("a URL");
+        let place = format!("{}:{}", database.host_str().expect("a host"), database.port().unwrap_or(5432));
+        for signals in [1, 2] {
+            let proxy = Proxy::start(place.clone()).await;
+            world.set("DATABASE_URL", &proxy.url(world.database()));
+            let mut serve = world.serving().await;
+            proxy.set(Manner::Stalled);
+            let asked = std::time::Instant::now();
+            serve.terminate();
+            if signals == 2 {
+                until("it drains", SOON, async || holds(serve.log().contains("draining"))).await;
+                // Closer together they count as one.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                serve.terminate();
+            }
+            let status = serve.ended(Duration::from_secs(30)).await;
+            let took = asked.elapsed();
+            println!("{signals} signals: {took:?}");
+            match signals {
+                1 => assert!(took < Duration::from_secs(20), "{took:?}:\n{}", serve.log()),
+                _ => assert!(took < Duration::from_secs(3) && !status.success(), "{took:?}, {status}"),
+            }
+        }
     })
     .await;
 }

@@ -22,6 +22,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{api, dispatcher, notifier};
 
@@ -32,7 +33,7 @@ const KEYS_EVERY: Duration = Duration::from_secs(5);
 /// Connections to the database at most.
 const CONNECTIONS_MAX: u32 = 16;
 
-/// At the end the store has this long to take claims back, and as long to close.
+/// At the end the store has this long to take claims back and to close.
 const GOODBYE: Duration = Duration::from_secs(5);
 
 /// What a process does.
@@ -71,6 +72,8 @@ pub struct System {
     owner: OwnerId,
     clock: Arc<dyn Clock>,
     tasks: JoinSet<anyhow::Result<()>>,
+    /// Says that this process lives until everything has drained.
+    beat: AbortOnDropHandle<()>,
     shutdown: CancellationToken,
 }
 
@@ -128,7 +131,7 @@ impl System {
         let mut parts = Parts { config, catalog, masters, store: store.clone(), clock, owner, readiness, registry };
         let mut tasks = JoinSet::new();
         let api = listener.as_ref().filter(|_| has_api).map(TcpListener::local_addr).transpose()?;
-        start_upkeep(&parts, roles, &mut tasks, &shutdown);
+        let beat = start_upkeep(&parts, roles, &mut tasks, &shutdown);
         if roles.contains(&Role::Dispatcher) {
             dispatcher::start(&mut parts, &mut tasks, &shutdown)?;
         }
@@ -161,7 +164,7 @@ impl System {
             };
             tasks.spawn(api::run(listener, router, shutdown.clone().cancelled_owned()));
         }
-        Ok(Self { store, api, owner, clock, tasks, shutdown })
+        Ok(Self { store, api, owner, clock, tasks, beat, shutdown })
     }
 
     /// Runs until the shutdown token, then until everything has drained.
@@ -177,14 +180,17 @@ impl System {
                 self.shutdown.cancel();
             }
         }
-        // Whatever is still claimed goes back, so that nobody has to wait for a rescue.
-        match timeout(GOODBYE, self.store.retire(&self.owner, self.clock.wall_ms())).await {
-            Ok(Ok(released)) => tracing::debug!(released, "let go of the claims"),
-            Ok(Err(error)) => tracing::warn!(%error, "claims stay until they are rescued"),
-            Err(_) => tracing::warn!("the store is silent: claims stay until they are rescued"),
-        }
-        if timeout(GOODBYE, self.store.close()).await.is_err() {
-            tracing::warn!("the store is silent: its connections are cut");
+        self.beat.abort();
+        let goodbye = async {
+            // Whatever is still claimed goes back, so that nobody has to wait for a rescue.
+            match self.store.retire(&self.owner, self.clock.wall_ms()).await {
+                Ok(released) => tracing::debug!(released, "let go of the claims"),
+                Err(error) => tracing::warn!(%error, "claims stay until they are rescued"),
+            }
+            self.store.close().await;
+        };
+        if timeout(GOODBYE, goodbye).await.is_err() {
+            tracing::warn!("the store is silent: its connections are cut, and claims stay until they are rescued");
         }
         result
     }
@@ -219,16 +225,20 @@ async fn open_once(options: &StoreOptions) -> Result<Store, StoreError> {
     Ok(store)
 }
 
-fn start_upkeep(parts: &Parts, roles: &[Role], tasks: &mut JoinSet<anyhow::Result<()>>, shutdown: &CancellationToken) {
+fn start_upkeep(
+    parts: &Parts,
+    roles: &[Role],
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+    shutdown: &CancellationToken,
+) -> AbortOnDropHandle<()> {
     let names = roles.iter().map(|role| role.name()).collect::<Vec<_>>().join(",");
-    let beat = schedule::heartbeat(parts.store.clone(), parts.owner.clone(), names, shutdown.clone());
+    let beat = tokio::spawn(schedule::heartbeat(parts.store.clone(), parts.owner.clone(), names));
+    let (watch, stop) = (watch_store(parts.store.clone(), parts.readiness.clone()), shutdown.clone());
     tasks.spawn(async move {
-        beat.await;
-        Ok(())
-    });
-    let watch = watch_store(parts.store.clone(), parts.readiness.clone(), shutdown.clone());
-    tasks.spawn(async move {
-        watch.await;
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = watch => {}
+        }
         Ok(())
     });
     let labels = watch_keys(parts.store.clone(), parts.catalog.added.clone(), shutdown.clone());
@@ -250,6 +260,7 @@ fn start_upkeep(parts: &Parts, roles: &[Role], tasks: &mut JoinSet<anyhow::Resul
             Ok(())
         });
     }
+    AbortOnDropHandle::new(beat)
 }
 
 /// A wrong master key is told at once, and nothing was changed by then.
@@ -284,12 +295,9 @@ async fn watch_keys(store: Store, added: AddedKeys, shutdown: CancellationToken)
 }
 
 /// Keeps `/readyz` true about the store.
-async fn watch_store(store: Store, readiness: Readiness, shutdown: CancellationToken) {
+async fn watch_store(store: Store, readiness: Readiness) {
     loop {
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(PING_EVERY) => {}
-        }
+        tokio::time::sleep(PING_EVERY).await;
         let result = store.ping().await.map_err(|error| error.to_string());
         let error = result.clone().err();
         if readiness.set("store", result) {

@@ -7,7 +7,7 @@
 //! # To add a route
 //!
 //! Every file of a resource has a `routes()`, which pairs each path with its handler and with what the OpenAPI document
-//! says of it; [`described`] puts them together. There is no way to serve one without the other:
+//! says of it; `described` puts them together. There is no way to serve one without the other:
 //!
 //! ```text
 //! pub(super) fn routes() -> Routes<Parts> {

@@ -88,6 +88,10 @@ pub(super) struct Provider {
     #[serde(default)]
     pub timeout: Option<HumanDuration>,
     #[serde(default)]
+    pub connect_timeout: Option<HumanDuration>,
+    #[serde(default)]
+    pub first_byte_timeout: Option<HumanDuration>,
+    #[serde(default)]
     pub safety: Option<Safety>,
     #[serde(default)]
     pub counted_within: Option<HumanDuration>,

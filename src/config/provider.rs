@@ -10,6 +10,7 @@ use super::limits::{self, Quota, QuotaPlace};
 use super::{Lookup, Problems, file, secret};
 use crate::breaker::BreakerPolicy;
 use crate::cost::CostFrom;
+use crate::duration::HumanDuration;
 use crate::job::{ProviderRules, REPLAY_LANE, is_name};
 use crate::pace::{BudgetSpec, KeySpec, LaneSpec, PoolSpec, RouteSpec, Safety};
 use crate::retry::RetryPolicy;
@@ -17,6 +18,11 @@ use crate::secrets::{Secret, SecretSource};
 
 /// The lane of jobs that name none.
 const DEFAULT: &str = "default";
+
+/// A connection must stand within this time, unless something else is configured,
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// and within this share of the time for the whole call.
+const CONNECT_SHARE: f64 = 0.8;
 
 /// How a key is put on a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +65,10 @@ pub struct Provider {
     pub auth: Auth,
     /// Of a whole call.
     pub timeout: Duration,
+    /// Until a connection, with its TLS session, can take a call; then it surely was not sent.
+    pub connect_timeout: Duration,
+    /// From when a call left until its answer begins.
+    pub first_byte_timeout: Duration,
     /// An extra certificate authority to trust (PEM).
     pub ca_file: Option<PathBuf>,
     /// Limits, keys (by label), budgets, routes and lanes, as they are paced.
@@ -188,6 +198,16 @@ pub(super) fn build(raw: file::Provider, env: &Lookup<'_>, problems: &mut Proble
     if timeout.is_zero() {
         problems.add(format!("{place}: timeout"), "expected more than 0s");
     }
+    let mut within = |name: &str, raw: Option<HumanDuration>, standard: Duration| {
+        let span = raw.map_or(standard, |d| d.0);
+        if raw.is_some() && (span.is_zero() || span > timeout) {
+            problems.add(format!("{place}: {name}"), "expected more than 0s and at most timeout");
+        }
+        span
+    };
+    let connect_timeout =
+        within("connect_timeout", raw.connect_timeout, CONNECT_TIMEOUT.min(timeout.mul_f64(CONNECT_SHARE)));
+    let first_byte_timeout = within("first_byte_timeout", raw.first_byte_timeout, timeout);
     if raw.signals.as_deref().is_some_and(|s| s != "auto") {
         problems.add(format!("{place}: signals"), "expected \"auto\"");
     }
@@ -234,6 +254,8 @@ pub(super) fn build(raw: file::Provider, env: &Lookup<'_>, problems: &mut Proble
         base_url: base_url?,
         auth: auth?,
         timeout,
+        connect_timeout,
+        first_byte_timeout,
         ca_file: raw.ca_file,
         pool,
         secrets,

@@ -285,3 +285,27 @@ fn the_first_route_that_matches_says_where_the_cost_stands() {
     let message = error(&text.replace("/usage/tokens", "usage.tokens"), &[]);
     assert!(message.contains("route[2].cost_from: expected a JSON pointer"), "{message}");
 }
+
+#[test]
+fn each_part_of_a_call_has_its_time() {
+    let provider = |more: &str| {
+        let text = format!("[[provider]]\nname = \"p\"\nbase_url = \"http://x\"\n{more}");
+        Config::parse(&text, None, &[]).map(|config| config.providers[0].clone())
+    };
+    let seconds = |more: &str| {
+        let provider = provider(more).expect("valid");
+        [provider.connect_timeout, provider.first_byte_timeout, provider.timeout].map(|span| span.as_secs_f64())
+    };
+    assert_eq!(seconds(""), [10.0, 30.0, 30.0]);
+    assert_eq!(seconds("timeout = \"5s\""), [4.0, 5.0, 5.0]);
+    let all = "timeout = \"60s\"\nconnect_timeout = \"2s\"\nfirst_byte_timeout = \"20s\"";
+    assert_eq!(seconds(all), [2.0, 20.0, 60.0]);
+    for (wrong, field) in [
+        ("connect_timeout = \"31s\"", "connect_timeout"),
+        ("first_byte_timeout = \"0s\"", "first_byte_timeout"),
+        ("timeout = \"5s\"\nfirst_byte_timeout = \"6s\"", "first_byte_timeout"),
+    ] {
+        let error = provider(wrong).expect_err(wrong).to_string();
+        assert!(error.contains(field) && error.contains("at most timeout"), "{error}");
+    }
+}

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::core::{Answered, CallEnd, Event, Now};
+use super::core::{Answered, CallEnd, Event, Leave, Now};
 use super::shell::{Input, send};
 use crate::clock::Clock;
 use crate::cost::CostFrom;
 use crate::job::Job;
 use crate::kill_point::{KillPoint, reached};
 use crate::pace::Signal;
-use crate::provider::{Answer, CallError, Client, header_pairs};
+use crate::provider::{Answer, CallError, Caller, Client, header_pairs};
 use crate::secrets::Secret;
 use crate::store::{JobPk, StoredResponse};
 
@@ -22,14 +22,25 @@ const GRAPHQL: &str = "graphql";
 /// A call under way. Whatever happens to it, its end is told.
 pub(super) struct Call {
     pk: JobPk,
+    leave: Leave,
     clock: Arc<dyn Clock>,
     sender: mpsc::UnboundedSender<Input>,
     ended: bool,
 }
 
+impl Caller for Call {
+    fn may_leave(&self) -> bool {
+        self.leave.is_given(self.clock.mono())
+    }
+
+    fn left_late(&self) {
+        self.tell(Event::Left { pk: self.pk });
+    }
+}
+
 impl Call {
-    pub(super) fn new(pk: JobPk, clock: Arc<dyn Clock>, sender: mpsc::UnboundedSender<Input>) -> Self {
-        Self { pk, clock, sender, ended: false }
+    pub(super) fn new(pk: JobPk, leave: Leave, clock: Arc<dyn Clock>, sender: mpsc::UnboundedSender<Input>) -> Self {
+        Self { pk, leave, clock, sender, ended: false }
     }
 
     /// `cost_from`: where the answer tells the true cost.
@@ -43,7 +54,7 @@ impl Call {
         let mut signal = Signal::default();
         reached(KillPoint::BeforeSend);
         let result = client
-            .call(job, secret, |status, headers| {
+            .call(job, secret, &self, |status, headers| {
                 let wall = u64::try_from(self.clock.wall_ms()).map(Duration::from_millis).ok();
                 signal = Signal::parse(header_pairs(headers), status, wall);
                 reached(KillPoint::AfterFirstByte);
@@ -61,14 +72,15 @@ impl Call {
                 CallEnd::Answered(Box::new(Answered { response: kept(answer), signal, told, cost }))
             }
             Err(CallError::NotSent(text)) => CallEnd::NotSent(text),
+            Err(CallError::Withheld) => CallEnd::Withheld,
             Err(CallError::Lost(text)) => CallEnd::Lost(text),
             Err(CallError::Request(error)) => CallEnd::Impossible(error.to_string()),
         });
     }
 
-    /// It is not made at all.
-    pub(super) fn refuse(mut self, why: &str) {
-        self.end(CallEnd::NotSent(why.to_owned()));
+    /// It does not leave after all: its job goes back to the store.
+    pub(super) fn withhold(mut self) {
+        self.end(CallEnd::Withheld);
     }
 
     fn end(&mut self, end: CallEnd) {

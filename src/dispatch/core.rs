@@ -10,6 +10,7 @@
 mod ending;
 mod groups;
 mod keys;
+mod leave;
 mod message;
 mod orders;
 mod outage;
@@ -34,6 +35,7 @@ use quotas::Quotas;
 use groups::Step;
 pub use groups::{Heir, Sent};
 pub use keys::{Heard, KeyNews};
+pub use leave::Leave;
 pub use message::{Allowance, Answered, CallEnd, Command, Event, Note, Now};
 pub use orders::Freed;
 
@@ -169,6 +171,7 @@ impl Core {
     pub fn handle(&mut self, event: Event, now: Now, random: &mut dyn FnMut() -> f64) {
         match event {
             Event::Claimed(jobs) => jobs.into_iter().for_each(|job| self.take_in(job, now)),
+            Event::Left { pk } => self.left(pk, now),
             Event::Head { pk, signal } => self.head(pk, &signal, now),
             Event::Ended { pk, end } => self.ended(pk, end, now, random),
             Event::Recorded { pk, recorded } => self.recorded(pk, recorded, now, random),
@@ -354,6 +357,12 @@ impl Core {
             self.opened.push_back((now.mono, pk));
         }
         self.commands.push(Command::Call { pk, job, key });
+    }
+
+    fn left(&mut self, pk: JobPk, now: Now) {
+        if let Some(InHand { stage: Stage::Open(open), .. }) = self.jobs.get_mut(&pk) {
+            self.pool.departed_late(&mut open.flight, now.mono);
+        }
     }
 
     fn head(&mut self, pk: JobPk, signal: &Signal, now: Now) {

@@ -98,6 +98,11 @@ impl Topology {
         topology
     }
 
+    /// The queues that jobs come through.
+    pub fn job_queues(&self) -> impl Iterator<Item = &str> {
+        self.queues.iter().filter(|queue| queue.jobs).map(|queue| queue.name.as_str())
+    }
+
     /// Declares all of it. What stands there already is left as it is, if it is the same.
     ///
     /// # Errors

@@ -1,5 +1,7 @@
 //! Dead letters: what was given up, and how it is run again.
 
+use std::collections::HashSet;
+
 use uuid::Uuid;
 
 use super::audit::{self, Act, ActKind};
@@ -7,7 +9,7 @@ use super::dialect::{Db, Rows, Tx, on_db};
 use super::events::Ended;
 use super::jobs::{Conditions, Rerun, rerun, state_of};
 use super::wakes::Pending;
-use super::{Buried, DeadFilter, DeadView, JobPk, Page, Replay, Replayed, StoreError, attempts, number};
+use super::{Buried, DeadFilter, DeadView, Identity, JobPk, Page, Replay, Replayed, StoreError, attempts, number};
 use crate::clock::WallMs;
 use crate::job::{Job, JobState, REPLAY_LANE};
 
@@ -47,23 +49,56 @@ pub(super) async fn upsert(tx: &mut Tx, ended: &[Ended<'_>]) -> Result<(), Store
     Ok(())
 }
 
-/// Keeps messages that never became jobs; the id of each.
+/// Keeps messages that never became jobs; the id of each. One that may be kept already is not kept twice.
 pub(super) async fn bury(tx: &mut Tx, messages: &[(&Buried, WallMs)]) -> Result<Vec<String>, StoreError> {
-    let ids: Vec<String> = messages.iter().map(|_| format!("dl_{}", Uuid::now_v7().simple())).collect();
-    let rows = Rows::new()
-        .text("id", ids.iter().map(|id| Some(id.as_str())))
-        .text("tenant", messages.iter().map(|(m, _)| Some(m.tenant.as_str())))
-        .text("provider", messages.iter().map(|(m, _)| m.provider.as_deref()))
-        .text("lane", messages.iter().map(|(m, _)| m.lane.as_deref()))
-        .text("reason", messages.iter().map(|(m, _)| Some(m.reason.as_str())))
-        .text("error", messages.iter().map(|(m, _)| Some(m.error.as_str())))
-        .blob("raw", messages.iter().map(|(m, _)| Some(&m.raw[..])))
-        .text("headers", messages.iter().map(|(m, _)| Some(m.headers.as_str())))
-        .int("dead_ms", messages.iter().map(|(_, now_ms)| Some(*now_ms)));
-    let insert = "INSERT INTO dead_letters (id, tenant, provider, lane, reason, error, raw, headers, dead_ms)
-        SELECT id, tenant, provider, lane, reason, error, raw, headers, dead_ms FROM v";
-    rows.execute(tx, insert).await?;
+    let named = |message: &Buried| message.identity.map_or_else(fresh_id, |identity| id_of(&identity));
+    let mut ids: Vec<String> = messages.iter().map(|(message, _)| named(message)).collect();
+    let all: Vec<usize> = (0..messages.len()).collect();
+    let mut kept = keep(tx, messages, &ids, &all).await?;
+    // Whoever is first under an id has it; of the others those that are known to be the same message are done.
+    let is_done = |i: usize| messages[i].0.identity.is_none_or(|identity| identity.again);
+    let alike: Vec<usize> = all
+        .into_iter()
+        .filter(|&i| !kept.remove(&(ids[i].clone(), messages[i].0.tenant.clone())) && !is_done(i))
+        .collect();
+    if !alike.is_empty() {
+        alike.iter().for_each(|&i| ids[i] = fresh_id());
+        keep(tx, messages, &ids, &alike).await?;
+    }
     Ok(ids)
+}
+
+fn fresh_id() -> String {
+    format!("dl_{}", Uuid::now_v7().simple())
+}
+
+fn id_of(identity: &Identity) -> String {
+    identity.hash[..16].iter().fold("dl_".to_owned(), |id, byte| id + &format!("{byte:02x}"))
+}
+
+/// Inserts these of the messages, unless there is a letter with that id; id and tenant of those that were new.
+async fn keep(
+    tx: &mut Tx,
+    messages: &[(&Buried, WallMs)],
+    ids: &[String],
+    which: &[usize],
+) -> Result<HashSet<(String, String)>, StoreError> {
+    let chosen = || which.iter().map(|&i| &messages[i]);
+    let rows = Rows::new()
+        .text("id", which.iter().map(|&i| Some(ids[i].as_str())))
+        .text("tenant", chosen().map(|(m, _)| Some(m.tenant.as_str())))
+        .text("provider", chosen().map(|(m, _)| m.provider.as_deref()))
+        .text("lane", chosen().map(|(m, _)| m.lane.as_deref()))
+        .text("reason", chosen().map(|(m, _)| Some(m.reason.as_str())))
+        .text("error", chosen().map(|(m, _)| Some(m.error.as_str())))
+        .blob("raw", chosen().map(|(m, _)| Some(&m.raw[..])))
+        .text("headers", chosen().map(|(m, _)| Some(m.headers.as_str())))
+        .int("dead_ms", chosen().map(|(_, now_ms)| Some(*now_ms)));
+    let insert = "INSERT INTO dead_letters (id, tenant, provider, lane, reason, error, raw, headers, dead_ms)
+        SELECT id, tenant, provider, lane, reason, error, raw, headers, dead_ms FROM v WHERE TRUE
+        ON CONFLICT (id, tenant) DO NOTHING
+        RETURNING id, tenant";
+    Ok(rows.fetch::<(String, String)>(tx, insert).await?.into_iter().collect())
 }
 
 /// pk, job, id, tenant, provider, lane, reason, error, raw, headers, dead, replayed, envelope.

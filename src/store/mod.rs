@@ -11,6 +11,7 @@ mod connect;
 mod dead;
 mod deliveries;
 mod dialect;
+mod due;
 mod endpoints;
 mod events;
 mod jobs;
@@ -18,6 +19,7 @@ mod leases;
 mod orders;
 mod outcomes;
 mod owners;
+mod queues;
 mod replays;
 mod reports;
 mod retention;
@@ -52,6 +54,9 @@ pub enum StoreError {
     /// It cannot be reached, is read-only, full or busy: the same call may go through later.
     #[error("the store is not available: {0}")]
     Unavailable(#[source] sqlx::Error),
+    /// It refuses this data for good, and would take other data: a value that it cannot keep.
+    #[error("the store cannot keep this: {0}")]
+    Unstorable(String),
     /// Anything else the database said.
     #[error("the store refused a statement: {0}")]
     Database(#[source] sqlx::Error),
@@ -344,7 +349,7 @@ impl Store {
         lane: &str,
         away: &[String],
     ) -> Result<Option<WallMs>, StoreError> {
-        self.db().in_time(jobs::next_due(self.db(), provider, lane, away)).await
+        self.db().in_time(due::next_due(self.db(), provider, lane, away)).await
     }
 
     /// The providers and lanes that unclaimed jobs wait for, in their order: some may not be configured any more.
@@ -352,7 +357,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn awaited(&self) -> Result<Vec<(String, String)>, StoreError> {
-        self.db().in_time(jobs::awaited(self.db())).await
+        self.db().in_time(due::awaited(self.db())).await
     }
 
     /// Moves up to `limit` unclaimed jobs from one lane of a provider to another. How many were moved.
@@ -360,7 +365,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn move_lane(&self, provider: &str, from: &str, to: &str, limit: u32) -> Result<u64, StoreError> {
-        act!(self, |tx, wakes| jobs::move_lane(tx, provider, (from, to), limit, wakes).await)
+        act!(self, |tx, wakes| due::move_lane(tx, provider, (from, to), limit, wakes).await)
     }
 
     /// Claims deliveries that are due, oldest first, until `now_ms` + `lease`: then they are due again.
@@ -465,6 +470,14 @@ impl Store {
     /// [`StoreError::Unavailable`].
     pub async fn cancel(&self, tenant: Option<&str>, id: &str, now_ms: WallMs) -> Result<Cancelled, StoreError> {
         act!(self, |tx, wakes| jobs::cancel(tx, tenant, id, now_ms, wakes).await)
+    }
+
+    /// The jobs of a provider in the owner's hands that somebody asked to cancel: for whoever was not woken.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn cancel_requests(&self, owner: &OwnerId, provider: &str) -> Result<Vec<JobPk>, StoreError> {
+        self.db().in_time(jobs::cancel_requests(self.db(), owner, provider)).await
     }
 
     /// Runs a dead job again, as its next run. A deadline that would have passed when that run is
@@ -767,8 +780,8 @@ impl Store {
         limit: u32,
         now_ms: WallMs,
     ) -> Result<Option<WallMs>, StoreError> {
-        let which = jobs::Freed { place, pins, after_ms, limit, now_ms };
-        act!(self, |tx, wakes| jobs::free(tx, which, wakes).await)
+        let which = due::Freed { place, pins, after_ms, limit, now_ms };
+        act!(self, |tx, wakes| due::free(tx, which, wakes).await)
     }
 
     /// Tells how things stand with a provider in the process of this owner; `None` takes back what
@@ -868,6 +881,32 @@ impl Store {
     /// [`StoreError::Unavailable`].
     pub async fn retain_acts(&self, before_ms: WallMs, limit: u32) -> Result<u64, StoreError> {
         act!(self, |tx, _wakes| audit::remove(tx, before_ms, limit).await)
+    }
+
+    // Queues in the broker.
+
+    /// Remembers queues that were declared.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]; doing it again is safe.
+    pub async fn remember_queues(&self, names: &[String]) -> Result<(), StoreError> {
+        act!(self, |tx, _wakes| queues::remember(tx, names).await)
+    }
+
+    /// Forgets a queue that was deleted.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]; doing it again is safe.
+    pub async fn forget_queue(&self, name: &str) -> Result<(), StoreError> {
+        act!(self, |tx, _wakes| queues::forget(tx, name).await)
+    }
+
+    /// Every queue that was declared and not forgotten, by name.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn queues(&self) -> Result<Vec<String>, StoreError> {
+        self.db().in_time(queues::list(self.db())).await
     }
 
     // Upkeep.
@@ -978,6 +1017,7 @@ mod tests {
             lane: None,
             raw: Bytes::from(vec![1; bytes]),
             headers,
+            identity: None,
         }
     }
 

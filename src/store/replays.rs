@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::audit::{self, Act, ActKind};
 use super::dialect::{Db, Tx, on_db};
 use super::wakes::Pending;
-use super::{DeadFilter, Page, Replay, Replayed, StoreError, dead};
+use super::{DeadFilter, Page, Replay, Replayed, StoreError, dead, due};
 use crate::clock::WallMs;
 use crate::job::REPLAY_LANE;
 
@@ -245,12 +245,7 @@ pub(super) async fn next(db: &Db, replay: &ReplayView, limit: u32) -> Result<Vec
 
 /// Jobs of a provider that wait in the lane of replays, counted up to `most`.
 pub(super) async fn waiting(db: &Db, provider: &str, most: u32) -> Result<i64, StoreError> {
-    let sql = "SELECT COUNT(*) FROM (SELECT 1 FROM jobs WHERE provider = $1 AND lane = $2 AND owner IS NULL
-        AND state IN ('queued', 'waiting') LIMIT $3) AS open";
-    let row: (i64,) = on_db!(read db, |c| {
-        sqlx::query_as(sql).bind(provider).bind(REPLAY_LANE).bind(i64::from(most)).fetch_one(c).await
-    })?;
-    Ok(row.0)
+    due::count(db, provider, REPLAY_LANE, most).await
 }
 
 /// Runs these letters again and moves on to the row `position`; `skipped` more cannot run. `false`: somebody else was

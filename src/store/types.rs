@@ -136,6 +136,14 @@ pub struct StoredResponse {
     pub truncated: bool,
 }
 
+impl StoredResponse {
+    /// The value of a header field, by its name in lower case.
+    pub fn header(&self, name: &str) -> Option<String> {
+        let fields: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&self.headers).ok()?;
+        fields.get(name)?.as_str().map(str::to_owned)
+    }
+}
+
 /// What to write about a claimed job, in one transaction with all that follows from it.
 #[derive(Debug, Clone)]
 pub struct Record {
@@ -216,6 +224,18 @@ pub struct Buried {
     pub raw: Bytes,
     /// Its headers and properties as a JSON object.
     pub headers: String,
+    /// What it is known by when it comes again; `None`: it never does.
+    pub identity: Option<Identity>,
+}
+
+/// Tells a message from others that never became jobs either.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// Of all that the producer said.
+    pub hash: [u8; 32],
+    /// It may be kept already, as one letter: the broker delivered it before, or its producer named it. Without that
+    /// two that are alike are two.
+    pub again: bool,
 }
 
 /// Filters of a list of jobs. `None` lets everything through.

@@ -339,6 +339,7 @@ fn copy(error: &sqlx::Error) -> sqlx::Error {
 fn again(error: &StoreError) -> StoreError {
     match error {
         StoreError::Corrupt(text) => StoreError::Corrupt(text.clone()),
+        StoreError::Unstorable(text) => StoreError::Unstorable(text.clone()),
         StoreError::Unavailable(error) => StoreError::Unavailable(copy(error)),
         StoreError::Database(error) => StoreError::Database(sqlx::Error::Protocol(error.to_string())),
         other => StoreError::Corrupt(other.to_string()),

@@ -318,8 +318,8 @@ impl Shift {
         self.count_released(waiting);
         let rest = async {
             if let Some(look) = self.look.take() {
-                // What it claims is handed back below.
-                drop(look.await);
+                // What it claims is handed back below, as is what it may have claimed of a store that stays silent.
+                drop(tokio::time::timeout(RETIRE_TIMEOUT, look).await);
             }
             while let Some(ended) = self.tasks.join_next().await {
                 report(ended);

@@ -5,6 +5,8 @@
 //! connection, as it would be with a network between them.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -40,6 +42,7 @@ pub struct Proxy {
     pub address: SocketAddr,
     manner: watch::Sender<Manner>,
     cuts: watch::Sender<u64>,
+    bytes_there: Arc<AtomicU64>,
     _task: AbortOnDropHandle<()>,
 }
 
@@ -50,8 +53,10 @@ impl Proxy {
         let address = listener.local_addr().expect("an address");
         let (manner, seen) = watch::channel(Manner::Through);
         let (cuts, cut) = watch::channel(0);
-        let task = AbortOnDropHandle::new(tokio::spawn(accept(listener, target, seen, cut)));
-        Self { address, manner, cuts, _task: task }
+        let bytes_there = Arc::<AtomicU64>::default();
+        let connection = Connection { target, manner: seen, cut, bytes_there: Arc::clone(&bytes_there) };
+        let task = AbortOnDropHandle::new(tokio::spawn(accept(listener, connection)));
+        Self { address, manner, cuts, bytes_there, _task: task }
     }
 
     /// The same URL, through the proxy.
@@ -66,21 +71,35 @@ impl Proxy {
         self.manner.send_replace(manner);
     }
 
+    /// Bytes passed on to the target, over all connections.
+    pub fn bytes_there(&self) -> u64 {
+        self.bytes_there.load(Ordering::SeqCst)
+    }
+
     /// Ends every connection.
     pub fn cut(&self) {
         self.cuts.send_modify(|cuts| *cuts += 1);
     }
 }
 
-async fn accept(listener: TcpListener, target: String, manner: watch::Receiver<Manner>, cut: watch::Receiver<u64>) {
+/// What every connection is made with.
+#[derive(Clone)]
+struct Connection {
+    target: String,
+    manner: watch::Receiver<Manner>,
+    cut: watch::Receiver<u64>,
+    bytes_there: Arc<AtomicU64>,
+}
+
+async fn accept(listener: TcpListener, connection: Connection) {
     // Its connections end with it.
     let mut connections = tokio::task::JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => {
                 let Ok((near, _)) = accepted else { continue };
-                if *manner.borrow() != Manner::Refusing {
-                    connections.spawn(relay(near, target.clone(), manner.clone(), cut.clone()));
+                if *connection.manner.borrow() != Manner::Refusing {
+                    connections.spawn(relay(near, connection.clone()));
                 }
             }
             Some(_) = connections.join_next() => {}
@@ -88,7 +107,8 @@ async fn accept(listener: TcpListener, target: String, manner: watch::Receiver<M
     }
 }
 
-async fn relay(near: TcpStream, target: String, manner: watch::Receiver<Manner>, mut cut: watch::Receiver<u64>) {
+async fn relay(near: TcpStream, connection: Connection) {
+    let Connection { target, manner, mut cut, bytes_there } = connection;
     cut.mark_unchanged();
     let Ok(far) = TcpStream::connect(target).await else { return };
     near.set_nodelay(true).ok();
@@ -99,7 +119,7 @@ async fn relay(near: TcpStream, target: String, manner: watch::Receiver<Manner>,
         // With its end what it had sent is gone.
         tokio::select! {
             () = read(near_in, sender) => {}
-            () = write(receiver, far_out, manner.clone(), Way::There) => {}
+            () = write(receiver, far_out, manner.clone(), Way::There(bytes_there)) => {}
         }
     };
     let (sender, receiver) = mpsc::channel(CHUNKS_MAX);
@@ -113,9 +133,9 @@ async fn relay(near: TcpStream, target: String, manner: watch::Receiver<Manner>,
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
-    There,
+    /// Counts its bytes.
+    There(Arc<AtomicU64>),
     Back,
 }
 
@@ -135,7 +155,8 @@ async fn write(
 ) {
     while let Some(mut chunk) = chunks.recv().await {
         while !chunk.is_empty() {
-            let holds = |manner: &Manner| *manner == Manner::Stalled || (*manner == Manner::Mute && way == Way::Back);
+            let holds =
+                |manner: &Manner| *manner == Manner::Stalled || (*manner == Manner::Mute && matches!(way, Way::Back));
             let Ok(manner) = manner.wait_for(|manner| !holds(manner)).await.map(|manner| *manner) else { return };
             let piece = match manner {
                 Manner::Slow { bytes_per_s } => {
@@ -147,6 +168,9 @@ async fn write(
             };
             if to.write_all(&piece).await.is_err() {
                 return;
+            }
+            if let Way::There(bytes) = &way {
+                bytes.fetch_add(piece.len() as u64, Ordering::SeqCst);
             }
         }
     }

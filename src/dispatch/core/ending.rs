@@ -22,6 +22,12 @@ impl Core {
         let Open { flight, pass, sent, secret, .. } = open;
         let (key, probe) = (flight.key(), flight.is_probe());
         self.count(key, Step::Ends, now.mono);
+        if matches!(end, CallEnd::Withheld) {
+            // Whoever has the lease now makes the call.
+            self.pool.unsent(flight, now.mono);
+            self.note_health(pass, None, now);
+            return self.record(pk, Next::Release, None, false, now);
+        }
         let Some(held) = self.jobs.get(&pk) else { return self.note_health(pass, None, now) };
         let reply = match &end {
             CallEnd::Answered(answer) => Reply::Answered {
@@ -31,7 +37,7 @@ impl Core {
                 throttled: answer.told.limited,
             },
             CallEnd::Lost(_) => Reply::Lost,
-            CallEnd::NotSent(_) | CallEnd::Impossible(_) => Reply::NotSent,
+            CallEnd::NotSent(_) | CallEnd::Withheld | CallEnd::Impossible(_) => Reply::NotSent,
         };
         let outcome = outcome::classify(reply);
         let retry_after = match &end {
@@ -67,7 +73,7 @@ impl Core {
             error: end.error(outcome),
         };
         match &end {
-            CallEnd::NotSent(_) | CallEnd::Impossible(_) => self.pool.unsent(flight, now.mono),
+            CallEnd::NotSent(_) | CallEnd::Withheld | CallEnd::Impossible(_) => self.pool.unsent(flight, now.mono),
             CallEnd::Answered(answer) => {
                 self.pool.body_told(&flight, now.mono, &answer.told);
                 self.pool.finish(flight, now.mono, answer.cost);
