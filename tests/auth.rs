@@ -169,6 +169,7 @@ impl Api {
             provider: None,
             lane: None,
             raw: bytes::Bytes::from_static(b"acme-only"),
+            identity: None,
             headers: "{}".to_owned(),
         };
         let letter = self.store.bury(letter, 1_800_000_000_000).await.expect("buried");
