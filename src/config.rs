@@ -192,6 +192,8 @@ pub struct Config {
     pub store: StoreConfig,
     /// `[queue]`
     pub queue: QueueConfig,
+    /// `queue.events`: completions are published to RabbitMQ, where there is one.
+    pub publishes_events: bool,
     /// `[api]`
     pub api: ApiConfig,
     /// `[metrics]`
@@ -280,6 +282,7 @@ impl Config {
 
     fn build(file: file::File, path: Option<PathBuf>, env: &Lookup<'_>, problems: &mut Problems) -> Option<Self> {
         let store = store(file.store, env, problems);
+        let publishes_events = file.queue.events.unwrap_or(true);
         let queue = queue(file.queue, env, problems);
         let api = api(file.api, env, problems);
         let has_tokens = api.as_ref().is_some_and(|api| !api.tokens.is_empty());
@@ -294,7 +297,7 @@ impl Config {
             providers.extend(provider::build(raw, env, problems));
         }
         let (store, queue, api) = (store?, queue?, api?);
-        Some(Self { path, store, queue, api, metrics: metrics?, webhooks: webhooks?, providers })
+        Some(Self { path, store, queue, publishes_events, api, metrics: metrics?, webhooks: webhooks?, providers })
     }
 
     /// What jobs are checked against.
@@ -303,7 +306,7 @@ impl Config {
             providers: self.providers.iter().map(|p| (p.name.clone(), p.rules())).collect(),
             allow_http: self.webhooks.allow_http,
             callbacks: self.webhooks.secret.is_some(),
-            endpoints: false,
+            endpoints: self.webhooks.secret.is_some(),
             added: AddedKeys::default(),
         }
     }

@@ -15,7 +15,7 @@ mod state;
 pub use added::{AddedKeys, StoredLabels};
 pub use envelope::{
     Callback, Catalog, Delivery, Envelope, EventKind, Given, Instant, Job, ProviderRules, REPLAY_LANE, RetryOverrides,
-    split_routing_key,
+    hook_url, split_routing_key,
 };
 pub(crate) use object::{object, optional_object};
 pub use reason::DeadReason;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
-use paceline::api::{ApiParts, MANY_BYTES_MAX, ServeLimits, Tokens, router, serve};
+use paceline::api::{ApiParts, HookRules, MANY_BYTES_MAX, ServeLimits, Tokens, router, serve};
 use paceline::clock::{Clock, SystemClock};
 use paceline::config::{Scope, Token};
 use paceline::job::{Catalog, JobState, ProviderRules};
@@ -113,6 +113,7 @@ impl Api {
             readiness: readiness.clone(),
             registry: Registry::default(),
             envelope_bytes_max: ENVELOPE_BYTES_MAX,
+            hooks: HookRules::default(),
             public_url: None,
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");

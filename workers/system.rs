@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use paceline::api::{ApiParts, Tokens, figures_router, learn_keys, router};
+use paceline::api::{ApiParts, HookRules, Tokens, figures_router, learn_keys, router};
 use paceline::clock::{Clock, SystemClock};
-use paceline::config::Config;
+use paceline::config::{Config, QueueConfig};
 use paceline::job::{AddedKeys, Catalog};
 use paceline::readiness::Readiness;
 use paceline::replays::Replayer;
+use paceline::resends::Resender;
 use paceline::schedule::{self, Scheduler};
 use paceline::store::{OwnerId, Store, StoreError, StoreOptions, Wake};
 use paceline::supervise::Reconnect;
@@ -126,6 +127,9 @@ impl System {
             check_masters(&store, &masters).await?;
         }
         learn_keys(&store, &catalog.added).await?;
+        if publishes(&config) {
+            store.publish_completions();
+        }
         let owner = format!("{}-{:08x}", std::process::id(), rand::random::<u32>());
         let registry = Registry::default();
         let mut parts = Parts { config, catalog, masters, store: store.clone(), clock, owner, readiness, registry };
@@ -149,6 +153,7 @@ impl System {
                 readiness: parts.readiness,
                 registry: parts.registry,
                 envelope_bytes_max: parts.config.api.envelope_bytes_max,
+                hooks: HookRules::of(&parts.config.webhooks).context("webhooks.secret")?,
                 public_url: parts.config.api.public_url.clone(),
             };
             let address = listener.local_addr()?;
@@ -194,6 +199,11 @@ impl System {
         }
         result
     }
+}
+
+/// Whether completions go to RabbitMQ, too.
+pub fn publishes(config: &Config) -> bool {
+    config.publishes_events && matches!(config.queue, QueueConfig::Amqp(_))
 }
 
 async fn open_store(config: &Config, readiness: &Readiness, shutdown: &CancellationToken) -> anyhow::Result<Store> {
@@ -251,6 +261,12 @@ fn start_upkeep(
         let (upkeep, catalog) = (shutdown.clone(), Arc::clone(&parts.catalog));
         tasks.spawn(async move {
             scheduler.run(upkeep).await;
+            Ok(())
+        });
+        let resender = Resender::new(parts.store.clone(), Arc::clone(&parts.clock));
+        let stop = shutdown.clone();
+        tasks.spawn(async move {
+            resender.run(stop).await;
             Ok(())
         });
         let replayer = Replayer::new(parts.store.clone(), Arc::clone(&parts.clock), catalog);

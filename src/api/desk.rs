@@ -131,7 +131,8 @@ impl Desk {
     }
 
     /// Inserts what is well and answers for all, in order.
-    async fn insert(&self, jobs: Vec<Result<Job, Problem>>, origin: &Origin) -> Result<Vec<AcceptedItem>, Problem> {
+    async fn insert(&self, mut jobs: Vec<Result<Job, Problem>>, origin: &Origin) -> Result<Vec<AcceptedItem>, Problem> {
+        self.refuse_unknown_endpoints(&mut jobs).await?;
         let now = self.clock.wall_ms();
         let mut items: Vec<Result<Accepted, Problem>> = Vec::with_capacity(jobs.len());
         let mut new = Vec::with_capacity(jobs.len());

@@ -43,6 +43,10 @@ pub enum ProblemKind {
     CancelPending,
     /// It is no dead letter any more, or never was a job.
     NotReplayable,
+    /// The endpoint is disabled or removed: nothing is sent to it.
+    EndpointDisabled,
+    /// Somebody else changed it, or another order of the kind runs.
+    Busy,
     /// The body is larger than allowed.
     TooLarge,
     /// The body is not `application/json`.
@@ -102,6 +106,8 @@ impl ProblemKind {
             Self::TooLate => ("too-late", StatusCode::CONFLICT, "It is too late for that"),
             Self::CancelPending => ("cancel-pending", StatusCode::CONFLICT, "The cancellation is not settled yet"),
             Self::NotReplayable => ("not-replayable", StatusCode::CONFLICT, "This cannot be replayed"),
+            Self::EndpointDisabled => ("endpoint-disabled", StatusCode::CONFLICT, "The endpoint is disabled"),
+            Self::Busy => ("busy", StatusCode::CONFLICT, "Something else is under way"),
             Self::TooLarge => ("too-large", StatusCode::PAYLOAD_TOO_LARGE, "The body is too large"),
             Self::UnsupportedMediaType => {
                 ("unsupported-media-type", StatusCode::UNSUPPORTED_MEDIA_TYPE, "The body must be application/json")
@@ -189,6 +195,16 @@ impl Problem {
     /// With a `Retry-After` header: whole seconds, rounded up.
     pub(super) fn retry_after(self, wait: std::time::Duration) -> Self {
         Self { retry_after_s: Some(wait.as_secs() + u64::from(wait.subsec_nanos() > 0)), ..self }
+    }
+
+    /// No endpoint by that id, or none that the caller may see.
+    pub fn no_endpoint() -> Self {
+        Self::new(ProblemKind::NotFound, "there is no endpoint with this id")
+    }
+
+    /// No delivery by that id, or none that the caller may see.
+    pub fn no_delivery() -> Self {
+        Self::new(ProblemKind::NotFound, "there is no delivery with this id")
     }
 
     /// With a `WWW-Authenticate` header of the Bearer scheme; `parameters` follow the realm.

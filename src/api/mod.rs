@@ -38,6 +38,9 @@
 //! | `POST /v1/providers/{name}/keys/{label}/rotate`, `/disable`, `/enable` | `keys`, of all tenants |
 //! | `POST /v1/providers/{name}/budgets/{budget}/resume` | `keys`, of all tenants |
 //! | `POST /v1/vault/rekey`, `GET /v1/audit` | `admin`, of all tenants |
+//! | `GET /v1/endpoints`, `GET /v1/endpoints/{id}`, `GET /v1/deliveries`, `GET /v1/deliveries/{id}` | `read` |
+//! | `POST /v1/endpoints`, `DELETE /v1/endpoints/{id}`, `POST /v1/endpoints/{id}/disable`, `/enable`, `/rotate`, `/test` | `admin`; bound to a tenant, for that one |
+//! | `POST /v1/endpoints/{id}/resend`, `POST /v1/deliveries/{id}/resend` | `replay` |
 //! | `GET /metrics` | `read`, of all tenants |
 //! | `GET /v1/events` | `read` |
 //! | `GET /readyz` | none; its errors are told to `read` |
@@ -48,12 +51,16 @@ mod auth;
 mod body;
 mod control;
 mod dead_letters;
+mod deliveries;
 mod desk;
 mod documents;
+mod endpoints;
 mod error;
 mod events;
 mod guard;
 mod health;
+mod hook_view;
+mod hooks;
 mod jobs;
 mod keys;
 mod metrics;
@@ -92,6 +99,8 @@ pub use body::MANY_BYTES_MAX;
 pub use control::Control;
 pub use desk::{Desk, ITEMS_MAX, Submitted};
 pub use error::{Problem, ProblemKind};
+pub use hook_view::{DeletedJson, DeliveryJson, EndpointJson, RegisterBody, ResendBody, ResendJson, RotateBody};
+pub use hooks::{HookRules, Hooks};
 pub use keys::{KeyChanged, KeyItem, Rekeyed, learn_keys};
 pub use params::LIMIT_MAX;
 pub use provider_view::{OrderJson, ProviderJson};
@@ -132,6 +141,8 @@ pub struct ApiParts {
     pub registry: Registry,
     /// Largest envelope of a job, in bytes.
     pub envelope_bytes_max: usize,
+    /// What webhook endpoints are judged by.
+    pub hooks: HookRules,
     /// How clients reach the API, put before the path of a `result_url`.
     pub public_url: Option<String>,
 }
@@ -141,6 +152,7 @@ pub struct ApiParts {
 struct Parts {
     desk: Desk,
     control: Control,
+    hooks: Hooks,
     store: Store,
     tokens: Tokens,
     readiness: Readiness,
@@ -163,6 +175,7 @@ macro_rules! substates {
 substates!(
     desk: Desk,
     control: Control,
+    hooks: Hooks,
     store: Store,
     tokens: Tokens,
     readiness: Readiness,
@@ -178,6 +191,7 @@ impl From<ApiParts> for Parts {
         Self {
             control: Control::new(parts.store.clone(), Arc::clone(&parts.catalog), Arc::clone(&parts.clock))
                 .with_masters(parts.masters),
+            hooks: Hooks::new(parts.store.clone(), Arc::clone(&parts.clock), parts.hooks),
             desk: Desk::new(parts.store.clone(), parts.catalog, parts.clock, parts.envelope_bytes_max),
             streams: events::Streams::new(parts.store.clone(), parts.public_url),
             store: parts.store,
@@ -198,6 +212,8 @@ fn described() -> Routes<Parts> {
         .and(providers::routes())
         .and(keys::routes())
         .and(audit::routes())
+        .and(endpoints::routes())
+        .and(deliveries::routes())
         .and(events::routes())
         .and(metrics::routes())
 }

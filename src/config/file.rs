@@ -41,6 +41,7 @@ pub(super) struct Retention {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Queue {
     pub url: Option<String>,
+    pub events: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -16,6 +16,8 @@ pub const EVENTS: &str = "paceline.events";
 pub const UNROUTABLE: &str = "paceline.unroutable";
 /// The dead-letter exchange of the job queues, and the queue behind it.
 pub const REJECTED: &str = "paceline.rejected";
+/// How everything of our own in the broker begins.
+pub const OWN_PREFIX: &str = "paceline.";
 /// Deliveries of one message before the broker rejects it.
 pub const DELIVERY_LIMIT: i64 = 20;
 

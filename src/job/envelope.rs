@@ -18,6 +18,8 @@ use crate::retry::Jitter;
 const METADATA_BYTES_MAX: usize = 4 * 1024;
 /// Longest idempotency key and tenant, in bytes.
 const TEXT_BYTES_MAX: usize = 255;
+/// Longest URL of a callback, in bytes.
+const URL_BYTES_MAX: usize = 2048;
 /// Largest `cost`: far beyond any real one, far below overflow.
 pub(super) const COST_MAX: u64 = 1_000_000_000_000;
 
@@ -132,10 +134,10 @@ pub enum EventKind {
 }
 
 impl EventKind {
-    /// Every kind.
+    /// Every event.
     pub const ALL: [Self; 4] = [Self::Succeeded, Self::Dead, Self::Expired, Self::Cancelled];
 
-    /// The name in events and filters.
+    /// The name in events, filters and routing keys.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Succeeded => "job.succeeded",
@@ -143,6 +145,11 @@ impl EventKind {
             Self::Expired => "job.expired",
             Self::Cancelled => "job.cancelled",
         }
+    }
+
+    /// The event of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == name)
     }
 }
 
@@ -518,7 +525,7 @@ fn check_callback(callback: Option<&Callback>, catalog: &Catalog) -> Result<(), 
     match (&callback.endpoint, &callback.url) {
         (Some(_), None) if !catalog.endpoints => Err(Invalid::at(
             "callback.endpoint",
-            "there is no such endpoint: endpoints cannot be registered yet, use callback.url",
+            "registered endpoints need webhooks.secret in the configuration, by which their events are signed",
         )),
         (Some(endpoint), None) if endpoint.strip_prefix("ep_").is_some_and(is_job_id) => Ok(()),
         (Some(_), None) => Err(Invalid::at("callback.endpoint", "expected the id of a registered endpoint, ep_…")),
@@ -532,24 +539,28 @@ fn check_callback(callback: Option<&Callback>, catalog: &Catalog) -> Result<(), 
 }
 
 fn check_callback_url(text: &str, allow_http: bool) -> Result<(), Invalid> {
-    let refuse = |why: String| Err(Invalid::at("callback.url", why));
-    let url = match url::Url::parse(text) {
-        Ok(url) => url,
-        Err(e) => return refuse(format!("expected an absolute URL: {e}")),
-    };
-    if text.len() > 2048 {
-        return refuse("expected at most 2048 bytes".to_owned());
+    hook_url(text, allow_http).map(drop).map_err(|expected| Invalid::at("callback.url", expected))
+}
+
+/// Reads a URL that completions are to be sent to; what it resolves to is judged elsewhere.
+///
+/// # Errors
+/// What was expected.
+pub fn hook_url(text: &str, allow_http: bool) -> Result<url::Url, String> {
+    let url = url::Url::parse(text).map_err(|e| format!("expected an absolute URL: {e}"))?;
+    if text.len() > URL_BYTES_MAX {
+        return Err(format!("expected at most {URL_BYTES_MAX} bytes"));
     }
     match url.scheme() {
         "https" => {}
         "http" if allow_http => {}
-        "http" => return refuse("expected https (http is allowed by webhooks.allow_http)".to_owned()),
-        other => return refuse(format!("expected https, found {other}")),
+        "http" => return Err("expected https (http is allowed by webhooks.allow_http)".to_owned()),
+        other => return Err(format!("expected https, found {other}")),
     }
     if !url.username().is_empty() || url.password().is_some() {
-        return refuse("expected a URL without user name and password".to_owned());
+        return Err("expected a URL without user name and password".to_owned());
     }
-    Ok(())
+    Ok(url)
 }
 
 /// The routing key of an AMQP publication: `<provider>` or `<provider>.<lane>`.

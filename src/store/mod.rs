@@ -10,6 +10,7 @@ mod completions;
 mod connect;
 mod dead;
 mod deliveries;
+mod delivery_views;
 mod dialect;
 mod due;
 mod endpoints;
@@ -22,6 +23,7 @@ mod owners;
 mod queues;
 mod replays;
 mod reports;
+mod resends;
 mod retention;
 mod types;
 mod vault;
@@ -41,11 +43,16 @@ use crate::vault::MasterKeys;
 pub use audit::{Act, ActKind, ActView};
 pub use completions::{COMPLETIONS_MAX, CompletionFilter, Horizon};
 pub use dead::PurgeAct;
+pub use delivery_views::{DeliveryAttempt, DeliveryFilter, DeliveryState, DeliveryView, Occurrence, Resent};
 use dialect::Db;
+pub use endpoints::{
+    EndpointSecrets, EndpointView, NewEndpoint, OlderSecret, Registered, SecretVersion, Subscribe, Tested,
+};
 pub use replays::{ReplayLetter, ReplayOptions, ReplayOrder, ReplayState, ReplayView};
+pub use resends::{ResendBegun, ResendOrder, ResendState, ResendView};
 pub use types::*;
 pub use vault::{KeyAct, KeyRefused, NewKey, STORED_KEYS_MAX, Sealed, StoredKey};
-use wakes::{Pending, Wakes};
+use wakes::Wakes;
 use writer::{Request, Writer};
 
 /// What can go wrong with the store.
@@ -105,24 +112,29 @@ pub struct Depth {
 /// silent. (A function over async closures would not be `Send`.)
 macro_rules! act {
     ($store:expr, |$tx:ident, $wakes:ident| $work:expr) => {{
-        let Inner { db, wakes, .. } = &*$store.inner;
+        let $crate::store::Inner { db, wakes, .. } = &*$store.inner;
         let mut collisions = 0;
         loop {
             let once = async {
                 let mut transaction = db.begin().await?;
-                let mut pending = Pending::default();
+                let mut pending = wakes.pending();
                 let ($tx, $wakes) = (&mut transaction, &mut pending);
                 let done = $work?;
                 wakes.commit(transaction, pending).await?;
                 Ok(done)
             };
             match db.in_time(once).await {
-                Err(error) if dialect::is_collision(&error) && collisions < COLLISIONS_MAX => collisions += 1,
+                Err(error)
+                    if $crate::store::dialect::is_collision(&error) && collisions < $crate::store::COLLISIONS_MAX =>
+                {
+                    collisions += 1;
+                }
                 done => break done,
             }
         }
     }};
 }
+use act;
 
 /// Attempts at a transaction that others were in the way of (a deadlock).
 const COLLISIONS_MAX: u32 = 5;
@@ -206,6 +218,12 @@ impl Store {
     /// waits must also look by itself from time to time.
     pub fn wakes(&self) -> broadcast::Receiver<Wake> {
         self.inner.wakes.subscribe()
+    }
+
+    /// From now on every completion that this process records is published to the broker, too, by
+    /// whoever claims it there ([`Store::claim_publications`]).
+    pub fn publish_completions(&self) {
+        self.inner.wakes.publish();
     }
 
     /// Changes whenever a job may have ended, here or (on PostgreSQL, for some time after [`Store::await_completions`])
@@ -387,12 +405,36 @@ impl Store {
         act!(self, |tx, _wakes| deliveries::claim(tx, &claim).await)
     }
 
-    /// When the next delivery is due, or the claim of one lapses.
+    /// The same for what is published to the broker.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn claim_publications(
+        &self,
+        owner: &OwnerId,
+        limit: u32,
+        now_ms: WallMs,
+        lease: Duration,
+    ) -> Result<Vec<Publication>, StoreError> {
+        self.introduce(owner).await?;
+        let claim = deliveries::Claim { owner: owner.clone(), limit, now_ms, lease };
+        act!(self, |tx, _wakes| deliveries::claim_publications(tx, &claim).await)
+    }
+
+    /// When the next webhook is due, or the claim of one lapses.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn next_delivery_due(&self) -> Result<Option<WallMs>, StoreError> {
-        self.db().in_time(deliveries::next_due(self.db())).await
+        self.db().in_time(deliveries::next_due(self.db(), "webhook")).await
+    }
+
+    /// The same for what is published to the broker.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn next_publication_due(&self) -> Result<Option<WallMs>, StoreError> {
+        self.db().in_time(deliveries::next_due(self.db(), "amqp")).await
     }
 
     // Reading. Without a tenant, an id that several have stands for the first one's.

@@ -94,7 +94,7 @@ async fn let_go(db: &Db, wakes: &Wakes, owner: &str, why: Why, now_ms: WallMs) -
     let mut released = 0;
     loop {
         let mut tx = db.begin().await?;
-        let mut pending = Pending::default();
+        let mut pending = wakes.pending();
         let sql = format!(
             "SELECT pk, epoch, run, attempts, failures, started, state FROM jobs WHERE owner = $1 ORDER BY pk LIMIT $2{}",
             tx.for_update()

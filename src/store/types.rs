@@ -391,7 +391,7 @@ pub enum Cancelled {
     NotFound,
 }
 
-/// A completion event to deliver to one endpoint, claimed by a notifier.
+/// Something to tell one endpoint, claimed by a notifier.
 #[derive(Debug, Clone)]
 pub struct DeliveryJob {
     /// Its row.
@@ -400,8 +400,46 @@ pub struct DeliveryJob {
     pub epoch: i64,
     /// Attempts made so far.
     pub attempts: u32,
+    /// Those of them that were made before somebody asked to send it again: the schedule begins after them.
+    pub attempts_before: u32,
     /// Where it goes.
     pub endpoint: Endpoint,
+    /// What to tell.
+    pub occasion: Occasion,
+}
+
+/// What an endpoint is told.
+#[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "nearly all of them are the large one")]
+pub enum Occasion {
+    /// A job ended.
+    Completion(Event),
+    /// Somebody tries the endpoint out.
+    Test {
+        /// Stable over its attempts.
+        event_id: String,
+        /// When it was asked for.
+        at_ms: WallMs,
+    },
+}
+
+/// A completion event to publish to the broker, claimed by a notifier.
+#[derive(Debug, Clone)]
+pub struct Publication {
+    /// Its row.
+    pub pk: i64,
+    /// Rises with every claim.
+    pub epoch: i64,
+    /// Attempts made so far.
+    pub attempts: u32,
+    /// As in [`DeliveryJob`].
+    pub attempts_before: u32,
+    /// The queue that its producer waits at; `None`: the exchange of events.
+    pub reply_to: Option<String>,
+    /// The producer's own id of the conversation.
+    pub correlation_id: Option<String>,
+    /// W3C trace context.
+    pub traceparent: Option<String>,
     /// What happened.
     pub event: Event,
 }
@@ -419,6 +457,8 @@ pub struct Endpoint {
     pub url: String,
     /// Made from a bare callback URL.
     pub implicit: bool,
+    /// What signs for it; `None`: the secret of its tenant.
+    pub secrets: Option<super::EndpointSecrets>,
 }
 
 /// A completion.

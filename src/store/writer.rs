@@ -215,7 +215,7 @@ impl Task {
 
     async fn transact(&self, batch: &[Request]) -> Result<Vec<Outcome>, StoreError> {
         let mut tx = self.db.begin().await?;
-        let mut pending = Pending::default();
+        let mut pending = self.wakes.pending();
         let mut outcomes: Vec<Option<Outcome>> = batch.iter().map(|_| None).collect();
         // Always in this order: rows are locked alike by every writer, and claims see what the
         // same batch made due.

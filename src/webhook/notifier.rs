@@ -462,7 +462,7 @@ impl Parts {
                 Ok(answer) => Some(format!("answered {}", answer.status.as_u16())),
                 Err(error) => Some(error.to_string()),
             },
-            next: next(answer, delivery.n, &self.schedule, self.clock.wall_ms(), rand::random()),
+            next: next(answer, delivery.step, &self.schedule, self.clock.wall_ms(), rand::random()),
         }
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::Method;
-use paceline::api::{Control, Desk, OPERATOR, Submitted, Tenancy, learn_keys};
+use paceline::api::{Control, Desk, HookRules, Hooks, OPERATOR, Submitted, Tenancy, learn_keys};
 use paceline::clock::{Clock, SystemClock};
 use paceline::config::Config;
 use paceline::job::{is_job_id, is_name};
@@ -19,6 +19,7 @@ use url::form_urlencoded::Serializer;
 use super::Globals;
 use super::failure::{Exit, Failure};
 use super::http::HttpApi;
+use crate::system::publishes;
 
 /// Whether a store that is not there yet may be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +40,8 @@ pub enum Backend {
         desk: Desk,
         /// What can be ordered of it.
         control: Control,
+        /// Its endpoints and deliveries.
+        hooks: Hooks,
         /// To be closed at the end.
         store: Store,
         /// Its URL without a password.
@@ -76,8 +79,13 @@ impl Backend {
         let masters = MasterKeys::of_process().map_err(|error| Failure::usage(error.to_string()))?;
         let control = Control::new(store.clone(), Arc::clone(&catalog), Arc::clone(&clock) as Arc<dyn Clock>)
             .with_masters(Arc::new(masters));
+        if publishes(&config) {
+            store.publish_completions();
+        }
+        let rules = HookRules::of(&config.webhooks).map_err(|e| Failure::usage(format!("webhooks.secret: {e}")))?;
+        let hooks = Hooks::new(store.clone(), Arc::clone(&clock) as Arc<dyn Clock>, rules);
         let desk = Desk::new(store.clone(), catalog, clock, config.api.envelope_bytes_max);
-        Ok(Self::Store { desk, control, store, place })
+        Ok(Self::Store { desk, control, hooks, store, place })
     }
 
     /// Where it is, for people.
@@ -294,6 +302,97 @@ impl Backend {
         match self {
             Self::Http(api) => order(api, &[name, "budgets", budget, "resume"]).await,
             Self::Store { control, .. } => value(&control.resume_budget(name, budget, OPERATOR).await?),
+        }
+    }
+
+    /// `POST /v1/endpoints`
+    pub async fn register_endpoint(&self, body: Vec<u8>) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::POST, &["v1", "endpoints"], "", Some(body)).await?),
+            Self::Store { hooks, .. } => value(&hooks.register(Tenancy::all(), &body).await?),
+        }
+    }
+
+    /// `GET /v1/endpoints`
+    pub async fn endpoints(&self, query: &str) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::GET, &["v1", "endpoints"], query, None).await?),
+            Self::Store { hooks, .. } => value(&hooks.endpoints(Tenancy::all(), query).await?),
+        }
+    }
+
+    /// `GET /v1/endpoints/{id}`
+    pub async fn endpoint(&self, id: &str) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::GET, &["v1", "endpoints", id], "", None).await?),
+            Self::Store { hooks, .. } => value(&hooks.endpoint(&Tenancy::all(), id).await?),
+        }
+    }
+
+    /// `POST /v1/endpoints/{id}/disable` and `/enable`
+    pub async fn enable_endpoint(&self, id: &str, enabled: bool) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => {
+                let path = ["v1", "endpoints", id, if enabled { "enable" } else { "disable" }];
+                json(api.call(Method::POST, &path, "", None).await?)
+            }
+            Self::Store { hooks, .. } => value(&hooks.enable(&Tenancy::all(), id, enabled).await?),
+        }
+    }
+
+    /// `DELETE /v1/endpoints/{id}`
+    pub async fn delete_endpoint(&self, id: &str) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::DELETE, &["v1", "endpoints", id], "", None).await?),
+            Self::Store { hooks, .. } => value(&hooks.delete(&Tenancy::all(), id).await?),
+        }
+    }
+
+    /// `POST /v1/endpoints/{id}/rotate`
+    pub async fn rotate_endpoint(&self, id: &str, body: Vec<u8>) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::POST, &["v1", "endpoints", id, "rotate"], "", Some(body)).await?),
+            Self::Store { hooks, .. } => value(&hooks.rotate(&Tenancy::all(), id, &body).await?),
+        }
+    }
+
+    /// `POST /v1/endpoints/{id}/test`
+    pub async fn test_endpoint(&self, id: &str) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::POST, &["v1", "endpoints", id, "test"], "", None).await?),
+            Self::Store { hooks, .. } => value(&hooks.test(&Tenancy::all(), id).await?),
+        }
+    }
+
+    /// `POST /v1/endpoints/{id}/resend`
+    pub async fn resend_endpoint(&self, id: &str, body: Vec<u8>) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::POST, &["v1", "endpoints", id, "resend"], "", Some(body)).await?),
+            Self::Store { hooks, .. } => value(&hooks.resend_since(&Tenancy::all(), id, &body).await?),
+        }
+    }
+
+    /// `GET /v1/deliveries`
+    pub async fn deliveries(&self, query: &str) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::GET, &["v1", "deliveries"], query, None).await?),
+            Self::Store { hooks, .. } => value(&hooks.deliveries(Tenancy::all(), query).await?),
+        }
+    }
+
+    /// `GET /v1/deliveries/{id}`
+    pub async fn delivery(&self, id: &str) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::GET, &["v1", "deliveries", id], "", None).await?),
+            Self::Store { hooks, .. } => value(&hooks.delivery(&Tenancy::all(), id).await?),
+        }
+    }
+
+    /// `POST /v1/deliveries/{id}/resend`
+    pub async fn resend_delivery(&self, id: &str) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::POST, &["v1", "deliveries", id, "resend"], "", None).await?),
+            Self::Store { hooks, .. } => value(&hooks.resend(&Tenancy::all(), id).await?),
         }
     }
 

@@ -9,7 +9,9 @@ mod backend;
 mod bench;
 mod check;
 mod dead;
+mod deliveries;
 mod demo;
+mod endpoints;
 mod enqueue;
 mod failure;
 mod http;
@@ -108,9 +110,9 @@ Exit codes:
   1    failed, or something was refused
   2    the command line or the configuration is wrong
   3    neither the API nor the store can be reached
-  4    there is no such job, dead letter, provider, budget or key
+  4    there is no such job, dead letter, endpoint, delivery, provider, budget or key
   5    conflict, or too late for that
-  6    `jobs wait`: the time was up, or a job did not succeed
+  6    `jobs wait`, `endpoints test`: the time was up, or a job did not succeed
   141  the reader of the output went away
 
 Examples:
@@ -131,6 +133,10 @@ enum Command {
     Jobs(jobs::Command),
     #[command(subcommand)]
     Dead(dead::Command),
+    #[command(subcommand)]
+    Endpoints(Box<endpoints::Command>),
+    #[command(subcommand)]
+    Deliveries(deliveries::Command),
     #[command(subcommand)]
     Providers(providers::Command),
     #[command(subcommand)]
@@ -156,6 +162,8 @@ impl Command {
             Self::Enqueue(args) => enqueue::run(*args, globals, out).await,
             Self::Jobs(command) => jobs::run(command, globals, out).await,
             Self::Dead(command) => dead::run(command, globals, out).await,
+            Self::Endpoints(command) => endpoints::run(*command, globals, out).await,
+            Self::Deliveries(command) => deliveries::run(command, globals, out).await,
             Self::Providers(command) => providers::run(command, globals, out).await,
             Self::Keys(command) => keys::run(command, globals, out).await,
             Self::Audit(args) => audit::run(args, globals, out).await,
