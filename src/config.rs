@@ -16,11 +16,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ipnet::IpNet;
 
-use crate::job::Catalog;
+use crate::job::{AddedKeys, Catalog};
 use crate::secrets::{Secret, SecretError, SecretSource};
 
 pub use limits::{Quota, QuotaPlace};
-pub use provider::{Auth, Provider, Route};
+pub use provider::{Auth, Provider, Route, is_sendable};
 
 /// What is wrong with the configuration.
 #[derive(Debug, thiserror::Error)]
@@ -307,6 +307,7 @@ impl Config {
             allow_http: self.webhooks.allow_http,
             callbacks: self.webhooks.secret.is_some(),
             endpoints: self.webhooks.secret.is_some(),
+            added: AddedKeys::default(),
         }
     }
 

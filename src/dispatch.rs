@@ -12,6 +12,7 @@ mod claims;
 pub mod core;
 mod intake;
 mod keeper;
+mod keyring;
 mod lease;
 mod orders;
 mod record;

@@ -46,4 +46,5 @@ pub mod sim;
 pub mod store;
 pub mod supervise;
 pub mod telemetry;
+pub mod vault;
 pub mod webhook;

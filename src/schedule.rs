@@ -21,6 +21,8 @@ const CALM: Duration = Duration::from_secs(8);
 const PASS_EVERY: Duration = Duration::from_secs(3);
 /// Retention runs once in so many passes.
 const RETENTION_PASSES: u32 = 20;
+/// What operators did is kept for so long.
+pub const KEEP_ACTS: Duration = Duration::from_secs(400 * 86_400);
 /// Rows of one statement.
 const BATCH: u32 = 500;
 
@@ -105,8 +107,10 @@ impl Scheduler {
                 tracing::info!(jobs = removed.jobs, dead_letters = removed.dead_letters, "retention removed old rows");
             }
             if removed.jobs.max(removed.dead_letters) < u64::from(BATCH) {
-                return Ok(());
+                break;
             }
         }
+        while self.store.retain_acts(before(KEEP_ACTS), BATCH).await? >= u64::from(BATCH) {}
+        Ok(())
     }
 }

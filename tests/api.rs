@@ -81,7 +81,7 @@ fn catalog() -> Catalog {
     rules.pins.extend(["a1", "b1", "org-1"].map(str::to_owned));
     rules.keys.extend([("a1".to_owned(), None), ("b1".to_owned(), Some("org-1".to_owned()))]);
     let providers = [("geo".to_owned(), rules), ("mail".to_owned(), ProviderRules::default())].into();
-    Catalog { providers, allow_http: false, callbacks: true, endpoints: false }
+    Catalog { providers, allow_http: false, callbacks: true, endpoints: false, ..Catalog::default() }
 }
 
 fn token(name: &str, secret: &str, scopes: &[Scope], tenant: Option<&str>) -> Token {
@@ -108,6 +108,7 @@ impl Api {
             store: store.clone(),
             catalog: Arc::new(catalog()),
             clock: Arc::new(SystemClock::new()),
+            masters: Arc::default(),
             tokens: Tokens::new(tokens),
             readiness: readiness.clone(),
             registry: Registry::default(),

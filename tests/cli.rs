@@ -172,6 +172,7 @@ impl Place {
             store: store.clone(),
             catalog: Arc::new(config.catalog()),
             clock: Arc::new(SystemClock::new()),
+            masters: Arc::default(),
             tokens: Tokens::new(tokens),
             readiness: Readiness::default(),
             registry: Registry::default(),

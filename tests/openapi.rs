@@ -269,6 +269,17 @@ impl Judge<'_> {
         self.get(list, list, 200).await;
         self.get(one, &format!("/v1/providers/{name}"), 200).await;
         self.get(one, "/v1/providers/nobody", 404).await;
+        let (keys, stored) = (format!("{one}/keys"), format!("{one}/keys/{{label}}"));
+        let at = format!("/v1/providers/{name}/keys");
+        let secret = |n: u8| Some(json!({ "label": "k9", "secret": format!("not-a-real-one-{n}") }));
+        self.call("post", &keys, &at, secret(1), 201).await;
+        self.call("post", &keys, &at, secret(2), 409).await;
+        self.call("get", &keys, &at, None, 200).await;
+        let rotate = (format!("{stored}/rotate"), format!("{at}/k9/rotate"));
+        self.call("post", &rotate.0, &rotate.1, Some(json!({ "secret": "not-a-real-one-3" })), 200).await;
+        self.call("post", "/v1/vault/rekey", "/v1/vault/rekey", None, 200).await;
+        self.call("delete", &stored, &format!("{at}/k9"), None, 200).await;
+        self.call("get", "/v1/audit", "/v1/audit?limit=2", None, 200).await;
         for (what, path) in [
             ("/pause", "pause"),
             ("/resume", "resume"),
@@ -340,6 +351,7 @@ async fn the_server_answers_as_the_document_says() {
         let options =
             ProviderOptions { keys: vec![SimKey::new("k1", "openapi-key-0001")], ..ProviderOptions::default() };
         let sim = ProviderSim::start(options).await.expect("a provider");
+        world.set("PACELINE_MASTER_KEY", "bm8gc2VjcmV0OiB0aGUgbWFzdGVyIGtleSBvZiBhIHQ=");
         world.provider(&sim.base_url(), &[("k1", "openapi-key-0001")], "");
         let serve = world.serving().await;
         let (status, document) = world.api().get("/openapi.json").await;

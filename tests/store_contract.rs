@@ -107,7 +107,7 @@ fn catalog() -> Catalog {
     rules.lanes.insert("high".to_owned());
     rules.pins.insert("a1".to_owned());
     let providers = ["geo", "other"].map(|name| (name.to_owned(), rules.clone()));
-    Catalog { providers: providers.into(), allow_http: true, callbacks: true, endpoints: true }
+    Catalog { providers: providers.into(), allow_http: true, callbacks: true, endpoints: true, ..Catalog::default() }
 }
 
 fn job_of(mut envelope: Value) -> Job {
@@ -892,6 +892,7 @@ async fn a_replay_can_be_edited_and_delayed(f: Fixture) {
         lane: Some("low".to_owned()),
         not_before_ms: Some(NOW + 5000),
         keep_key: None,
+        ..Replay::default()
     };
     assert_eq!(f.store.replay(None, "a", &how, NOW + 20).await.expect("replayed"), Replayed::Queued { run: 2 });
     let view = f.store.job(None, "a").await.expect("read").expect("one");

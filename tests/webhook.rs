@@ -229,7 +229,8 @@ impl House {
             Store::open(&StoreOptions { url: url.clone(), exclusive: true, connections_max: 8 }).await.expect("opened");
         store.migrate().await.expect("migrated");
         let rules = BTreeMap::from([("geocoder".to_owned(), ProviderRules::default())]);
-        let catalog = Catalog { providers: rules, allow_http: true, callbacks: true, endpoints: true };
+        let catalog =
+            Catalog { providers: rules, allow_http: true, callbacks: true, endpoints: true, ..Catalog::default() };
         Self { store, clock: Arc::new(SystemClock::new()), catalog, url, _folder: folder }
     }
 

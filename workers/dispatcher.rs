@@ -8,6 +8,7 @@ use paceline::config::{Config, QueueConfig};
 use paceline::dispatch::{Dispatcher, DispatcherParts};
 use paceline::inlet::topology::Topology;
 use paceline::inlet::{Inlet, InletParts};
+use paceline::job::Catalog;
 use paceline::store::Store;
 use paceline::telemetry::{DispatchMetrics, InletMetrics};
 use tokio::task::JoinSet;
@@ -36,6 +37,7 @@ pub fn start(
             provider: Arc::new(provider.clone()),
             store: parts.store.clone(),
             clock: Arc::clone(&parts.clock),
+            masters: Arc::clone(&parts.masters),
             owner: parts.owner.clone(),
             metrics: metrics.clone(),
             grace: GRACE,
@@ -65,7 +67,7 @@ pub fn start(
                 store: parts.store.clone(),
                 clock: Arc::clone(&parts.clock),
                 owner: parts.owner.clone(),
-                catalog: parts.config.catalog(),
+                catalog: Catalog::clone(&parts.catalog),
                 envelope_bytes_max: parts.config.api.envelope_bytes_max,
                 readiness: parts.readiness.clone(),
                 metrics: inlet_metrics,

@@ -6,17 +6,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use paceline::api::{ApiParts, HookRules, Tokens, figures_router, router};
+use paceline::api::{ApiParts, HookRules, Tokens, figures_router, learn_keys, router};
 use paceline::clock::{Clock, SystemClock};
 use paceline::config::{Config, QueueConfig};
+use paceline::job::{AddedKeys, Catalog};
 use paceline::readiness::Readiness;
 use paceline::replays::Replayer;
 use paceline::resends::Resender;
 use paceline::schedule::{self, Scheduler};
-use paceline::store::{OwnerId, Store, StoreError, StoreOptions};
+use paceline::store::{OwnerId, Store, StoreError, StoreOptions, Wake};
 use paceline::supervise::Reconnect;
+use paceline::vault::MasterKeys;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
+use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -26,6 +29,8 @@ use crate::{api, dispatcher, notifier};
 
 /// The store is asked this often whether it is there.
 const PING_EVERY: Duration = Duration::from_secs(2);
+/// Stored keys are looked for this often, though nobody said that there are others.
+const KEYS_EVERY: Duration = Duration::from_secs(5);
 /// Connections to the database at most.
 const CONNECTIONS_MAX: u32 = 16;
 
@@ -76,6 +81,10 @@ pub struct System {
 /// What the roles are built from.
 pub struct Parts {
     pub config: Arc<Config>,
+    /// What jobs are checked against.
+    pub catalog: Arc<Catalog>,
+    /// What opens stored keys.
+    pub masters: Arc<MasterKeys>,
     pub store: Store,
     pub clock: Arc<dyn Clock>,
     pub owner: OwnerId,
@@ -88,6 +97,8 @@ impl System {
     pub async fn start(config: Config, roles: &[Role], shutdown: CancellationToken) -> anyhow::Result<Self> {
         let config = Arc::new(config);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let masters = Arc::new(MasterKeys::of_process()?);
+        let catalog = Arc::new(config.catalog());
         let readiness = Readiness::default();
         readiness.declare("store");
         // The port first: one that is taken should be known before anything else starts.
@@ -112,11 +123,16 @@ impl System {
             starting.stop().await;
         }
         let store = opened?;
+        if has_api || roles.contains(&Role::Dispatcher) {
+            check_masters(&store, &masters).await?;
+        }
+        learn_keys(&store, &catalog.added).await?;
         if publishes(&config) {
             store.publish_completions();
         }
         let owner = format!("{}-{:08x}", std::process::id(), rand::random::<u32>());
-        let mut parts = Parts { config, store: store.clone(), clock, owner, readiness, registry: Registry::default() };
+        let registry = Registry::default();
+        let mut parts = Parts { config, catalog, masters, store: store.clone(), clock, owner, readiness, registry };
         let mut tasks = JoinSet::new();
         let api = listener.as_ref().filter(|_| has_api).map(TcpListener::local_addr).transpose()?;
         let beat = start_upkeep(&parts, roles, &mut tasks, &shutdown);
@@ -130,7 +146,8 @@ impl System {
         if let Some(listener) = listener {
             let parts = ApiParts {
                 store: parts.store,
-                catalog: Arc::new(parts.config.catalog()),
+                catalog: parts.catalog,
+                masters: parts.masters,
                 clock: parts.clock,
                 tokens,
                 readiness: parts.readiness,
@@ -234,9 +251,14 @@ fn start_upkeep(
         }
         Ok(())
     });
+    let labels = watch_keys(parts.store.clone(), parts.catalog.added.clone(), shutdown.clone());
+    tasks.spawn(async move {
+        labels.await;
+        Ok(())
+    });
     if roles.contains(&Role::Scheduler) {
         let scheduler = Scheduler::new(parts.store.clone(), Arc::clone(&parts.clock), parts.config.store.clone());
-        let (upkeep, catalog) = (shutdown.clone(), Arc::new(parts.config.catalog()));
+        let (upkeep, catalog) = (shutdown.clone(), Arc::clone(&parts.catalog));
         tasks.spawn(async move {
             scheduler.run(upkeep).await;
             Ok(())
@@ -255,6 +277,37 @@ fn start_upkeep(
         });
     }
     AbortOnDropHandle::new(beat)
+}
+
+/// A wrong master key is told at once, and nothing was changed by then.
+async fn check_masters(store: &Store, masters: &MasterKeys) -> anyhow::Result<()> {
+    // One row that was damaged is its dispatcher's business.
+    for sealed in store.stored_keys(None).await?.into_iter().filter_map(|key| key.sealed) {
+        masters.find(&sealed.master)?;
+    }
+    Ok(())
+}
+
+/// Learns the labels of stored keys as they come: jobs may be pinned to them.
+async fn watch_keys(store: Store, added: AddedKeys, shutdown: CancellationToken) {
+    let mut wakes = store.wakes();
+    loop {
+        let look_at = tokio::time::Instant::now() + KEYS_EVERY;
+        let told = loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                wake = wakes.recv() => match wake {
+                    Ok(Wake::Orders(_)) | Err(RecvError::Lagged(_)) => break true,
+                    Ok(_) => {}
+                    Err(RecvError::Closed) => return,
+                },
+                () = tokio::time::sleep_until(look_at) => break false,
+            }
+        };
+        if let Err(error) = learn_keys(&store, &added).await {
+            tracing::debug!(%error, told, "the labels of stored keys are not known; trying again");
+        }
+    }
 }
 
 /// Keeps `/readyz` true about the store.

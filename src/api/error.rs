@@ -25,6 +25,12 @@ pub enum ProblemKind {
     NotFound,
     /// The job exists and has no result.
     NoResult,
+    /// Too many wrong tokens came from there.
+    TooManyAttempts,
+    /// A key that is there already, is not there, or would be there twice.
+    KeyConflict,
+    /// The master key that stored keys need is not set here.
+    NoMasterKey,
     /// That route has no such method.
     MethodNotAllowed,
     /// The body did not arrive in time.
@@ -55,7 +61,10 @@ pub enum ProblemKind {
 
 impl ProblemKind {
     /// Every kind.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 22] = [
+        Self::TooManyAttempts,
+        Self::KeyConflict,
+        Self::NoMasterKey,
         Self::BadParameter,
         Self::NotJson,
         Self::Unauthorized,
@@ -86,6 +95,11 @@ impl ProblemKind {
             Self::Forbidden => ("forbidden", StatusCode::FORBIDDEN, "This is not allowed"),
             Self::NotFound => ("not-found", StatusCode::NOT_FOUND, "There is no such thing"),
             Self::NoResult => ("no-result", StatusCode::NOT_FOUND, "The job has no result"),
+            Self::TooManyAttempts => {
+                ("too-many-attempts", StatusCode::TOO_MANY_REQUESTS, "Too many wrong tokens came from this address")
+            }
+            Self::KeyConflict => ("key-conflict", StatusCode::CONFLICT, "This does not fit the keys that are there"),
+            Self::NoMasterKey => ("no-master-key", StatusCode::CONFLICT, "The master key is missing or another one"),
             Self::MethodNotAllowed => {
                 ("method-not-allowed", StatusCode::METHOD_NOT_ALLOWED, "This route has no such method")
             }
@@ -141,12 +155,13 @@ pub struct Problem {
     /// The fields or parameters that are wrong.
     pub errors: Vec<Invalid>,
     challenge: Option<String>,
+    retry_after_s: Option<u64>,
 }
 
 impl Problem {
     /// A problem with what happened this time.
     pub fn new(kind: ProblemKind, detail: impl Into<String>) -> Self {
-        Self { kind, detail: detail.into(), errors: Vec::new(), challenge: None }
+        Self { kind, detail: detail.into(), errors: Vec::new(), challenge: None, retry_after_s: None }
     }
 
     /// Wrong fields of a job or a replay; `detail` is the first of them.
@@ -177,6 +192,11 @@ impl Problem {
     /// No dead letter by that id, or none that the caller may see.
     pub fn no_dead_letter() -> Self {
         Self::new(ProblemKind::NotFound, "there is no dead letter with this id")
+    }
+
+    /// With a `Retry-After` header: whole seconds, rounded up.
+    pub(super) fn retry_after(self, wait: std::time::Duration) -> Self {
+        Self { retry_after_s: Some(wait.as_secs() + u64::from(wait.subsec_nanos() > 0)), ..self }
     }
 
     /// No endpoint by that id, or none that the caller may see.
@@ -285,8 +305,9 @@ impl IntoResponse for Problem {
         let mut response = (status, body).into_response();
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        if status == StatusCode::SERVICE_UNAVAILABLE {
-            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        let retry_after_s = self.retry_after_s.or((status == StatusCode::SERVICE_UNAVAILABLE).then_some(1));
+        if let Some(seconds) = retry_after_s {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
         if let Some(challenge) = self.challenge.and_then(|text| HeaderValue::from_str(&text).ok()) {
             headers.insert(WWW_AUTHENTICATE, challenge);

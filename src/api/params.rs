@@ -34,6 +34,8 @@ pub(super) const PURGE: [&str; 8] =
     ["reason", "provider", "lane", "tenant", "replayed", "dead_after", "dead_before", "all"];
 /// Of `GET /v1/replays`.
 pub(super) const REPLAYS: [&str; 2] = ["cursor", "limit"];
+/// Of `GET /v1/audit`.
+pub(super) const ACTS: [&str; 2] = ["cursor", "limit"];
 /// Of calls by id.
 pub(super) const TENANT: [&str; 1] = ["tenant"];
 /// Of `GET /v1/endpoints`.
@@ -213,6 +215,7 @@ pub(super) enum ListKind {
     Endpoints = 4,
     Deliveries = 5,
     Events = 6,
+    Acts = 9,
 }
 
 impl ListKind {
@@ -256,6 +259,13 @@ pub fn dead_letters(query: &str) -> Result<(DeadFilter, Window), Problem> {
 pub fn replays(query: &str) -> Result<Window, Problem> {
     let mut params = Params::read(query, &REPLAYS);
     let window = params.window(ListKind::Replays);
+    params.finish(window)
+}
+
+/// `GET /v1/audit?…`: `cursor`, `limit`.
+pub fn acts(query: &str) -> Result<Window, Problem> {
+    let mut params = Params::read(query, &ACTS);
+    let window = params.window(ListKind::Acts);
     params.finish(window)
 }
 

@@ -94,7 +94,7 @@ pub(super) async fn show(
 }
 
 /// Lets a caller with that scope through, whose request says nothing but what its route says.
-async fn check(
+pub(super) async fn check(
     caller: &Caller,
     scope: Scope,
     query: Option<String>,

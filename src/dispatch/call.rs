@@ -78,6 +78,11 @@ impl Call {
         });
     }
 
+    /// It does not leave after all: its job goes back to the store.
+    pub(super) fn withhold(mut self) {
+        self.end(CallEnd::Withheld);
+    }
+
     fn end(&mut self, end: CallEnd) {
         self.ended = true;
         self.tell(Event::Ended { pk: self.pk, end });

@@ -9,6 +9,7 @@
 
 mod ending;
 mod groups;
+mod keys;
 mod leave;
 mod message;
 mod orders;
@@ -33,6 +34,7 @@ use quotas::Quotas;
 
 use groups::Step;
 pub use groups::{Heir, Sent};
+pub use keys::{Heard, KeyNews};
 pub use leave::Leave;
 pub use message::{Allowance, Answered, CallEnd, Command, Event, Note, Now};
 pub use orders::Freed;
@@ -83,6 +85,8 @@ struct Open {
     flight: Flight,
     pass: Pass,
     sent: Now,
+    /// What tells the secret it was sent with from others.
+    secret: u64,
     mark: Mark,
     /// The end of the call, while the mark is still being committed: records of one job never
     /// overtake each other.
@@ -344,7 +348,8 @@ impl Core {
         held.renew();
         held.claimed.attempts += 1;
         held.claimed.first_attempt_ms.get_or_insert(now.wall);
-        held.stage = Stage::Open(Box::new(Open { flight, pass, sent: now, mark, ended: None }));
+        let secret = self.pool.secret_of(key);
+        held.stage = Stage::Open(Box::new(Open { flight, pass, sent: now, secret, mark, ended: None }));
         self.open += 1;
         self.retries.called(now.mono);
         self.count(key, Step::Leaves, now.mono);
@@ -599,6 +604,8 @@ fn pool_of(provider: &Provider, now: Time) -> Result<Pool, BadSpec> {
     for (secret, (number, key)) in provider.secrets.iter().zip((0..).zip(&provider.pool.keys)) {
         if let Some(secret) = secret {
             pool.identify(KeyId(number), secret.fingerprint(&[&provider.name, &key.label]));
+        } else if provider.stored.contains(&key.label) {
+            pool.set_present(KeyId(number), false);
         }
     }
     Ok(pool)

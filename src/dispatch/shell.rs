@@ -14,6 +14,7 @@ use super::claims::Claims;
 use super::core::{Command, Core, Event, Note, Now};
 use super::intake::Intake;
 use super::keeper::{Keeping, LeaseInput};
+use super::keyring::{Credential, Keyring, Read};
 use super::orders::Orders;
 use super::record::write;
 use super::tell::Teller;
@@ -26,6 +27,7 @@ use crate::pace::{BadSpec, GroupId, KeyId, Time};
 use crate::provider::{Client, ClientError};
 use crate::store::{Claimed, JobPk, Order, OwnerId, Record, Report, Store, StoreError, Wake};
 use crate::telemetry::{DispatchMetrics, ProviderLabel};
+use crate::vault::MasterKeys;
 
 /// Inputs handled before the core decides again.
 const INPUTS_MAX: usize = 512;
@@ -46,6 +48,8 @@ pub struct DispatcherParts {
     pub store: Store,
     /// Time.
     pub clock: Arc<dyn Clock>,
+    /// What opens stored keys.
+    pub masters: Arc<MasterKeys>,
     /// Who claims them.
     pub owner: OwnerId,
     /// Counters.
@@ -84,8 +88,8 @@ pub(super) enum Input {
     Due { lane: usize, asked: usize, result: Result<(Vec<Claimed>, Option<i64>), StoreError> },
     /// What the store said about leases.
     Lease(LeaseInput),
-    /// What operators want.
-    Orders(Result<Vec<Order>, StoreError>),
+    /// What operators want, and the keys they stored.
+    Orders(Result<(Vec<Order>, Vec<Read>), StoreError>),
     /// Jobs in hand that somebody wants cancelled.
     Cancels(Result<Vec<JobPk>, StoreError>),
     /// A report was written: what is in the store now; `None`: it failed.
@@ -101,6 +105,7 @@ pub struct Dispatcher {
     pub(super) label: ProviderLabel,
     pub(super) core: Core,
     client: Client,
+    pub(super) keyring: Keyring,
     intakes: Vec<Intake>,
     pub(super) claims: Claims,
     pub(super) keeping: Keeping,
@@ -137,6 +142,7 @@ impl Dispatcher {
         let label = ProviderLabel { provider: name() };
         let room_at = parts.clock.mono();
         let keeping = Keeping::new(&provider);
+        let keyring = Keyring::new(&provider);
         let prefetch = u16::try_from(core.allowance(room_at).clamp(1, 500)).unwrap_or(500);
         let (tasks, waiting) = (JoinSet::new(), Arc::default());
         let nothing_held = (0..core.group_count()).map(|number| GroupId(number as u32)).collect();
@@ -147,6 +153,7 @@ impl Dispatcher {
             label,
             core,
             client,
+            keyring,
             intakes,
             claims,
             keeping,
@@ -361,9 +368,13 @@ impl Dispatcher {
     }
 
     fn call(&mut self, pk: JobPk, job: Arc<Job>, key: KeyId) {
-        let index = usize::try_from(key.0).unwrap_or(usize::MAX);
-        let secret = self.parts.provider.secrets.get(index).cloned().flatten();
         let call = Call::new(pk, self.core.leave(key), Arc::clone(&self.parts.clock), self.sender.clone());
+        let secret = match self.keyring.credential(key) {
+            Credential::Key(secret) => Some(secret),
+            Credential::Nothing => None,
+            // Removed since the permit was given: never without a key.
+            Credential::Gone => return call.withhold(),
+        };
         let client = self.client.clone();
         let cost_from = self.parts.provider.cost_from(&job.request.method, &job.request.path).cloned();
         self.tasks.spawn(async move { call.make(&client, &job, secret.as_ref(), cost_from.as_ref()).await });

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::object::{object, optional_object, optional_whole};
 use super::request::Request;
-use super::{Invalid, is_job_id, is_name, schema};
+use super::{AddedKeys, Invalid, is_job_id, is_name, schema};
 use crate::clock::{WallMs, parse_rfc3339, rfc3339};
 use crate::duration::HumanDuration;
 use crate::retry::Jitter;
@@ -32,6 +32,12 @@ pub struct ProviderRules {
     pub pins: BTreeSet<String>,
     /// The labels of its keys, with the declared budget of each.
     pub keys: BTreeMap<String, Option<String>>,
+    /// Those of them whose secrets are stored.
+    pub stored: BTreeSet<String>,
+    /// Calls are made without a key, for which one label stands in `keys`.
+    pub keyless: bool,
+    /// The names of its declared budgets.
+    pub budgets: BTreeSet<String>,
     /// The header field that carries the key, in lower case.
     pub credential_header: Option<String>,
     /// The query parameter that carries the key.
@@ -46,6 +52,9 @@ impl Default for ProviderRules {
             lanes: BTreeSet::from(["default".to_owned(), "replay".to_owned()]),
             pins: BTreeSet::new(),
             keys: BTreeMap::new(),
+            stored: BTreeSet::new(),
+            keyless: false,
+            budgets: BTreeSet::new(),
             credential_header: Some("authorization".to_owned()),
             credential_query: None,
             idempotency_header: "idempotency-key".to_owned(),
@@ -64,6 +73,8 @@ pub struct Catalog {
     pub callbacks: bool,
     /// Callbacks may name registered endpoints.
     pub endpoints: bool,
+    /// Keys that were added while running.
+    pub added: AddedKeys,
 }
 
 /// What is known of a job beside its envelope.
@@ -360,7 +371,8 @@ impl Envelope {
         if !is_header_text(&idempotency_key) {
             return Err(Invalid::at("idempotency_key", "expected 1 to 255 visible ASCII characters"));
         }
-        if let Some(key) = self.key.as_ref().filter(|key| !rules.pins.contains(*key)) {
+        let is_known = |key: &String| rules.pins.contains(key) || catalog.added.contains(&provider, key);
+        if let Some(key) = self.key.as_ref().filter(|key| !is_known(key)) {
             return Err(Invalid::at("key", format!("unknown key label or budget {key:?} of {provider}")));
         }
         if let (Some(from), Some(to)) = (self.not_before, self.deadline)

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use uuid::Uuid;
 
+use super::audit::{self, Act, ActKind};
 use super::dialect::{Db, Rows, Tx, on_db};
 use super::events::Ended;
 use super::jobs::{Conditions, Rerun, rerun, state_of};
@@ -11,6 +12,21 @@ use super::wakes::Pending;
 use super::{Buried, DeadFilter, DeadView, Identity, JobPk, Page, Replay, Replayed, StoreError, attempts, number};
 use crate::clock::WallMs;
 use crate::job::{Job, JobState, REPLAY_LANE};
+
+/// A purge as it is written down.
+#[derive(Debug, Clone, Copy)]
+pub struct PurgeAct<'a> {
+    /// Who asked for it.
+    pub who: &'a str,
+    /// The filter, in words.
+    pub filter: &'a str,
+    /// The row of the act, once there is one.
+    pub act_pk: Option<i64>,
+    /// How many were removed before.
+    pub purged: u64,
+    /// When.
+    pub now_ms: WallMs,
+}
 
 /// Keeps the dead ones of `ended`. A job that dies again has one letter still, not replayed yet.
 pub(super) async fn upsert(tx: &mut Tx, ended: &[Ended<'_>]) -> Result<(), StoreError> {
@@ -192,6 +208,30 @@ pub(super) async fn purge(tx: &mut Tx, filter: &DeadFilter, limit: u32) -> Resul
     })?)
 }
 
+/// The same, written down as what an operator did: as a new act, or as more of the one in the row `act_pk`, which is
+/// returned.
+pub(super) async fn purge_audited(
+    tx: &mut Tx,
+    filter: &DeadFilter,
+    limit: u32,
+    by: &PurgeAct<'_>,
+) -> Result<(u64, i64), StoreError> {
+    let gone = purge(tx, filter, limit).await?;
+    let detail = format!("{} removed{}", by.purged + gone, by.filter);
+    let pk = match by.act_pk {
+        Some(pk) => {
+            audit::amend(tx, pk, &detail).await?;
+            pk
+        }
+        None => {
+            let (kind, detail) = (ActKind::DeadPurge, Some(detail.as_str()));
+            let act = Act { who: by.who, kind, target: "dead-letters", done: true, detail, at_ms: by.now_ms };
+            audit::write(tx, act).await?
+        }
+    };
+    Ok((gone, pk))
+}
+
 /// What is known of a dead job: pk, state, run, key of the last run, envelope, orphaned.
 type DeadJob = (JobPk, String, i64, String, String, bool);
 
@@ -237,6 +277,11 @@ pub(super) async fn replay(
     rerun(tx, &Rerun { pk, run, job: &job, idempotency_key: &key, now_ms }, wakes).await?;
     let sql = "UPDATE dead_letters SET replayed_ms = $2 WHERE pk = $1";
     on_db!(tx, |c| sqlx::query(sql).bind(letter_pk).bind(now_ms).execute(c).await.map(drop))?;
+    if let (Some(who), Some(_)) = (&how.by, &how.request) {
+        let detail = format!("run {run}");
+        let (kind, detail) = (ActKind::DeadReplayEdited, Some(detail.as_str()));
+        audit::write(tx, Act { who, kind, target: id, done: true, detail, at_ms: now_ms }).await?;
+    }
     Ok(Replayed::Queued { run })
 }
 

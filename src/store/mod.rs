@@ -5,6 +5,7 @@
 #![expect(missing_docs, reason = "the types carry the documentation")]
 
 mod attempts;
+mod audit;
 mod completions;
 mod connect;
 mod dead;
@@ -25,6 +26,7 @@ mod reports;
 mod resends;
 mod retention;
 mod types;
+mod vault;
 mod wakes;
 mod writer;
 
@@ -36,7 +38,11 @@ use std::time::Duration;
 use tokio::sync::{broadcast, watch};
 
 use crate::clock::WallMs;
+use crate::secrets::Secret;
+use crate::vault::MasterKeys;
+pub use audit::{Act, ActKind, ActView};
 pub use completions::{COMPLETIONS_MAX, CompletionFilter, Horizon};
+pub use dead::PurgeAct;
 pub use delivery_views::{DeliveryAttempt, DeliveryFilter, DeliveryState, DeliveryView, Occurrence, Resent};
 use dialect::Db;
 pub use endpoints::{
@@ -45,6 +51,7 @@ pub use endpoints::{
 pub use replays::{ReplayLetter, ReplayOptions, ReplayOrder, ReplayState, ReplayView};
 pub use resends::{ResendBegun, ResendOrder, ResendState, ResendView};
 pub use types::*;
+pub use vault::{KeyAct, KeyRefused, NewKey, STORED_KEYS_MAX, Sealed, StoredKey};
 use wakes::Wakes;
 use writer::{Request, Writer};
 
@@ -538,6 +545,19 @@ impl Store {
         act!(self, |tx, _wakes| dead::purge(tx, filter, limit).await)
     }
 
+    /// The same, written down as an act; its row, for the next batch of the same purge.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn purge_dead_by(
+        &self,
+        filter: &DeadFilter,
+        limit: u32,
+        by: &PurgeAct<'_>,
+    ) -> Result<(u64, i64), StoreError> {
+        act!(self, |tx, _wakes| dead::purge_audited(tx, filter, limit, by).await)
+    }
+
     /// Counts the jobs that a replay by filter would run again, and begins it where `dry_run` is not set: how many,
     /// and its id.
     ///
@@ -548,13 +568,14 @@ impl Store {
         tenant: Option<&str>,
         order: &ReplayOrder,
         dry_run: bool,
+        by: &str,
         now_ms: WallMs,
     ) -> Result<(i64, Option<String>), StoreError> {
         let found = self.db().in_time(replays::count(self.db(), &order.filter)).await?;
         if dry_run {
             return Ok((found.0, None));
         }
-        let id = act!(self, |tx, _wakes| replays::begin(tx, tenant, order, found, now_ms).await)?;
+        let id = act!(self, |tx, _wakes| replays::begin(tx, tenant, order, found, (by, now_ms)).await)?;
         Ok((found.0, Some(id)))
     }
 
@@ -583,8 +604,14 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
-    pub async fn stop_replay(&self, tenant: Option<&str>, id: &str, now_ms: WallMs) -> Result<bool, StoreError> {
-        act!(self, |tx, _wakes| replays::stop(tx, tenant, id, now_ms).await)
+    pub async fn stop_replay(
+        &self,
+        tenant: Option<&str>,
+        id: &str,
+        by: &str,
+        now_ms: WallMs,
+    ) -> Result<bool, StoreError> {
+        act!(self, |tx, _wakes| replays::stop(tx, tenant, id, (by, now_ms)).await)
     }
 
     /// All replays that run, oldest first.
@@ -761,7 +788,7 @@ impl Store {
         now_ms: WallMs,
     ) -> Result<Order, StoreError> {
         let given = orders::Given { provider, subject, held, by, now_ms };
-        act!(self, |tx, wakes| orders::give(tx, given, wakes).await)
+        act!(self, |tx, wakes| orders::give_audited(tx, given, wakes).await)
     }
 
     /// The last order about every subject that there ever was one about: of that provider, or of all.
@@ -820,6 +847,82 @@ impl Store {
     /// [`StoreError::Unavailable`].
     pub async fn reports(&self, provider: Option<&str>) -> Result<Vec<ReportView>, StoreError> {
         self.db().in_time(reports::list(self.db(), provider)).await
+    }
+
+    // Stored keys, and what operators did.
+
+    /// The stored keys of that provider, or of all, removed ones too: by provider and label.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn stored_keys(&self, provider: Option<&str>) -> Result<Vec<StoredKey>, StoreError> {
+        self.db().in_time(vault::list(self.db(), provider)).await
+    }
+
+    /// Adds a key, or gives one its secret that was removed, and wakes the dispatchers ([`Wake::Orders`]): it is in use
+    /// then, whatever was ordered before.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]: whether it was added is not known; asking again tells.
+    pub async fn add_key(&self, act: KeyAct<'_>, new: NewKey<'_>) -> Result<Result<StoredKey, KeyRefused>, StoreError> {
+        act!(self, |tx, wakes| vault::add(tx, act, new, wakes).await)
+    }
+
+    /// Gives a stored key another secret. Whether it is in use stays as it is, and what was spent counts on.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]; doing it again is safe.
+    pub async fn rotate_key(
+        &self,
+        act: KeyAct<'_>,
+        secret: &Secret,
+    ) -> Result<Result<StoredKey, KeyRefused>, StoreError> {
+        act!(self, |tx, wakes| vault::rotate(tx, act, secret, wakes).await)
+    }
+
+    /// Erases the secret of a stored key. Its label stays, with what was spent.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]; doing it again is safe.
+    pub async fn remove_key(&self, act: KeyAct<'_>) -> Result<Result<StoredKey, KeyRefused>, StoreError> {
+        act!(self, |tx, wakes| vault::remove(tx, act, wakes).await)
+    }
+
+    /// Encrypts every stored secret anew with the current master key, all or none; how many there were.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]; doing it again is safe.
+    pub async fn rekey(
+        &self,
+        masters: &MasterKeys,
+        by: &str,
+        now_ms: WallMs,
+    ) -> Result<Result<u64, KeyRefused>, StoreError> {
+        act!(self, |tx, _wakes| vault::rekey(tx, masters, by, now_ms).await)
+    }
+
+    /// What operators did, newest first.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn acts(&self, cursor: Option<i64>, limit: u32) -> Result<Page<ActView>, StoreError> {
+        self.db().in_time(audit::list(self.db(), cursor, limit)).await
+    }
+
+    /// Writes down what an operator did that needs no transaction of its own here.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn write_act(&self, act: Act<'_>) -> Result<(), StoreError> {
+        act!(self, |tx, _wakes| audit::write(tx, act).await.map(drop))
+    }
+
+    /// Removes acts older than that, and the oldest where there are too many; at most `limit`.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn retain_acts(&self, before_ms: WallMs, limit: u32) -> Result<u64, StoreError> {
+        act!(self, |tx, _wakes| audit::remove(tx, before_ms, limit).await)
     }
 
     // Queues in the broker.

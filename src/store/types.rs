@@ -358,6 +358,8 @@ pub struct Replay {
     /// `Some(true)`: keep the idempotency key; `Some(false)`: a new one; else by the rule: kept
     /// where an attempt of the last run was unknown and the request is not edited.
     pub keep_key: Option<bool>,
+    /// Who asks; an edit by them is written down as an act ([`super::ActKind::DeadReplayEdited`]).
+    pub by: Option<String>,
 }
 
 /// What replaying a dead letter came to.

@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::Method;
-use paceline::api::{Control, Desk, HookRules, Hooks, Submitted, Tenancy};
+use paceline::api::{Control, Desk, HookRules, Hooks, OPERATOR, Submitted, Tenancy, learn_keys};
 use paceline::clock::{Clock, SystemClock};
 use paceline::config::Config;
 use paceline::job::{is_job_id, is_name};
 use paceline::store::{Origin, Store, StoreOptions};
+use paceline::vault::MasterKeys;
 use serde::Serialize;
 use serde_json::Value;
 use url::form_urlencoded::Serializer;
@@ -19,9 +20,6 @@ use super::Globals;
 use super::failure::{Exit, Failure};
 use super::http::HttpApi;
 use crate::system::publishes;
-
-/// Who gives orders at the command line, where it holds the store itself.
-const OPERATOR: &str = "command line";
 
 /// Whether a store that is not there yet may be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +75,10 @@ impl Backend {
         })?;
         let clock = Arc::new(SystemClock::new());
         let catalog = Arc::new(config.catalog());
-        let control = Control::new(store.clone(), Arc::clone(&catalog), Arc::clone(&clock) as Arc<dyn Clock>);
+        learn_keys(&store, &catalog.added).await?;
+        let masters = MasterKeys::of_process().map_err(|error| Failure::usage(error.to_string()))?;
+        let control = Control::new(store.clone(), Arc::clone(&catalog), Arc::clone(&clock) as Arc<dyn Clock>)
+            .with_masters(Arc::new(masters));
         if publishes(&config) {
             store.publish_completions();
         }
@@ -240,6 +241,59 @@ impl Backend {
         match self {
             Self::Http(api) => order(api, &[name, "keys", label, if disabled { "disable" } else { "enable" }]).await,
             Self::Store { control, .. } => value(&control.disable_key(name, label, disabled, OPERATOR).await?),
+        }
+    }
+
+    /// `GET /v1/providers/{name}/keys`
+    pub async fn keys(&self, name: &str) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::GET, &["v1", "providers", name, "keys"], "", None).await?),
+            Self::Store { control, .. } => value(&control.keys(name).await?),
+        }
+    }
+
+    /// `POST /v1/providers/{name}/keys`
+    pub async fn add_key(&self, name: &str, body: Vec<u8>) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::POST, &["v1", "providers", name, "keys"], "", Some(body)).await?),
+            Self::Store { control, .. } => value(&control.add_key(name, &body, OPERATOR).await?),
+        }
+    }
+
+    /// `POST /v1/providers/{name}/keys/{label}/rotate`
+    pub async fn rotate_key(&self, name: &str, label: &str, body: Vec<u8>) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => {
+                let path = ["v1", "providers", name, "keys", label, "rotate"];
+                json(api.call(Method::POST, &path, "", Some(body)).await?)
+            }
+            Self::Store { control, .. } => value(&control.rotate_key(name, label, &body, OPERATOR).await?),
+        }
+    }
+
+    /// `DELETE /v1/providers/{name}/keys/{label}`
+    pub async fn remove_key(&self, name: &str, label: &str) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => {
+                json(api.call(Method::DELETE, &["v1", "providers", name, "keys", label], "", None).await?)
+            }
+            Self::Store { control, .. } => value(&control.remove_key(name, label, OPERATOR).await?),
+        }
+    }
+
+    /// `POST /v1/vault/rekey`
+    pub async fn rekey(&self) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::POST, &["v1", "vault", "rekey"], "", None).await?),
+            Self::Store { control, .. } => value(&control.rekey(OPERATOR).await?),
+        }
+    }
+
+    /// `GET /v1/audit`
+    pub async fn acts(&self, query: &str) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::GET, &["v1", "audit"], query, None).await?),
+            Self::Store { control, .. } => value(&control.acts(query).await?),
         }
     }
 

@@ -4,6 +4,7 @@
 //! line, its variant in [`Command`], its arm in [`Command::run`]; nothing else knows the list.
 
 mod arguments;
+mod audit;
 mod backend;
 mod bench;
 mod check;
@@ -26,6 +27,7 @@ mod providers;
 mod ready;
 mod replays;
 mod schema;
+mod secret_input;
 mod serve;
 mod topology;
 
@@ -139,6 +141,7 @@ enum Command {
     Providers(providers::Command),
     #[command(subcommand)]
     Keys(keys::Command),
+    Audit(audit::Args),
     Check(check::Args),
     Plan(Box<plan::Args>),
     Migrate(migrate::Args),
@@ -163,6 +166,7 @@ impl Command {
             Self::Deliveries(command) => deliveries::run(command, globals, out).await,
             Self::Providers(command) => providers::run(command, globals, out).await,
             Self::Keys(command) => keys::run(command, globals, out).await,
+            Self::Audit(args) => audit::run(args, globals, out).await,
             Self::Check(args) => check::run(args, globals, out).await,
             Self::Plan(args) => plan::run(*args, globals, out).await,
             Self::Migrate(args) => migrate::run(args, globals, out).await,

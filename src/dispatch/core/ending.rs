@@ -19,7 +19,7 @@ impl Core {
     /// What the end of a call means for its key, its budget and its job.
     pub(super) fn conclude(&mut self, pk: JobPk, open: Open, end: CallEnd, now: Now, random: &mut dyn FnMut() -> f64) {
         self.open -= 1;
-        let Open { flight, pass, sent, .. } = open;
+        let Open { flight, pass, sent, secret, .. } = open;
         let (key, probe) = (flight.key(), flight.is_probe());
         self.count(key, Step::Ends, now.mono);
         if matches!(end, CallEnd::Withheld) {
@@ -80,7 +80,10 @@ impl Core {
             }
             CallEnd::Lost(_) => self.pool.finish(flight, now.mono, None),
         }
-        self.judge_key(key, (probe, sent.mono), outcome, &end, now);
+        // What is said of a secret that was replaced meanwhile is not said of the next one.
+        if secret == self.pool.secret_of(key) {
+            self.judge_key(key, (probe, sent.mono), outcome, &end, now);
+        }
         self.commands.push(Command::Note(Note::Called(outcome, latency_ms)));
         let impossible = matches!(end, CallEnd::Impossible(_));
         self.note_health(pass, (!impossible).then_some(outcome), now);

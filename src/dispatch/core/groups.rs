@@ -67,6 +67,14 @@ impl Groups {
         Self { list: (0..count).map(group).collect(), held: count, sent: Vec::new(), look_at: Time::MAX }
     }
 
+    /// One group more, which is not held.
+    pub(super) fn add(&mut self) {
+        let group = GroupId(self.list.len() as u32);
+        let allowed = Allowance { until: Time::ZERO, calls: 0, open: 0 };
+        let sent = Sent { group, calls: 0, open: 0 };
+        self.list.push(Group { held: false, allowed, leave: Leave::until(Time::ZERO), open: 0, starting: 0, sent });
+    }
+
     fn get(&mut self, group: GroupId) -> Option<&mut Group> {
         self.list.get_mut(group.0 as usize)
     }
@@ -263,7 +271,7 @@ impl Core {
     }
 
     /// Tells the pool whether permits of a group may be given.
-    fn settle(&mut self, group: GroupId, now: Time) {
+    pub(super) fn settle(&mut self, group: GroupId, now: Time) {
         let Some(state) = self.groups.get(group) else { return };
         state.leave.set(if state.held { state.allowed.until } else { Time::ZERO });
         let hold = match state {
