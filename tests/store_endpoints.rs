@@ -59,7 +59,7 @@ contract! {
 
 fn catalog() -> Catalog {
     let providers = BTreeMap::from([("geo".to_owned(), ProviderRules::default())]);
-    Catalog { providers, allow_http: true, callbacks: true, endpoints: true }
+    Catalog { providers, allow_http: true, callbacks: true, endpoints: true, ..Catalog::default() }
 }
 
 fn endpoint(id: &str, tenant: &str, subscribe: Subscribe, events: &[EventKind]) -> NewEndpoint {
