@@ -61,7 +61,7 @@ pub enum ProblemKind {
 
 impl ProblemKind {
     /// Every kind.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::TooManyAttempts,
         Self::KeyConflict,
         Self::NoMasterKey,
@@ -77,6 +77,8 @@ impl ProblemKind {
         Self::TooLate,
         Self::CancelPending,
         Self::NotReplayable,
+        Self::EndpointDisabled,
+        Self::Busy,
         Self::TooLarge,
         Self::UnsupportedMediaType,
         Self::Invalid,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::rfc3339;
@@ -10,6 +10,10 @@ use crate::duration::HumanDuration;
 use crate::job::{EventKind, Instant};
 use crate::store::{DeliveryView, EndpointView, Occurrence, ResendView, Subscribe};
 use crate::webhook::{Keyring, TEST_EVENT};
+
+fn subscribe(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "enum": [Subscribe::All.as_str(), Subscribe::Named.as_str(), null] })
+}
 
 /// An endpoint to register: the body of `POST /v1/endpoints`.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -20,13 +24,14 @@ pub struct RegisterBody {
     pub(super) url: String,
     /// Only these events; all where it is absent.
     #[serde(default)]
-    #[schemars(with = "Option<Vec<EventKind>>", length(min = 1))]
     pub(super) events: Option<BTreeSet<EventKind>>,
     /// Whose completions, where the token is bound to no tenant.
     #[serde(default)]
+    #[schemars(schema_with = "crate::job::schema::optional_tenant")]
     pub(super) tenant: Option<String>,
     /// `all` unless given.
     #[serde(default)]
+    #[schemars(schema_with = "subscribe")]
     pub(super) subscribe: Option<Subscribe>,
     /// For people.
     #[serde(default)]
@@ -53,7 +58,7 @@ pub struct RotateBody {
 /// The body of `POST /v1/endpoints/{id}/resend`.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[schemars(rename = "NewResend")]
+#[schemars(rename = "ResendSince")]
 pub struct ResendBody {
     /// Deliveries made up from then on.
     pub(super) since: Instant,
@@ -66,20 +71,37 @@ pub struct ResendBody {
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 #[schemars(rename = "Endpoint")]
 pub struct EndpointJson {
+    /// `ep_…`
     id: String,
+    /// Where it is posted to.
     url: String,
+    /// Whose completions.
     tenant: Option<String>,
+    /// For people.
     description: Option<String>,
+    /// Only these events; null: all.
     events: Option<Vec<&'static str>>,
+    /// `all` completions of its tenant, or those of jobs whose callback names it.
     subscribe: &'static str,
+    /// Made from a bare callback URL.
     implicit: bool,
+    /// It gets deliveries.
     enabled: bool,
+    /// Why it does not.
     disabled_reason: Option<String>,
+    /// Since then every attempt failed.
+    #[schemars(extend("format" = "date-time"))]
     failing_since: Option<String>,
+    /// Rises with every rotation.
     secret_version: Option<u32>,
+    /// Replaced, and still signing.
     older_secrets: Vec<OlderJson>,
+    /// Of Ed25519, where it signs by that, too.
     public_key: Option<String>,
+    /// The last order to send again what it missed.
     resend: Option<ResendJson>,
+    /// When it was registered.
+    #[schemars(extend("format" = "date-time"))]
     created_at: String,
     /// Only where it was just made: it is not shown again.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -90,8 +112,12 @@ pub struct EndpointJson {
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 #[schemars(rename = "OlderSecret")]
 struct OlderJson {
+    /// Its version.
     version: u32,
+    /// Until then it signs as well.
+    #[schemars(extend("format" = "date-time"))]
     signs_until: String,
+    /// Of Ed25519.
     #[serde(skip_serializing_if = "Option::is_none")]
     public_key: Option<String>,
 }
@@ -100,11 +126,20 @@ struct OlderJson {
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 #[schemars(rename = "Resend")]
 pub struct ResendJson {
+    /// `running`, `done` or `stopped`.
     state: &'static str,
+    /// Deliveries made up from then on.
+    #[schemars(extend("format" = "date-time"))]
     since: String,
+    /// Those that were delivered, too.
     all: bool,
+    /// Sent again so far.
     resent: i64,
+    /// When it began.
+    #[schemars(extend("format" = "date-time"))]
     created_at: String,
+    /// When it ended.
+    #[schemars(extend("format" = "date-time"))]
     finished_at: Option<String>,
 }
 
@@ -167,26 +202,44 @@ pub struct DeletedJson {
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 #[schemars(rename = "Delivery")]
 pub struct DeliveryJson {
+    /// `dl_…`
     id: String,
+    /// `webhook` or `amqp`.
     kind: &'static str,
+    /// `pending`, `delivered`, `failed` or `disabled`.
     state: &'static str,
+    /// The event, the same for every endpoint.
     event_id: String,
+    /// What happened.
     event: &'static str,
+    /// Whose completion it is.
     job_id: Option<String>,
+    /// Whose job it was.
     tenant: Option<String>,
+    /// Where it goes; null: to the broker.
     endpoint: Option<EndpointRef>,
+    /// The queue that the producer waits at.
     reply_to: Option<String>,
+    /// When it was made up.
+    #[schemars(extend("format" = "date-time"))]
     created_at: String,
+    /// Not before.
+    #[schemars(extend("format" = "date-time"))]
     next_attempt_at: Option<String>,
+    /// When it was settled.
+    #[schemars(extend("format" = "date-time"))]
     finished_at: Option<String>,
+    /// In their order.
     attempts: Vec<AttemptJson>,
 }
 
 /// The endpoint of a delivery.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
-#[schemars(rename = "DeliveryEndpoint")]
+#[schemars(rename = "EndpointRef")]
 struct EndpointRef {
+    /// `ep_…`
     id: String,
+    /// Where it is posted to.
     url: String,
 }
 
@@ -194,10 +247,16 @@ struct EndpointRef {
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 #[schemars(rename = "DeliveryAttempt")]
 struct AttemptJson {
+    /// Counts them.
     n: u32,
+    /// When.
+    #[schemars(extend("format" = "date-time"))]
     at: String,
+    /// What was answered; null: nothing.
     status: Option<u16>,
+    /// Until the answer.
     latency_ms: i64,
+    /// What was wrong.
     error: Option<String>,
 }
 
