@@ -18,13 +18,13 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ipnet::IpNet;
 
-use crate::job::Catalog;
+use crate::job::{AddedKeys, Catalog};
 use crate::schedule::Schedule;
 use crate::secrets::{Secret, SecretError, SecretSource};
 
 pub use limits::{Quota, QuotaPlace};
 pub use policy::Policy;
-pub use provider::{Auth, Provider, Route};
+pub use provider::{Auth, Provider, Route, is_sendable};
 
 /// What is wrong with the configuration.
 #[derive(Debug, thiserror::Error)]
@@ -196,6 +196,8 @@ pub struct Config {
     pub store: StoreConfig,
     /// `[queue]`
     pub queue: QueueConfig,
+    /// `queue.events`: completions are published to RabbitMQ, where there is one.
+    pub publishes_events: bool,
     /// `[api]`
     pub api: ApiConfig,
     /// `[metrics]`
@@ -286,6 +288,7 @@ impl Config {
 
     fn build(file: file::File, path: Option<PathBuf>, env: &Lookup<'_>, problems: &mut Problems) -> Option<Self> {
         let store = store(file.store, env, problems);
+        let publishes_events = file.queue.events.unwrap_or(true);
         let queue = queue(file.queue, env, problems);
         let api = api(file.api, env, problems);
         let has_tokens = api.as_ref().is_some_and(|api| !api.tokens.is_empty());
@@ -301,7 +304,7 @@ impl Config {
         }
         let (store, queue, api) = (store?, queue?, api?);
         let (metrics, webhooks, schedules) = (metrics?, webhooks?, Vec::new());
-        let mut config = Self { path, store, queue, api, metrics, webhooks, providers, schedules };
+        let mut config = Self { path, store, queue, publishes_events, api, metrics, webhooks, providers, schedules };
         config.schedules = schedules::build(&file.schedules, &config.catalog(), problems);
         Some(config)
     }
@@ -312,7 +315,8 @@ impl Config {
             providers: self.providers.iter().map(|p| (p.name.clone(), p.rules())).collect(),
             allow_http: self.webhooks.allow_http,
             callbacks: self.webhooks.secret.is_some(),
-            endpoints: false,
+            endpoints: self.webhooks.secret.is_some(),
+            added: AddedKeys::default(),
         }
     }
 

@@ -2,10 +2,11 @@
 //! the commit that says so. From then on the store owns them.
 //!
 //! [`topology`] is what stands in the broker, `message` turns a delivery into a job or a dead
-//! letter, `lane` consumes one queue, `rabbit` supervises the connection.
+//! letter, `lane` consumes one queue, `rabbit` supervises the connection, [`leftovers`] are queues that nobody consumes.
 
 mod drain;
 mod lane;
+pub mod leftovers;
 mod message;
 mod rabbit;
 pub mod topology;

@@ -4,6 +4,7 @@
 //! envelope that was checked: parse, don't validate twice. [`transition`] is the only place that
 //! says which state follows which.
 
+mod added;
 mod envelope;
 mod object;
 mod reason;
@@ -11,9 +12,10 @@ mod request;
 pub(crate) mod schema;
 mod state;
 
+pub use added::{AddedKeys, StoredLabels};
 pub use envelope::{
     Callback, Catalog, Delivery, Envelope, EventKind, Given, Instant, Job, ProviderRules, REPLAY_LANE, RetryOverrides,
-    split_routing_key,
+    hook_url, split_routing_key,
 };
 pub(crate) use object::{object, optional_object};
 pub use reason::DeadReason;

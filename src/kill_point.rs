@@ -56,11 +56,17 @@ pub enum KillPoint {
     AfterWebhook,
     /// The delivery is committed.
     AfterWebhookRecord,
+    /// Completions for the broker are claimed, none was published.
+    BeforePublish,
+    /// The broker has confirmed them, nothing is committed.
+    AfterPublish,
+    /// Their deliveries are committed.
+    AfterPublishRecord,
 }
 
 impl KillPoint {
     /// Every point, in the order of the flow.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 24] = [
         Self::BeforeAccept,
         Self::AfterAccept,
         Self::BeforeLetIn,
@@ -82,6 +88,9 @@ impl KillPoint {
         Self::BeforeWebhook,
         Self::AfterWebhook,
         Self::AfterWebhookRecord,
+        Self::BeforePublish,
+        Self::AfterPublish,
+        Self::AfterPublishRecord,
     ];
 
     /// Its name in [`VARIABLE`].
@@ -108,6 +117,9 @@ impl KillPoint {
             Self::BeforeWebhook => "before_webhook",
             Self::AfterWebhook => "after_webhook",
             Self::AfterWebhookRecord => "after_webhook_record",
+            Self::BeforePublish => "before_publish",
+            Self::AfterPublish => "after_publish",
+            Self::AfterPublishRecord => "after_publish_record",
         }
     }
 

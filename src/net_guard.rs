@@ -87,6 +87,22 @@ impl NetGuard {
         }
     }
 
+    /// Looks the host's name up, and says whether everything that it resolves to is refused. A name that cannot be
+    /// looked up now passes: it is judged again when it is called, by the [resolver](Self::resolver).
+    ///
+    /// # Errors
+    /// [`Refused::Name`].
+    pub async fn check_name(&self, url: &Url) -> Result<(), Refused> {
+        let Some(Host::Domain(name)) = url.host() else { return Ok(()) };
+        let found: Vec<SocketAddr> = match tokio::net::lookup_host((name, 0)).await {
+            Ok(found) => found.collect(),
+            // Other machines look it up without asking anybody (RFC 6761).
+            Err(_) if is_local_name(name) => vec![(Ipv4Addr::LOCALHOST, 0).into(), (Ipv6Addr::LOCALHOST, 0).into()],
+            Err(_) => return Ok(()),
+        };
+        self.filter(name, Box::new(found.into_iter())).map(drop)
+    }
+
     /// The system's resolver behind this guard, for `reqwest::ClientBuilder::dns_resolver`.
     pub fn resolver(&self) -> GuardedResolver {
         self.resolver_over(Arc::new(SystemResolver))
@@ -131,6 +147,12 @@ impl NetGuard {
     fn allows(&self, address: IpAddr) -> bool {
         self.allowed.iter().any(|network| network.contains(&address))
     }
+}
+
+/// `localhost`, or a name below it.
+fn is_local_name(name: &str) -> bool {
+    let name = name.trim_end_matches('.').to_ascii_lowercase();
+    name == "localhost" || name.ends_with(".localhost")
 }
 
 const fn v4(a: u8, b: u8, c: u8, d: u8, bits: u8) -> Ipv4Net {

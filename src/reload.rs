@@ -21,11 +21,12 @@ impl Changes {
     pub fn between(old: &Config, new: &Config) -> Self {
         let mut changes = Self::default();
         // Every field is named, so that a new one cannot be forgotten here.
-        let Config { path: _, store, queue, api, metrics, webhooks, providers, schedules } = new;
+        let Config { path: _, store, queue, publishes_events, api, metrics, webhooks, providers, schedules } = new;
         let StoreConfig { url, keep_succeeded, keep_dead } = store;
         let ApiConfig { listen, tokens, envelope_bytes_max, public_url } = api;
         changes.refuse("store.url", old.store.url != *url);
         changes.refuse("queue.url", old.queue != *queue);
+        changes.refuse("queue.events", old.publishes_events != *publishes_events);
         changes.refuse("api.listen", old.api.listen != *listen);
         changes.refuse("metrics.listen", old.metrics != *metrics);
         let kept = (old.store.keep_succeeded, old.store.keep_dead);
@@ -86,15 +87,18 @@ impl Changes {
 
 /// The keys of a provider that differ.
 fn of_provider(old: &Provider, new: &Provider) -> Vec<&'static str> {
-    let Provider { name: _, base_url, auth, policy, ca_file, pool, secrets, routes, quotas, breaker, windows } = new;
+    let Provider { name: _, base_url, auth, policy, ca_file, pool, secrets, stored, routes, quotas, breaker, windows } =
+        new;
     let PoolSpec { safety, counted_within, limits, key_limits, keys, budgets, routes: route_limits, lanes } = pool;
-    let Policy { retry, timeout, idempotency_header, is_idempotent, answers, cost_from: _ } = &**policy;
+    let Policy { retry, timeout, idempotency_header, is_idempotent, answers, .. } = &**policy;
     let header = (&old.policy.idempotency_header, old.policy.is_idempotent);
     let places = [
         ("base_url", old.base_url != *base_url),
         ("auth", old.auth != *auth),
         ("retry", old.policy.retry != *retry),
         ("timeout", old.policy.timeout != *timeout),
+        ("connect_timeout", old.policy.connect_timeout() != policy.connect_timeout()),
+        ("first_byte_timeout", old.policy.first_byte_timeout() != policy.first_byte_timeout()),
         ("idempotency_header", header != (idempotency_header, *is_idempotent)),
         ("success", old.policy.answers.success != answers.success),
         ("outcomes", old.policy.answers.rules != answers.rules),
@@ -104,7 +108,7 @@ fn of_provider(old: &Provider, new: &Provider) -> Vec<&'static str> {
         ("limits", old.pool.limits != *limits),
         ("key_limits", old.pool.key_limits != *key_limits),
         ("resets", old.quotas != *quotas),
-        ("keys", old.pool.keys != *keys || old.secrets != *secrets),
+        ("keys", old.pool.keys != *keys || old.secrets != *secrets || old.stored != *stored),
         ("budget", old.pool.budgets != *budgets),
         ("route", old.routes != *routes || old.pool.routes != *route_limits),
         ("lanes", old.pool.lanes != *lanes),

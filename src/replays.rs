@@ -62,8 +62,15 @@ impl Replayer {
         Self { store, clock, catalog }
     }
 
-    /// Goes on until shutdown.
+    /// Goes on until shutdown; a step that is under way then is all or nothing.
     pub async fn run(self, shutdown: CancellationToken) {
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = self.passes() => {}
+        }
+    }
+
+    async fn passes(self) {
         let mut failing = false;
         loop {
             let more = match self.pass().await {
@@ -78,11 +85,7 @@ impl Replayer {
                     false
                 }
             };
-            let pause = if more { Duration::ZERO } else { LOOK_EVERY };
-            tokio::select! {
-                () = shutdown.cancelled() => return,
-                () = tokio::time::sleep(pause) => {}
-            }
+            tokio::time::sleep(if more { Duration::ZERO } else { LOOK_EVERY }).await;
         }
     }
 

@@ -25,11 +25,13 @@ const CALM: Duration = Duration::from_secs(8);
 const PASS_EVERY: Duration = Duration::from_secs(3);
 /// Retention runs once in so many passes.
 const RETENTION_PASSES: u32 = 20;
+/// What operators did is kept for so long.
+pub const KEEP_ACTS: Duration = Duration::from_secs(400 * 86_400);
 /// Rows of one statement.
 const BATCH: u32 = 500;
 
-/// Says every two seconds that this owner lives, until shutdown.
-pub async fn heartbeat(store: Store, owner: OwnerId, roles: String, shutdown: CancellationToken) {
+/// Says every two seconds that this owner lives, for ever: while it drains, too, or its calls would be rescued.
+pub async fn heartbeat(store: Store, owner: OwnerId, roles: String) {
     let mut failing = false;
     loop {
         let beat = store.heartbeat(&owner, &roles).await;
@@ -40,10 +42,7 @@ pub async fn heartbeat(store: Store, owner: OwnerId, roles: String, shutdown: Ca
             }
             Err(_) => {}
         }
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(HEARTBEAT_EVERY) => {}
-        }
+        tokio::time::sleep(HEARTBEAT_EVERY).await;
     }
 }
 
@@ -61,8 +60,15 @@ impl Scheduler {
         Self { store, clock, keep }
     }
 
-    /// Passes until shutdown.
+    /// Passes until shutdown. One that is under way then is given up: another process, or the next start, does it.
     pub async fn run(self, shutdown: CancellationToken) {
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = self.passes() => {}
+        }
+    }
+
+    async fn passes(self) {
         let mut pass = 0_u32;
         let mut failing = false;
         // Where nobody else can live, what others held is free at once.
@@ -79,10 +85,7 @@ impl Scheduler {
                 }
             }
             pass = pass.wrapping_add(1);
-            tokio::select! {
-                () = shutdown.cancelled() => return,
-                () = tokio::time::sleep(PASS_EVERY) => {}
-            }
+            tokio::time::sleep(PASS_EVERY).await;
         }
     }
 
@@ -108,8 +111,10 @@ impl Scheduler {
                 tracing::info!(jobs = removed.jobs, dead_letters = removed.dead_letters, "retention removed old rows");
             }
             if removed.jobs.max(removed.dead_letters) < u64::from(BATCH) {
-                return Ok(());
+                break;
             }
         }
+        while self.store.retain_acts(before(KEEP_ACTS), BATCH).await? >= u64::from(BATCH) {}
+        Ok(())
     }
 }

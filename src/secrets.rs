@@ -87,8 +87,8 @@ pub enum SecretError {
         /// What the system said.
         source: std::io::Error,
     },
-    /// `vault` is not available.
-    #[error("stored keys (\"vault\") are not supported yet: use \"env:NAME\" or \"file:/path\"")]
+    /// Only provider keys are stored.
+    #[error("only the keys of providers can be stored (\"vault\"): use \"env:NAME\" or \"file:/path\"")]
     NoVault,
 }
 

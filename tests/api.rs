@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
-use paceline::api::{ApiParts, MANY_BYTES_MAX, ServeLimits, Tokens, router, serve};
+use paceline::api::{ApiParts, HookRules, MANY_BYTES_MAX, ServeLimits, Tokens, router, serve};
 use paceline::clock::{Clock, SystemClock};
 use paceline::config::{Scope, Token};
 use paceline::job::{Catalog, JobState, ProviderRules};
@@ -81,7 +81,7 @@ fn catalog() -> Catalog {
     rules.pins.extend(["a1", "b1", "org-1"].map(str::to_owned));
     rules.keys.extend([("a1".to_owned(), None), ("b1".to_owned(), Some("org-1".to_owned()))]);
     let providers = [("geo".to_owned(), rules), ("mail".to_owned(), ProviderRules::default())].into();
-    Catalog { providers, allow_http: false, callbacks: true, endpoints: false }
+    Catalog { providers, allow_http: false, callbacks: true, endpoints: false, ..Catalog::default() }
 }
 
 fn token(name: &str, secret: &str, scopes: &[Scope], tenant: Option<&str>) -> Token {
@@ -108,10 +108,12 @@ impl Api {
             store: store.clone(),
             catalog: Arc::new(catalog()),
             clock: Arc::new(SystemClock::new()),
+            masters: Arc::default(),
             tokens: Tokens::new(tokens),
             readiness: readiness.clone(),
             registry: Registry::default(),
             envelope_bytes_max: ENVELOPE_BYTES_MAX,
+            hooks: HookRules::default(),
             public_url: None,
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -759,6 +761,7 @@ async fn a_message_that_never_was_a_job_is_kept_whole_and_not_run() {
         lane: None,
         raw: Bytes::from_static(b"\x00\xff not json"),
         headers: json!({ "x": "y" }).to_string(),
+        identity: None,
     };
     let id = api.store.bury(buried, now()).await.expect("buried");
     let dead = api.get(&format!("/v1/dead-letters/{id}")).await.ok(200);

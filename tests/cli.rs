@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
-use paceline::api::{ApiParts, ServeLimits, Tokens, router, serve};
+use paceline::api::{ApiParts, HookRules, ServeLimits, Tokens, router, serve};
 use paceline::clock::{Clock, SystemClock};
 use paceline::config::{Config, Scope, Token};
 use paceline::job::JobState;
@@ -172,10 +172,12 @@ impl Place {
             store: store.clone(),
             catalog: Arc::new(config.catalog()),
             clock: Arc::new(SystemClock::new()),
+            masters: Arc::default(),
             tokens: Tokens::new(tokens),
             readiness: Readiness::default(),
             registry: Registry::default(),
             envelope_bytes_max: config.api.envelope_bytes_max,
+            hooks: HookRules::of(&config.webhooks).expect("a secret of the scheme"),
             public_url: None,
         });
         let listener = self.runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a port");

@@ -9,7 +9,7 @@ use paceline::config::Config;
 use paceline::job::{Envelope, Given};
 
 /// Every text for readers.
-const PAGES: [&str; 9] = [
+const PAGES: [&str; 10] = [
     "README.md",
     "CHANGELOG.md",
     "docs/api.md",
@@ -19,6 +19,7 @@ const PAGES: [&str; 9] = [
     "docs/guarantees.md",
     "docs/operations.md",
     "docs/pacing.md",
+    "docs/webhooks.md",
 ];
 
 fn root() -> &'static Path {
@@ -227,7 +228,7 @@ fn every_job_is_valid() {
 /// Global options that take a value.
 const WITH_VALUE: [&str; 3] = ["--config", "--url", "--token-env"];
 /// Commands that have commands of their own.
-const GROUPS: [&str; 6] = ["jobs", "dead", "providers", "keys", "topology", "schedules"];
+const GROUPS: [&str; 8] = ["jobs", "dead", "endpoints", "deliveries", "providers", "keys", "topology", "schedules"];
 
 /// Command, and the options that are used with it: of the words after `paceline`.
 fn command_of(words: &[&str]) -> (Vec<String>, Vec<String>) {

@@ -35,6 +35,7 @@ fn catalog() -> Catalog {
         allow_http: true,
         callbacks: true,
         endpoints: true,
+        ..Catalog::default()
     }
 }
 

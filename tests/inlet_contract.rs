@@ -544,3 +544,114 @@ async fn a_redelivery_after_the_commit_is_the_same_job() {
     })
     .await;
 }
+
+/// What the broker delivers again, since nobody acknowledged it, is the same letter.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_no_job_and_is_delivered_again_is_one_dead_letter() {
+    let _shared = SHARED_QUEUES.read().await;
+    in_world(Mode::Scaled, async |world| {
+        let _sim = provider(world, &[], "").await;
+        world.prepare().await;
+        let broker = Broker::connect().await;
+        broker.publish(&world.provider, None, b"once").await;
+        broker.publish(&world.provider, Some("named"), b"named").await;
+        broker.publish(&world.provider, Some("named"), b"named").await;
+        for _ in 0..2 {
+            broker.publish(&world.provider, None, b"alike").await;
+        }
+        // Killed between the commits and the acknowledgement.
+        world.set("PACELINE_KILL_POINT", "after_ack");
+        let mut killed = world.serve();
+        killed.ended(SOON).await;
+        world.set("PACELINE_KILL_POINT", "");
+        let serve = world.serving().await;
+        let letters = world.api().dead_letters("malformed", 4).await;
+        let raw = |letter: &Value| STANDARD.decode(letter["raw"].as_str().expect("raw")).expect("base64");
+        let mut bodies: Vec<Vec<u8>> = letters.iter().map(raw).collect();
+        bodies.sort();
+        assert_eq!(bodies, [&b"alike"[..], b"alike", b"named", b"once"]);
+        until("all is acknowledged", SOON, async || holds(broker.queue(&world.queue("default")).await?.0 == 0)).await;
+        broker.close().await;
+        serve.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_the_database_refuses_is_a_dead_letter_and_hinders_nobody() {
+    let _shared = SHARED_QUEUES.read().await;
+    in_world(Mode::Scaled, async |world| {
+        let sim = provider(world, &[], "").await;
+        world.prepare().await;
+        world.execute("ALTER TABLE jobs ADD CONSTRAINT of_this_test CHECK (id <> 'poison')").await;
+        let broker = Broker::connect().await;
+        for n in 0..20 {
+            let id = if n == 7 { "poison".to_owned() } else { format!("good{n}") };
+            broker.publish(&world.provider, Some(&id), &job(n)).await;
+        }
+        let serve = world.serving().await;
+        world.all_done(19, SOON).await;
+        let letters = world.api().dead_letters("rejected", 1).await;
+        assert!(letters[0]["error"].as_str().is_some_and(|error| error.contains("of_this_test")), "{}", letters[0]);
+        assert_eq!(STANDARD.decode(letters[0]["raw"].as_str().expect("raw")).expect("base64"), job(7));
+        assert_eq!((sim.stats().executed, sim.executions(2)), (19, Vec::new()));
+        assert!(!serve.log().contains("RabbitMQ cannot be used now"), "{}", serve.log());
+        until("all is acknowledged", SOON, async || holds(broker.queue(&world.queue("default")).await?.0 == 0)).await;
+        broker.close().await;
+        serve.stop().await;
+    })
+    .await;
+}
+
+fn shown(output: &std::process::Output) -> Value {
+    let text = String::from_utf8_lossy(&output.stdout);
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}\n{}", String::from_utf8_lossy(&output.stderr)))
+}
+
+/// A provider that was taken out of the configuration leaves its queue behind.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn queues_of_providers_that_are_gone_are_reported_and_pruned_into_dead_letters() {
+    let _shared = SHARED_QUEUES.write().await;
+    in_world(Mode::Scaled, async |world| {
+        let _sim = provider(world, &[], "lanes = { high = 8 }").await;
+        world.prepare().await;
+        let broker = Broker::connect().await;
+        for n in 0..150 {
+            broker.publish(&world.provider, Some(&format!("m{n}")), &job(n)).await;
+        }
+        broker.publish(&format!("{}.high", world.provider), None, b"no job at all").await;
+        let (default, high) = (world.queue("default"), world.queue("high"));
+        // Nothing is to be pruned while it is configured.
+        let nothing = shown(&world.run(&["topology", "prune", "--json"]).await);
+        assert_eq!(nothing["queues"], json!([]));
+        let refused = world.run(&["topology", "prune", "--queue", &default]).await;
+        assert!(!refused.status.success(), "it belongs to somebody");
+
+        world.configure_all(&format!("[api]\nlisten = \"127.0.0.1:{}\"\n", world.port));
+        let serve = world.serving().await;
+        until("it is reported", SOON, async || {
+            holds([&default, &high].iter().all(|queue| serve.log().contains(queue.as_str())))
+        })
+        .await;
+        let dry = shown(&world.run(&["topology", "prune", "--dry-run", "--json"]).await);
+        assert_eq!(dry["queues"][0]["queue"], json!(default));
+        assert_eq!((&dry["queues"][0]["messages"], &dry["queues"][0]["deleted"]), (&json!(150), &json!(false)));
+        assert_eq!(broker.queue(&default).await, Some((150, 0)), "nothing was changed");
+
+        let pruned = world.run(&["topology", "prune", "--json"]).await;
+        assert!(pruned.status.success(), "{}", String::from_utf8_lossy(&pruned.stderr));
+        let pruned = shown(&pruned);
+        assert_eq!((&pruned["queues"][0]["buried"], &pruned["queues"][1]["buried"]), (&json!(150), &json!(1)));
+        assert_eq!((broker.queue(&default).await, broker.queue(&high).await), (None, None));
+        let letters = world.api().dead_letters("unroutable", 151).await;
+        let kept: std::collections::BTreeSet<Vec<u8>> =
+            letters.iter().map(|l| STANDARD.decode(l["raw"].as_str().expect("raw")).expect("base64")).collect();
+        assert_eq!(kept.len(), 151, "every body as it came");
+        assert!(letters.iter().any(|letter| letter["headers"]["message_id"] == "m7"), "and its properties");
+        let again = shown(&world.run(&["topology", "prune", "--json"]).await);
+        assert_eq!(again["queues"], json!([]), "forgotten");
+        broker.close().await;
+        serve.stop().await;
+    })
+    .await;
+}

@@ -16,7 +16,7 @@ fn catalog() -> Catalog {
         ..ProviderRules::default()
     };
     let providers = BTreeMap::from([("geo".to_owned(), rules)]);
-    Catalog { providers, allow_http: true, callbacks: true, endpoints: true }
+    Catalog { providers, allow_http: true, callbacks: true, endpoints: true, ..Catalog::default() }
 }
 
 fn read(envelope: &Value) -> Result<Job, Invalid> {

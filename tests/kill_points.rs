@@ -52,7 +52,16 @@ fn steps(mode: Mode) -> Vec<Step> {
     let mut steps = Vec::new();
     for point in P::ALL {
         steps.extend(match point {
-            P::BeforeLetIn | P::AfterLetIn | P::AfterAck if mode == Mode::Embedded => vec![],
+            P::BeforeLetIn
+            | P::AfterLetIn
+            | P::AfterAck
+            | P::BeforePublish
+            | P::AfterPublish
+            | P::AfterPublishRecord
+                if mode == Mode::Embedded =>
+            {
+                vec![]
+            }
             P::BeforeLetIn | P::AfterLetIn | P::AfterLeaseTaken | P::BeforeHandOver | P::AfterHandOver => {
                 vec![step(point, false, InHand::Once)]
             }
@@ -74,7 +83,10 @@ fn steps(mode: Mode) -> Vec<Step> {
             | P::AfterDeliveryClaim
             | P::BeforeWebhook
             | P::AfterWebhook
-            | P::AfterWebhookRecord => vec![step(point, false, InHand::MaybeAgain)],
+            | P::AfterWebhookRecord
+            | P::BeforePublish
+            | P::AfterPublish
+            | P::AfterPublishRecord => vec![step(point, false, InHand::MaybeAgain)],
         });
     }
     steps
@@ -87,6 +99,7 @@ fn time(point: KillPoint) -> u32 {
         P::BeforeAccept | P::AfterAccept | P::BeforeWebhook | P::AfterWebhook | P::AfterWebhookRecord => 3,
         P::BeforeStarted | P::AfterStarted | P::BeforeSend | P::AfterFirstByte | P::AfterAnswer | P::AfterRecord => 3,
         P::AfterDeliveryClaim | P::BeforeRenewal | P::AfterRenewal => 2,
+        P::BeforePublish | P::AfterPublish | P::AfterPublishRecord => 2,
         _ => 1,
     }
 }
@@ -167,11 +180,13 @@ async fn killed_at(world: &World, step: Step) -> String {
 
 /// Waits until every job has ended, every event is delivered, and the dead process is forgotten.
 async fn drained(world: &World) {
+    // The process itself, its notifier and, where there is a broker, its publisher.
+    let owners = if world.mode == Mode::Embedded { 2 } else { 3 };
     until("all is done", 2 * DRAINS_WITHIN, async || {
         for (sql, wanted) in [
             ("SELECT COUNT(*) FROM jobs WHERE state NOT IN ('queued', 'waiting', 'running')", JOBS..=JOBS),
             ("SELECT COUNT(*) FROM deliveries WHERE state = 'pending'", 0..=0),
-            ("SELECT COUNT(*) FROM owners", 0..=2),
+            ("SELECT COUNT(*) FROM owners", 0..=owners),
         ] {
             let found = world.try_rows::<(i64,)>(sql).await.ok()?.first()?.0;
             holds(wanted.contains(&usize::try_from(found).ok()?))?;

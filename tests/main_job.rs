@@ -620,3 +620,20 @@ async fn headers_about_limits_do_not_slow_a_pacer_that_counts_exactly() {
     }
     futures_util::future::join_all(runs).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_packed_answer_says_how_it_is_packed() {
+    system("", two_keys(), async |world, api, _provider| {
+        let packed = query(job(world, "packed", "/ok"), json!({ "h": "content-encoding:gzip" }));
+        api.accept_all(&[packed, job(world, "plain", "/ok")]).await;
+        for (id, encoding) in [("packed", Some("gzip")), ("plain", None)] {
+            api.job_in(id, &["succeeded"]).await;
+            let url = format!("http://127.0.0.1:{}/v1/jobs/{id}/result", world.port);
+            let answer = reqwest::Client::builder().no_proxy().build().expect("a client").get(url).send().await;
+            let answer = answer.expect("an answer");
+            assert_eq!(answer.headers().get("content-encoding").and_then(|value| value.to_str().ok()), encoding);
+            assert_eq!(answer.bytes().await.expect("the bytes of the provider"), &br#"{"ok":true}"#[..]);
+        }
+    })
+    .await;
+}

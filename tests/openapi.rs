@@ -10,7 +10,7 @@ use common::world::{Api, Mode, World, checkout, in_world};
 use common::{SOON, holds, until};
 use paceline::api::{ProblemKind, openapi};
 use paceline::job::{Catalog, Envelope, Given, ProviderRules};
-use paceline::sim::{ProviderOptions, ProviderSim, SimKey};
+use paceline::sim::{ProviderOptions, ProviderSim, ReceiverOptions, ReceiverSim, SimKey};
 use serde_json::{Value, json};
 
 // ── the documents by themselves ─────────────────────────────────────────────────────────────────
@@ -269,6 +269,17 @@ impl Judge<'_> {
         self.get(list, list, 200).await;
         self.get(one, &format!("/v1/providers/{name}"), 200).await;
         self.get(one, "/v1/providers/nobody", 404).await;
+        let (keys, stored) = (format!("{one}/keys"), format!("{one}/keys/{{label}}"));
+        let at = format!("/v1/providers/{name}/keys");
+        let secret = |n: u8| Some(json!({ "label": "k9", "secret": format!("not-a-real-one-{n}") }));
+        self.call("post", &keys, &at, secret(1), 201).await;
+        self.call("post", &keys, &at, secret(2), 409).await;
+        self.call("get", &keys, &at, None, 200).await;
+        let rotate = (format!("{stored}/rotate"), format!("{at}/k9/rotate"));
+        self.call("post", &rotate.0, &rotate.1, Some(json!({ "secret": "not-a-real-one-3" })), 200).await;
+        self.call("post", "/v1/vault/rekey", "/v1/vault/rekey", None, 200).await;
+        self.call("delete", &stored, &format!("{at}/k9"), None, 200).await;
+        self.call("get", "/v1/audit", "/v1/audit?limit=2", None, 200).await;
         for (what, path) in [
             ("/pause", "pause"),
             ("/resume", "resume"),
@@ -281,6 +292,42 @@ impl Judge<'_> {
             self.call("post", &template, &format!("/v1/providers/{name}/{path}"), None, 200).await;
             self.call("post", &template, &format!("/v1/providers/{name}/{path}"), Some(json!({ "a": 1 })), 422).await;
         }
+    }
+
+    async fn endpoints(&mut self, url: &str) {
+        let (list, one) = ("/v1/endpoints", "/v1/endpoints/{id}");
+        self.call("post", list, list, Some(json!({ "url": "ftp://example.com" })), 422).await;
+        let made = self.call("post", list, list, Some(json!({ "url": url })), 201).await;
+        let path = format!("{list}/{}", made["id"].as_str().expect("an id"));
+        self.get(list, list, 200).await;
+        self.get(one, &path, 200).await;
+        self.get(one, "/v1/endpoints/ep_nothing", 404).await;
+        let act = |what: &str| (format!("{one}/{what}"), format!("{path}/{what}"));
+        let (template, rotate) = act("rotate");
+        self.call("post", &template, &rotate, Some(json!({ "overlap": "1h" })), 200).await;
+        let (template, test) = act("test");
+        let sent = self.call("post", &template, &test, None, 202).await;
+        let (deliveries, delivery) = ("/v1/deliveries", "/v1/deliveries/{id}");
+        let of_it = format!("{deliveries}/{}", sent["id"].as_str().expect("an id"));
+        until("it is delivered", SOON, async || {
+            let (_, delivery) = self.api.try_get(&of_it).await?;
+            holds(delivery["state"] == "delivered")
+        })
+        .await;
+        self.get(delivery, &of_it, 200).await;
+        self.get(delivery, "/v1/deliveries/dlv_nothing", 404).await;
+        let page = self.get(deliveries, deliveries, 200).await;
+        assert!(page["items"].as_array().is_some_and(|items| !items.is_empty()), "{page}");
+        self.call("post", &format!("{delivery}/resend"), &format!("{of_it}/resend"), Some(json!({})), 202).await;
+        let (template, resend) = act("resend");
+        self.call("post", &template, &resend, Some(json!({ "since": "2026-01-01T00:00:00Z" })), 202).await;
+        for what in ["disable", "enable"] {
+            let (template, path) = act(what);
+            self.call("post", &template, &path, None, 200).await;
+            self.call("post", &template, &path, Some(json!({ "a": 1 })), 422).await;
+        }
+        self.call("delete", one, &path, None, 200).await;
+        self.call("delete", one, &path, None, 404).await;
     }
 
     async fn rest(&mut self) {
@@ -304,6 +351,7 @@ async fn the_server_answers_as_the_document_says() {
         let options =
             ProviderOptions { keys: vec![SimKey::new("k1", "openapi-key-0001")], ..ProviderOptions::default() };
         let sim = ProviderSim::start(options).await.expect("a provider");
+        world.set("PACELINE_MASTER_KEY", "bm8gc2VjcmV0OiB0aGUgbWFzdGVyIGtleSBvZiBhIHQ=");
         world.provider(&sim.base_url(), &[("k1", "openapi-key-0001")], "");
         let serve = world.serving().await;
         let (status, document) = world.api().get("/openapi.json").await;
@@ -312,6 +360,9 @@ async fn the_server_answers_as_the_document_says() {
         judge.jobs().await;
         judge.dead_letters().await;
         judge.providers().await;
+        let receiver = ReceiverOptions { secrets: Vec::new(), ..ReceiverOptions::default() };
+        let receiver = ReceiverSim::start(receiver).await.expect("a receiver");
+        judge.endpoints(&receiver.hook("")).await;
         judge.rest().await;
         // Nobody forgets to try a route that comes later: every success of the document was seen.
         let streams =

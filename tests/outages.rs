@@ -3,15 +3,19 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use common::broker::Broker;
 use common::cut::Cut;
+use common::proxy::{Manner, Proxy};
 use common::services::Services;
 use common::world::{Mode, SECRET, Serve, World, in_world};
 use common::{SOON, holds, until};
 use futures_util::FutureExt as _;
+use lapin::options::{BasicGetOptions, QueueBindOptions};
+use lapin::types::{AMQPValue, FieldTable};
 use paceline::sim::{
     Lognormal, ProviderHandle, ProviderOptions, ProviderSim, ReceiverHandle, ReceiverOptions, ReceiverSim, SimKey,
 };
@@ -90,6 +94,62 @@ fn assert_growing(waits: &[f64]) {
     assert!(waits.len() >= 3, "one line a try: {waits:?}");
     assert!(waits[2] > waits[0] * 1.5, "they grow: {waits:?}");
     assert!(waits.iter().all(|wait| *wait <= 13_500.0), "{waits:?}");
+}
+
+/// Jobs end while the broker is away, and while it dies: every event is in the queue of who listens once it is back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn completions_wait_for_a_broker_that_stops_and_none_is_lost() {
+    outage(async |services, world| {
+        let _sim = provider(world, 16).await;
+        world.prepare().await;
+        let queue = format!("events-of-{}", world.provider);
+        let broker = Broker::connect().await;
+        let mut quorum = FieldTable::default();
+        quorum.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+        broker.declare(&queue, quorum).await.expect("a queue that lasts");
+        let (exchange, key) = ("paceline.events".into(), format!("{}.#", world.provider));
+        let (options, none) = (QueueBindOptions::default(), FieldTable::default());
+        let channel = broker.channel().await;
+        channel.queue_bind(queue.as_str().into(), exchange, key.as_str().into(), options, none).await.expect("bound");
+        broker.close().await;
+        let serve = world.serving().await;
+        let api = world.api();
+        let job = |id: String| json!({ "id": id, "provider": world.provider, "request": { "path": "/ok" } });
+        for (round, how) in ["stop", "kill"].into_iter().enumerate() {
+            let some = |part: &str| (0..100).map(|n| job(format!("{part}{round}-{n}"))).collect::<Vec<_>>();
+            api.accept_all(&some("before")).await;
+            match how {
+                "stop" => services.stop("rabbitmq").await,
+                _ => services.kill("rabbitmq").await,
+            }
+            api.accept_all(&some("while")).await;
+            let ended = i64::try_from(200 * (round + 1)).expect("few");
+            until("they end all the same", SOON, async || {
+                holds(world.number("SELECT COUNT(*) FROM events").await == ended)
+            })
+            .await;
+            services.up().await;
+            until("they are published", BACK, async || {
+                holds(world.number("SELECT COUNT(*) FROM deliveries WHERE state <> 'delivered'").await == 0)
+            })
+            .await;
+        }
+        assert_eq!(world.number("SELECT COUNT(*) FROM delivery_attempts WHERE n > 1").await, 0, "no attempt was spent");
+        let broker = Broker::connect().await;
+        let channel = broker.channel().await;
+        let mut seen = BTreeSet::new();
+        while let Some(message) =
+            channel.basic_get(queue.as_str().into(), BasicGetOptions { no_ack: true }).await.expect("an answer")
+        {
+            seen.extend(message.properties.message_id().as_ref().map(|id| id.as_str().to_owned()));
+        }
+        let events: Vec<(String,)> = world.rows("SELECT id FROM events").await;
+        assert_eq!(seen, events.into_iter().map(|event| event.0).collect());
+        broker.delete(&queue).await;
+        broker.close().await;
+        serve.stop().await;
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -413,6 +473,38 @@ async fn a_broker_that_says_nothing_any_more_does_not_keep_a_process_from_stoppi
         let status = serve.ended(Duration::from_secs(30)).await;
         assert!(status.success(), "{status}");
         drop(sim);
+    })
+    .await;
+}
+
+/// A database that keeps its connections and answers nothing must not keep a process from stopping for long.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_says_nothing_any_more_does_not_keep_a_process_from_stopping() {
+    outage(async |_services, world| {
+        let _sim = provider(world, 4).await;
+        let database = url::Url::parse(world.database()).expect("a URL");
+        let place = format!("{}:{}", database.host_str().expect("a host"), database.port().unwrap_or(5432));
+        for signals in [1, 2] {
+            let proxy = Proxy::start(place.clone()).await;
+            world.set("DATABASE_URL", &proxy.url(world.database()));
+            let mut serve = world.serving().await;
+            proxy.set(Manner::Stalled);
+            let asked = std::time::Instant::now();
+            serve.terminate();
+            if signals == 2 {
+                until("it drains", SOON, async || holds(serve.log().contains("draining"))).await;
+                // Closer together they count as one.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                serve.terminate();
+            }
+            let status = serve.ended(Duration::from_secs(30)).await;
+            let took = asked.elapsed();
+            println!("{signals} signals: {took:?}");
+            match signals {
+                1 => assert!(took < Duration::from_secs(20), "{took:?}:\n{}", serve.log()),
+                _ => assert!(took < Duration::from_secs(3) && !status.success(), "{took:?}, {status}"),
+            }
+        }
     })
     .await;
 }

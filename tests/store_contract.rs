@@ -11,9 +11,9 @@ use bytes::Bytes;
 use common::Fixture;
 use paceline::job::{Catalog, EventKind, Given, Job, JobState, ProviderRules};
 use paceline::store::{
-    Attempt, Buried, Cancelled, Claimed, DeadFilter, DeadReason, DeliveryJob, DeliveryNext, DeliveryRecord, Inserted,
-    JobFilter, NewJob, Next, Origin, Record, Recorded, Replay, Replayed, Store, StoreError, StoreOptions,
-    StoredResponse, WaitReason, Wake,
+    Attempt, Buried, Cancelled, Claimed, DeadFilter, DeadReason, DeliveryJob, DeliveryNext, DeliveryRecord, Event,
+    Identity, Inserted, JobFilter, NewJob, Next, Occasion, Origin, Record, Recorded, Replay, Replayed, Store,
+    StoreError, StoreOptions, StoredResponse, WaitReason, Wake,
 };
 use serde_json::{Value, json};
 
@@ -58,6 +58,7 @@ contract! {
     a_late_record_changes_nothing
     a_lost_answer_can_be_asked_for_again
     a_known_end_counts_even_after_a_rescue
+    a_call_of_an_earlier_claim_is_not_taken_for_one_of_a_later_claim
     records_of_one_job_in_one_batch_keep_their_order
     callbacks_choose_their_events
     a_registered_endpoint_is_found_by_its_id
@@ -68,6 +69,7 @@ contract! {
     cancelling_ends_what_nobody_holds
     cancelling_asks_the_owner
     a_cancelled_wait_ends_at_once
+    what_was_asked_to_cancel_is_found_by_its_owner
     cancel_and_claim_race_to_one_end
     a_replay_is_a_new_run_with_its_history
     replays_choose_their_idempotency_key
@@ -76,8 +78,11 @@ contract! {
     what_cannot_be_replayed_says_so
     concurrent_replays_make_one_run
     messages_are_buried_with_everything_they_came_with
+    a_message_that_comes_again_is_one_letter
     retiring_lets_go_of_everything
     rescue_takes_from_the_silent_and_the_unknown
+    whoever_holds_a_lease_lives
+    a_backlog_that_is_pinned_elsewhere_hides_nothing
     two_rescuers_release_each_job_once
     deadlines_expire_unclaimed_jobs
     retention_removes_all_that_belongs_to_a_job
@@ -102,7 +107,7 @@ fn catalog() -> Catalog {
     rules.lanes.insert("high".to_owned());
     rules.pins.insert("a1".to_owned());
     let providers = ["geo", "other"].map(|name| (name.to_owned(), rules.clone()));
-    Catalog { providers: providers.into(), allow_http: true, callbacks: true, endpoints: true }
+    Catalog { providers: providers.into(), allow_http: true, callbacks: true, endpoints: true, ..Catalog::default() }
 }
 
 fn job_of(mut envelope: Value) -> Job {
@@ -193,6 +198,14 @@ async fn state(store: &Store, id: &str) -> JobState {
 
 async fn deliveries(store: &Store, now_ms: i64) -> Vec<DeliveryJob> {
     store.claim_deliveries(&"notifier".to_owned(), 100, now_ms, LEASE).await.expect("claimed")
+}
+
+/// The completion that a delivery tells.
+fn event(job: &DeliveryJob) -> &Event {
+    match &job.occasion {
+        Occasion::Completion(event) => event,
+        Occasion::Test { .. } => panic!("a test"),
+    }
 }
 
 fn delivered(job: &DeliveryJob, next: DeliveryNext) -> DeliveryRecord {
@@ -487,7 +500,7 @@ async fn success_writes_state_event_and_delivery_once(f: Fixture) {
         ("http://a.example/hook", "acme", true)
     );
     assert!(delivery.endpoint.id.starts_with("ep_"));
-    let event = &delivery.event;
+    let event = event(delivery);
     assert_eq!((event.kind, event.at_ms, event.attempts), (EventKind::Succeeded, NOW + 10, 1));
     assert_eq!((event.job_id.as_str(), event.provider.as_str(), event.tenant.as_str()), ("a", "geo", "acme"));
     assert_eq!(event.metadata.as_deref(), Some("{\"order\":7}"));
@@ -557,6 +570,24 @@ async fn a_known_end_counts_even_after_a_rescue(f: Fixture) {
     assert!(claim(&f.store, NOW + 10).await.is_empty());
 }
 
+/// A process that was taken for dead claims its own job again: two claims of one owner, each with its records.
+async fn a_call_of_an_earlier_claim_is_not_taken_for_one_of_a_later_claim(f: Fixture) {
+    let first = held(&f.store, json!({ "id": "a" })).await;
+    f.execute("DELETE FROM owners").await;
+    assert_eq!(f.store.rescue(Duration::from_secs(60), NOW).await.expect("rescued"), 1);
+    let second = claim(&f.store, NOW).await.pop().expect("it is due again");
+    assert_eq!(second.pk, first.pk);
+    assert!(second.epoch > first.epoch, "claims are told apart");
+    for next in [Next::Running, success(), wait(NOW + 99), death(DeadReason::Permanent), Next::Release] {
+        assert_eq!(write(&f.store, record(&first, next.clone())).await, Recorded::Superseded, "{next:?}");
+    }
+    assert_eq!(state(&f.store, "a").await, JobState::Queued, "the second claim holds it as it was");
+    assert_eq!(f.number("SELECT COUNT(*) FROM jobs WHERE owner = 'me'").await, 1);
+    assert_eq!(write(&f.store, record(&second, success())).await, Recorded::Done);
+    assert_eq!(write(&f.store, record(&first, death(DeadReason::Permanent))).await, Recorded::Superseded);
+    assert_eq!(state(&f.store, "a").await, JobState::Succeeded);
+}
+
 async fn records_of_one_job_in_one_batch_keep_their_order(f: Fixture) {
     let claimed = held(&f.store, json!({ "id": "a", "delivery": "at_most_once" })).await;
     let kept = Record { attempt: Some(attempt(1, "rate_limited")), ..record(&claimed, Next::Keep) };
@@ -584,8 +615,8 @@ async fn callbacks_choose_their_events(f: Fixture) {
     let b = held(&f.store, json!({ "id": "b", "callback": only_dead })).await;
     write(&f.store, record(&b, death(DeadReason::Permanent))).await;
     let due = deliveries(&f.store, NOW + 10).await;
-    assert_eq!(due.iter().map(|d| d.event.kind).collect::<Vec<_>>(), [EventKind::Dead]);
-    assert_eq!(due[0].event.reason.as_deref(), Some("permanent"));
+    assert_eq!(due.iter().map(|d| event(d).kind).collect::<Vec<_>>(), [EventKind::Dead]);
+    assert_eq!(event(&due[0]).reason.as_deref(), Some("permanent"));
     assert_eq!(f.number("SELECT COUNT(*) FROM events").await, 2);
     let c = held(&f.store, json!({ "id": "c" })).await;
     write(&f.store, record(&c, success())).await;
@@ -602,7 +633,7 @@ async fn a_registered_endpoint_is_found_by_its_id(f: Fixture) {
     assert_eq!(write(&f.store, record(&stranger, success())).await, Recorded::Done);
     let due = deliveries(&f.store, NOW + 10).await;
     assert_eq!(
-        due.iter().map(|d| (d.endpoint.id.as_str(), d.event.job_id.as_str())).collect::<Vec<_>>(),
+        due.iter().map(|d| (d.endpoint.id.as_str(), event(d).job_id.as_str())).collect::<Vec<_>>(),
         [("ep_1", "a")]
     );
 }
@@ -622,7 +653,7 @@ async fn deliveries_are_claimed_retried_and_finished(f: Fixture) {
     assert_eq!(f.store.next_delivery_due().await.expect("read"), Some(NOW + 5000));
     let second = deliveries(&f.store, NOW + 5000).await.pop().expect("due");
     assert_eq!((second.pk, second.epoch, second.attempts), (first.pk, 2, 1));
-    assert_eq!(second.event.id, first.event.id, "the id is stable");
+    assert_eq!(event(&second).id, event(&first).id, "the id is stable");
     f.store.record_delivery(delivered(&first, DeliveryNext::Failed)).await.expect("a late record is taken");
     f.store.record_delivery(delivered(&second, DeliveryNext::Delivered)).await.expect("recorded");
     assert_eq!(f.texts("SELECT state FROM deliveries").await, ["delivered"]);
@@ -653,7 +684,7 @@ async fn a_disabled_endpoint_blocks_nobody(f: Fixture) {
     let first = f.store.claim_deliveries(&me, 1, NOW + 10, LEASE).await.expect("claimed").pop().expect("one");
     f.store.record_delivery(delivered(&first, DeliveryNext::Gone)).await.expect("recorded");
     let due = f.store.claim_deliveries(&me, 5, NOW + 10, LEASE).await.expect("claimed");
-    assert_eq!(due.iter().map(|d| d.event.job_id.as_str()).collect::<Vec<_>>(), ["fine"]);
+    assert_eq!(due.iter().map(|d| event(d).job_id.as_str()).collect::<Vec<_>>(), ["fine"]);
     assert_eq!(f.number("SELECT COUNT(*) FROM deliveries WHERE state = 'disabled'").await, 30);
     ended_with_callback(&f.store, "later", "http://gone.example/").await;
     assert!(deliveries(&f.store, NOW + 10).await.is_empty());
@@ -698,7 +729,7 @@ async fn cancelling_ends_what_nobody_holds(f: Fixture) {
     insert(&f.store, new(json!({ "id": "a", "callback": { "url": "http://a.example/" } }))).await;
     assert_eq!(f.store.cancel(None, "a", NOW + 1).await.expect("cancelled"), Cancelled::Done);
     assert_eq!(f.store.cancel(None, "a", NOW + 1).await.expect("asked"), Cancelled::TooLate(JobState::Cancelled));
-    assert_eq!(deliveries(&f.store, NOW + 1).await.pop().expect("an event").event.kind, EventKind::Cancelled);
+    assert_eq!(event(&deliveries(&f.store, NOW + 1).await[0]).kind, EventKind::Cancelled);
     assert!(claim(&f.store, NOW + 1).await.is_empty());
     assert_eq!(f.store.cancel(None, "nobody", NOW).await.expect("asked"), Cancelled::NotFound);
 }
@@ -727,6 +758,24 @@ async fn a_cancelled_wait_ends_at_once(f: Fixture) {
     }
     assert_eq!(deliveries(&f.store, NOW + 10).await.len(), 2);
     assert!(claim(&f.store, NOW + 999).await.is_empty());
+}
+
+/// For an owner that was not woken.
+async fn what_was_asked_to_cancel_is_found_by_its_owner(f: Fixture) {
+    let wanted = held(&f.store, json!({ "id": "a" })).await;
+    held(&f.store, json!({ "id": "b" })).await;
+    insert(&f.store, owned(json!({ "id": "c" }), "other")).await;
+    let (me, other) = ("me".to_owned(), "other".to_owned());
+    for id in ["a", "c"] {
+        assert_eq!(f.store.cancel(None, id, NOW).await.expect("asked"), Cancelled::Asked);
+    }
+    let asked = async |owner: &String, provider| f.store.cancel_requests(owner, provider).await.expect("read");
+    assert_eq!(asked(&me, "geo").await, [wanted.pk]);
+    assert_eq!(asked(&me, "other").await, Vec::<i64>::new(), "of another provider");
+    assert_eq!(asked(&other, "geo").await.len(), 1);
+    let end = Next::Finish { state: JobState::Cancelled, reason: None, error: None, response: None };
+    write(&f.store, record(&wanted, end)).await;
+    assert!(asked(&me, "geo").await.is_empty());
 }
 
 async fn cancel_and_claim_race_to_one_end(f: Fixture) {
@@ -777,7 +826,7 @@ async fn a_replay_is_a_new_run_with_its_history(f: Fixture) {
     let view = f.store.job(None, "a").await.expect("read").expect("one");
     assert_eq!((view.state, view.run, view.reason, view.error), (JobState::Succeeded, 2, None, None));
     assert_eq!(view.attempts.iter().map(|(run, a)| (*run, a.n)).collect::<Vec<_>>(), [(1, 1), (2, 1)]);
-    let events: BTreeSet<_> = deliveries(&f.store, later).await.into_iter().map(|d| d.event.id).collect();
+    let events: BTreeSet<_> = deliveries(&f.store, later).await.into_iter().map(|d| event(&d).id.clone()).collect();
     assert_eq!(events.len(), 2, "each run has its own event");
     assert!(
         matches!(
@@ -843,6 +892,7 @@ async fn a_replay_can_be_edited_and_delayed(f: Fixture) {
         lane: Some("low".to_owned()),
         not_before_ms: Some(NOW + 5000),
         keep_key: None,
+        ..Replay::default()
     };
     assert_eq!(f.store.replay(None, "a", &how, NOW + 20).await.expect("replayed"), Replayed::Queued { run: 2 });
     let view = f.store.job(None, "a").await.expect("read").expect("one");
@@ -880,6 +930,7 @@ fn message(tenant: &str) -> Buried {
         lane: None,
         raw: Bytes::from_static(b"\0not json\xff"),
         headers: "{\"x\":1}".to_owned(),
+        identity: None,
     }
 }
 
@@ -915,6 +966,22 @@ async fn messages_are_buried_with_everything_they_came_with(f: Fixture) {
 }
 
 // Owners.
+
+async fn a_message_that_comes_again_is_one_letter(f: Fixture) {
+    let known = |hash: u8, again| Buried { identity: Some(Identity { hash: [hash; 32], again }), ..message("t") };
+    let bury = async |message| f.store.bury(message, NOW).await.expect("buried");
+    let first = bury(known(1, false)).await;
+    assert_eq!(bury(known(1, true)).await, first, "delivered again");
+    let alike = bury(known(1, false)).await;
+    assert_ne!(alike, first, "one that only looks the same is another one");
+    let (a, b, c) = tokio::join!(bury(known(2, true)), bury(known(2, true)), bury(known(2, false)));
+    assert_eq!(a, b);
+    assert_eq!(BTreeSet::from([&a, &c]).len(), 1 + usize::from(a != c));
+    assert_ne!(bury(Buried { tenant: "u".to_owned(), ..known(1, true) }).await, String::new(), "of another tenant");
+    let letters = f.number("SELECT COUNT(*) FROM dead_letters WHERE tenant = 't'").await;
+    assert_eq!(letters, 2 + 1 + i64::from(a != c), "each once");
+    assert!(f.store.dead_letter(Some("t"), &alike).await.expect("read").is_some());
+}
 
 async fn retiring_lets_go_of_everything(f: Fixture) {
     let queued = held(&f.store, json!({ "id": "queued" })).await;
@@ -975,6 +1042,57 @@ async fn rescue_takes_from_the_silent_and_the_unknown(f: Fixture) {
     assert_eq!(f.store.rescue(Duration::from_secs(60), NOW).await.expect("rescued"), 0, "a heartbeat counts");
 }
 
+/// Its heartbeats did not arrive, and yet it renewed its lease.
+async fn whoever_holds_a_lease_lives(f: Fixture) {
+    insert(&f.store, owned(json!({ "id": "a" }), "busy")).await;
+    let (busy, groups) = ("busy".to_owned(), [String::new()]);
+    f.store.leases_take("geo", &[""], &groups, &busy, LEASE).await.expect("taken");
+    f.execute("UPDATE owners SET seen_ms = 0").await;
+    assert_eq!(f.store.rescue(Duration::from_secs(15), NOW).await.expect("rescued"), 0);
+    f.execute("UPDATE leases SET expires_ms = 0").await;
+    assert_eq!(f.store.rescue(Duration::from_secs(15), NOW).await.expect("rescued"), 1, "it ran out");
+}
+
+/// A lane full of jobs for keys that others pace: what may go here is found, oldest first, and in little time.
+async fn a_backlog_that_is_pinned_elsewhere_hides_nothing(f: Fixture) {
+    let backlog =
+        i64::from(std::env::var("PACELINE_BACKLOG").ok().and_then(|n| n.parse::<i32>().ok()).unwrap_or(5_000));
+    insert(&f.store, new(json!({ "id": "template" }))).await;
+    // Behind the store's back, all due before the others: pinned to `b0` … `b9`.
+    let columns =
+        "tenant, hash, provider, lane, state, created_ms, delivery, idempotency_key, envelope_bytes, envelope";
+    f.execute(&format!(
+        "INSERT INTO jobs (id, pin, due_ms, {columns})
+         WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {backlog})
+         SELECT 'away' || i, 'b' || (i % 10), {NOW} - 100000, {columns} FROM jobs, n WHERE id = 'template'"
+    ))
+    .await;
+    for (n, pin) in [(1, Some("a1")), (2, None), (3, Some("a1")), (4, None)] {
+        let mut job = new(json!({ "id": format!("here{n}") }));
+        job.job.key = pin.map(str::to_owned);
+        f.store.insert(vec![job], NOW + n).await.expect("inserted");
+    }
+    f.execute(if f.is_sqlite() { "ANALYZE" } else { "ANALYZE jobs" }).await;
+    let away: std::sync::Arc<[String]> = (0..10).map(|n| format!("b{n}")).collect();
+    let me = "me".to_owned();
+    let begun = std::time::Instant::now();
+    assert_eq!(f.store.next_due_but("geo", "default", &away).await.expect("read"), Some(NOW));
+    let looked = begun.elapsed();
+    let claimed = f.store.claim_due_but(&me, "geo", "default", &away, 3, NOW + 9).await.expect("claimed");
+    let took = begun.elapsed() - looked;
+    let ids: Vec<&str> = claimed.iter().map(|claimed| claimed.job.id.as_str()).collect();
+    assert_eq!(ids, ["template", "here1", "here2"]);
+    println!("{} pinned elsewhere: next due {looked:?}, claim {took:?}", backlog);
+    let all = f.store.claim_due(&me, "geo", "default", 4, NOW + 9).await.expect("claimed");
+    assert!(
+        all.iter().all(|claimed| claimed.job.id.starts_with("away") || claimed.job.id.starts_with("temp")),
+        "oldest first"
+    );
+    assert_eq!(all.len(), 4);
+    let rest = f.store.claim_due_but(&me, "geo", "default", &away, 500, NOW + 9).await.expect("claimed");
+    assert_eq!(rest.len(), 2);
+}
+
 async fn two_rescuers_release_each_job_once(f: Fixture) {
     let jobs = (0..600).map(|i| owned(json!({ "id": format!("j{i}") }), "gone")).collect();
     f.store.insert(jobs, NOW).await.expect("inserted");
@@ -1003,7 +1121,7 @@ async fn deadlines_expire_unclaimed_jobs(f: Fixture) {
     assert_eq!(state(&f.store, "waiting").await, JobState::Expired);
     assert_eq!(state(&f.store, "queued").await, JobState::Expired);
     assert_eq!(state(&f.store, "claimed").await, JobState::Queued, "its owner decides");
-    assert_eq!(deliveries(&f.store, at).await.pop().expect("an event").event.kind, EventKind::Expired);
+    assert_eq!(event(&deliveries(&f.store, at).await[0]).kind, EventKind::Expired);
 }
 
 async fn retention_removes_all_that_belongs_to_a_job(f: Fixture) {
@@ -1053,7 +1171,7 @@ async fn a_poisonous_item_fails_alone(f: Fixture) {
         f.store.record(record(&good, success())),
         f.store.insert(more, NOW)
     );
-    assert!(matches!(a, Err(StoreError::Database(_))), "{a:?}");
+    assert!(matches!(a, Err(StoreError::Unstorable(_))), "{a:?}");
     assert_eq!(b.expect("recorded"), Recorded::Done);
     assert!(c.expect("inserted").iter().all(|i| matches!(i, Inserted::Created(None))));
     assert_eq!(state(&f.store, "bad").await, JobState::Queued, "nothing of it is half-written");

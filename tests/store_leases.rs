@@ -598,6 +598,7 @@ async fn a_lease_does_not_wait_behind_the_queue_of_the_writer() {
             lane: None,
             raw: vec![b'x'; 64 * 1024].into(),
             headers: "{}".to_owned(),
+            identity: None,
         };
         taken(&f.store, "me", TTL).await;
         let (count, (sender, mut answers)) = (2000, tokio::sync::mpsc::unbounded_channel());

@@ -157,7 +157,13 @@ async fn a_report_that_cannot_be_read_is_left_out(f: Fixture) {
 fn catalog() -> Catalog {
     let mut rules = ProviderRules::default();
     rules.pins.extend(["a1".to_owned(), "a2".to_owned()]);
-    Catalog { providers: [("geo".to_owned(), rules)].into(), allow_http: true, callbacks: true, endpoints: true }
+    Catalog {
+        providers: [("geo".to_owned(), rules)].into(),
+        allow_http: true,
+        callbacks: true,
+        endpoints: true,
+        ..Catalog::default()
+    }
 }
 
 async fn held(store: &Store, id: &str, pin: Option<&str>) -> Claimed {

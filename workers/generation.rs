@@ -6,15 +6,20 @@ use std::sync::Arc;
 
 use paceline::clock::Clock;
 use paceline::config::{Config, QueueConfig};
+use paceline::job::{AddedKeys, Catalog};
+use paceline::publish::{PublishStats, Publisher};
 use paceline::readiness::Readiness;
 use paceline::replays::Replayer;
+use paceline::resends::Resender;
 use paceline::schedule::{self, Recurring, Scheduler};
 use paceline::store::{OwnerId, Store};
 use paceline::telemetry::{DispatchMetrics, InletMetrics, ScheduleMetrics};
+use paceline::vault::MasterKeys;
 use paceline::webhook::{Notifier, NotifierStats};
 use prometheus_client::registry::Registry;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::dispatcher::{self, Dispatchers};
 use crate::notifier;
@@ -26,6 +31,10 @@ pub struct Shared {
     pub store: Store,
     pub clock: Arc<dyn Clock>,
     pub readiness: Readiness,
+    /// What opens stored keys.
+    pub masters: Arc<MasterKeys>,
+    /// The labels of stored keys.
+    pub added: AddedKeys,
     pub metrics: Metrics,
 }
 
@@ -35,6 +44,7 @@ pub struct Metrics {
     pub dispatch: DispatchMetrics,
     pub inlet: InletMetrics,
     pub webhooks: NotifierStats,
+    pub publications: PublishStats,
     pub schedules: ScheduleMetrics,
 }
 
@@ -50,7 +60,16 @@ pub struct Built {
     owner: OwnerId,
     dispatchers: Option<Dispatchers>,
     notifier: Option<Notifier>,
-    upkeep: Option<(Scheduler, Replayer, Recurring)>,
+    publisher: Option<Publisher>,
+    upkeep: Option<Upkeep>,
+}
+
+/// What the role of the scheduler does.
+struct Upkeep {
+    scheduler: Scheduler,
+    replayer: Replayer,
+    resender: Resender,
+    recurring: Recurring,
 }
 
 /// A generation at work.
@@ -60,7 +79,7 @@ pub struct Generation {
     owner: OwnerId,
     stop: CancellationToken,
     /// Says that the owner lives, until everything has drained.
-    beat: CancellationToken,
+    beat: AbortOnDropHandle<()>,
 }
 
 impl Metrics {
@@ -76,12 +95,21 @@ impl Metrics {
             self.schedules.register(registry);
         }
         if roles.contains(&Role::Notifier) {
-            self.webhooks.register(registry.sub_registry_with_prefix("paceline"));
+            let registry = registry.sub_registry_with_prefix("paceline");
+            self.webhooks.register(registry);
+            if matches!(config.queue, QueueConfig::Amqp(_)) {
+                self.publications.register(registry);
+            }
         }
     }
 }
 
 impl Shared {
+    /// What jobs are checked against; stored keys are known to every one.
+    pub fn catalog(&self, config: &Config) -> Catalog {
+        Catalog { added: self.added.clone(), ..config.catalog() }
+    }
+
     fn has(&self, role: Role) -> bool {
         self.roles.contains(&role)
     }
@@ -97,28 +125,28 @@ impl Built {
         let owner = format!("{}-{:08x}", std::process::id(), rand::random::<u32>());
         let parts = Parts { shared, config, owner: &owner };
         let dispatchers = shared.has(Role::Dispatcher).then(|| dispatcher::build(&parts)).transpose()?;
-        let notifier = if shared.has(Role::Notifier) { notifier::build(&parts)? } else { None };
-        let upkeep = shared.has(Role::Scheduler).then(|| {
-            let (store, clock) = (shared.store.clone(), Arc::clone(&shared.clock));
-            let scheduler = Scheduler::new(store.clone(), Arc::clone(&clock), config.store.clone());
-            let (catalog, schedules) = (Arc::new(config.catalog()), config.schedules.clone());
-            let metrics = shared.metrics.schedules.clone();
-            let recurring = Recurring::new(store.clone(), Arc::clone(&clock), schedules, Arc::clone(&catalog), metrics);
-            (scheduler, Replayer::new(store, clock, catalog), recurring)
-        });
-        Ok(Self { owner, dispatchers, notifier, upkeep })
+        let (notifier, publisher) = match shared.has(Role::Notifier) {
+            true => (notifier::build(&parts)?, notifier::build_publisher(&parts)?),
+            false => (None, None),
+        };
+        let upkeep = shared.has(Role::Scheduler).then(|| Upkeep::new(shared, config));
+        Ok(Self { owner, dispatchers, notifier, publisher, upkeep })
     }
 
     /// Begins, until `shutdown` or until it is drained.
     pub fn start(self, shared: &Shared, shutdown: &CancellationToken) -> Generation {
-        let (stop, beat) = (shutdown.child_token(), CancellationToken::new());
+        let stop = shutdown.child_token();
         let roles = shared.roles.iter().map(|role| role.name()).collect::<Vec<_>>().join(",");
-        tokio::spawn(schedule::heartbeat(shared.store.clone(), self.owner.clone(), roles, beat.clone()));
+        let beat = tokio::spawn(schedule::heartbeat(shared.store.clone(), self.owner.clone(), roles));
         let mut tasks = JoinSet::new();
-        if let Some((scheduler, replayer, recurring)) = self.upkeep {
+        if let Some(Upkeep { scheduler, replayer, resender, recurring }) = self.upkeep {
             tasks.spawn(over(scheduler.run(stop.clone())));
             tasks.spawn(over(replayer.run(stop.clone())));
+            tasks.spawn(over(resender.run(stop.clone())));
             tasks.spawn(over(recurring.run(stop.clone())));
+        }
+        if let Some(publisher) = self.publisher {
+            tasks.spawn(over(publisher.run(stop.clone())));
         }
         if let Some(dispatchers) = self.dispatchers {
             dispatchers.start(&mut tasks, &stop);
@@ -126,7 +154,21 @@ impl Built {
         if let Some(notifier) = self.notifier {
             tasks.spawn(over(notifier.run(stop.clone())));
         }
-        Generation { tasks, owner: self.owner, stop, beat }
+        Generation { tasks, owner: self.owner, stop, beat: AbortOnDropHandle::new(beat) }
+    }
+}
+
+impl Upkeep {
+    fn new(shared: &Shared, config: &Config) -> Self {
+        let (store, clock, catalog) = (&shared.store, &shared.clock, Arc::new(shared.catalog(config)));
+        let metrics = shared.metrics.schedules.clone();
+        let schedules = config.schedules.clone();
+        Self {
+            scheduler: Scheduler::new(store.clone(), Arc::clone(clock), config.store.clone()),
+            replayer: Replayer::new(store.clone(), Arc::clone(clock), Arc::clone(&catalog)),
+            resender: Resender::new(store.clone(), Arc::clone(clock)),
+            recurring: Recurring::new(store.clone(), Arc::clone(clock), schedules, catalog, metrics),
+        }
     }
 }
 
@@ -152,7 +194,7 @@ impl Generation {
 
     /// Whatever is still claimed goes back, so that nobody has to wait for a rescue.
     pub async fn retire(self, shared: &Shared) {
-        self.beat.cancel();
+        self.beat.abort();
         match shared.store.retire(&self.owner, shared.clock.wall_ms()).await {
             Ok(released) => tracing::debug!(released, "let go of the claims"),
             Err(error) => tracing::warn!(%error, "claims stay until they are rescued"),

@@ -68,12 +68,19 @@ impl System {
             tracing::info!("the configuration says what it said before");
             return Ok(());
         }
+        let parts = match api_parts(&self.shared, &new, Registry::default()) {
+            Ok(parts) => parts,
+            Err(error) => {
+                cannot_be_built(&error);
+                return Ok(());
+            }
+        };
         let changed = changes.taken.join(", ");
         if changes.restarts_work && !self.begin_anew(&new, &changed).await? {
             return Ok(());
         }
         if let Some(live) = &self.live {
-            live.replace(api_parts(&self.shared, &new, Registry::default()));
+            live.replace(parts);
         }
         self.config = new;
         tracing::info!(changed, "the new configuration is in effect");
@@ -87,8 +94,7 @@ impl System {
         let built = match Built::new(&self.shared, new) {
             Ok(built) => built,
             Err(error) => {
-                let problem = format!("{error:#}");
-                tracing::error!(problem, "the new configuration is not valid; the running one stays in effect");
+                cannot_be_built(&error);
                 return Ok(false);
             }
         };
@@ -101,6 +107,11 @@ impl System {
         std::mem::replace(&mut self.work, next).retire(&self.shared).await;
         Ok(true)
     }
+}
+
+fn cannot_be_built(error: &anyhow::Error) {
+    let problem = format!("{error:#}");
+    tracing::error!(problem, "the new configuration is not valid; the running one stays in effect");
 }
 
 /// Each with its place.

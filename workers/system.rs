@@ -6,28 +6,33 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use paceline::api::{ApiParts, Live, Tokens};
+use paceline::api::{ApiParts, HookRules, Live, Tokens, learn_keys};
 use paceline::clock::{Clock, SystemClock};
-use paceline::config::Config;
+use paceline::config::{Config, QueueConfig};
+use paceline::job::AddedKeys;
 use paceline::readiness::Readiness;
-use paceline::store::{Store, StoreError, StoreOptions};
+use paceline::store::{Store, StoreError, StoreOptions, Wake};
 use paceline::supervise::Reconnect;
+use paceline::vault::MasterKeys;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
+use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::api;
-use crate::generation::{Built, Generation, Metrics, Shared};
+use crate::generation::{Built, Generation, Metrics, Shared, over};
 use crate::reload::Reloads;
 
 /// The store is asked this often whether it is there.
 const PING_EVERY: Duration = Duration::from_secs(2);
+/// Stored keys are looked for this often, though nobody said that there are others.
+const KEYS_EVERY: Duration = Duration::from_secs(5);
 /// Connections to the database at most.
 const CONNECTIONS_MAX: u32 = 16;
 
-/// At the end the store has this long to take claims back, and as long to close.
+/// At the end the store has this long to take claims back and to close.
 const GOODBYE: Duration = Duration::from_secs(5);
 
 /// What a process does.
@@ -76,6 +81,7 @@ impl System {
     /// Opens the store (waiting for a database that is not there yet) and starts the roles.
     pub async fn start(config: Config, roles: &[Role], shutdown: CancellationToken) -> anyhow::Result<Self> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let masters = Arc::new(MasterKeys::of_process()?);
         let readiness = Readiness::default();
         readiness.declare("store");
         // The port first: one that is taken should be known before anything else starts.
@@ -100,17 +106,25 @@ impl System {
             starting.stop().await;
         }
         let store = opened?;
-        let shared =
-            Shared { roles: roles.to_vec(), store: store.clone(), clock, readiness, metrics: Metrics::default() };
+        if has_api || roles.contains(&Role::Dispatcher) {
+            check_masters(&store, &masters).await?;
+        }
+        let added = AddedKeys::default();
+        learn_keys(&store, &added).await?;
+        if publishes(&config) {
+            store.publish_completions();
+        }
+        let (roles, metrics) = (roles.to_vec(), Metrics::default());
+        let shared = Shared { roles, store: store.clone(), clock, readiness, masters, added, metrics };
         let mut registry = Registry::default();
-        shared.metrics.register(roles, &config, &mut registry);
+        shared.metrics.register(&shared.roles, &config, &mut registry);
         let mut tasks = JoinSet::new();
-        tasks.spawn(watch_store(store.clone(), shared.readiness.clone(), shutdown.clone()));
+        watch(&shared, &mut tasks, &shutdown);
         let work = Built::new(&shared, &config)?.start(&shared, &shutdown);
         let (mut live, mut api) = (None, None);
         if let Some(listener) = listener {
             let address = listener.local_addr()?;
-            let parts = api_parts(&shared, &config, registry);
+            let parts = api_parts(&shared, &config, registry)?;
             let now_live = if has_api { Live::api(parts) } else { Live::figures(parts) };
             match has_api {
                 true => tracing::info!(%address, "the API listens"),
@@ -155,28 +169,39 @@ impl System {
                 self.shutdown.cancel();
             }
         }
-        if timeout(GOODBYE, self.work.retire(&self.shared)).await.is_err() {
-            tracing::warn!("the store is silent: claims stay until they are rescued");
-        }
-        if timeout(GOODBYE, self.store.close()).await.is_err() {
-            tracing::warn!("the store is silent: its connections are cut");
+        let goodbye = async {
+            self.work.retire(&self.shared).await;
+            self.store.close().await;
+        };
+        if timeout(GOODBYE, goodbye).await.is_err() {
+            tracing::warn!("the store is silent: its connections are cut, and claims stay until they are rescued");
         }
         result
     }
 }
 
 /// What the API is made of under a configuration.
-pub fn api_parts(shared: &Shared, config: &Config, registry: Registry) -> ApiParts {
-    ApiParts {
+///
+/// # Errors
+/// A signing secret that cannot sign.
+pub fn api_parts(shared: &Shared, config: &Config, registry: Registry) -> anyhow::Result<ApiParts> {
+    Ok(ApiParts {
         store: shared.store.clone(),
-        catalog: Arc::new(config.catalog()),
+        catalog: Arc::new(shared.catalog(config)),
+        masters: Arc::clone(&shared.masters),
         clock: Arc::clone(&shared.clock),
         tokens: Tokens::new(&config.api.tokens),
         readiness: shared.readiness.clone(),
         registry,
         envelope_bytes_max: config.api.envelope_bytes_max,
+        hooks: HookRules::of(&config.webhooks).context("webhooks.secret")?,
         public_url: config.api.public_url.clone(),
-    }
+    })
+}
+
+/// Whether completions go to RabbitMQ, too.
+pub fn publishes(config: &Config) -> bool {
+    config.publishes_events && matches!(config.queue, QueueConfig::Amqp(_))
 }
 
 async fn open_store(config: &Config, readiness: &Readiness, shutdown: &CancellationToken) -> anyhow::Result<Store> {
@@ -208,13 +233,54 @@ async fn open_once(options: &StoreOptions) -> Result<Store, StoreError> {
     Ok(store)
 }
 
-/// Keeps `/readyz` true about the store.
-async fn watch_store(store: Store, readiness: Readiness, shutdown: CancellationToken) -> anyhow::Result<()> {
-    loop {
+/// What is looked at for as long as the process lives, whatever the configuration.
+fn watch(shared: &Shared, tasks: &mut JoinSet<anyhow::Result<()>>, shutdown: &CancellationToken) {
+    let (watch, stop) = (watch_store(shared.store.clone(), shared.readiness.clone()), shutdown.clone());
+    tasks.spawn(async move {
         tokio::select! {
-            () = shutdown.cancelled() => return Ok(()),
-            () = tokio::time::sleep(PING_EVERY) => {}
+            () = stop.cancelled() => {}
+            () = watch => {}
         }
+        Ok(())
+    });
+    tasks.spawn(over(watch_keys(shared.store.clone(), shared.added.clone(), shutdown.clone())));
+}
+
+/// A wrong master key is told at once, and nothing was changed by then.
+async fn check_masters(store: &Store, masters: &MasterKeys) -> anyhow::Result<()> {
+    // One row that was damaged is its dispatcher's business.
+    for sealed in store.stored_keys(None).await?.into_iter().filter_map(|key| key.sealed) {
+        masters.find(&sealed.master)?;
+    }
+    Ok(())
+}
+
+/// Learns the labels of stored keys as they come: jobs may be pinned to them.
+async fn watch_keys(store: Store, added: AddedKeys, shutdown: CancellationToken) {
+    let mut wakes = store.wakes();
+    loop {
+        let look_at = tokio::time::Instant::now() + KEYS_EVERY;
+        let told = loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                wake = wakes.recv() => match wake {
+                    Ok(Wake::Orders(_)) | Err(RecvError::Lagged(_)) => break true,
+                    Ok(_) => {}
+                    Err(RecvError::Closed) => return,
+                },
+                () = tokio::time::sleep_until(look_at) => break false,
+            }
+        };
+        if let Err(error) = learn_keys(&store, &added).await {
+            tracing::debug!(%error, told, "the labels of stored keys are not known; trying again");
+        }
+    }
+}
+
+/// Keeps `/readyz` true about the store.
+async fn watch_store(store: Store, readiness: Readiness) {
+    loop {
+        tokio::time::sleep(PING_EVERY).await;
         let result = store.ping().await.map_err(|error| error.to_string());
         let error = result.clone().err();
         if readiness.set("store", result) {

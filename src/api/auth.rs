@@ -14,6 +14,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::extract::{FromRequestParts, Request, State};
 use axum::middleware::Next;
@@ -26,6 +27,8 @@ use subtle::{Choice, ConstantTimeEq};
 
 use super::error::{Problem, ProblemKind};
 use super::guard;
+use super::serve::Peer;
+use super::throttle::{Throttle, Verdict};
 use crate::config::{Scope, Token};
 
 /// What the API keeps of a configured token.
@@ -39,6 +42,7 @@ struct Entry {
 #[derive(Clone)]
 pub struct Tokens {
     entries: Arc<[Entry]>,
+    throttle: Arc<Throttle>,
 }
 
 impl std::fmt::Debug for Tokens {
@@ -58,7 +62,7 @@ impl Tokens {
                 tenant: token.tenant.as_deref().map(Into::into),
             },
         };
-        Self { entries: configured.iter().map(entry).collect() }
+        Self { entries: configured.iter().map(entry).collect(), throttle: Arc::new(Throttle::new()) }
     }
 
     /// Whether none is configured.
@@ -66,22 +70,22 @@ impl Tokens {
         self.entries.is_empty()
     }
 
-    /// Whose token that is. Every entry is looked at, so that time tells nothing.
-    fn find(&self, token: &[u8]) -> Option<&Caller> {
+    /// Whose token that is, and its number. Every entry is looked at, so that time tells nothing.
+    fn find(&self, token: &[u8]) -> Option<(usize, &Caller)> {
         let hash: [u8; 32] = Sha256::digest(token).into();
         let mut found = None;
-        for entry in self.entries.iter() {
+        for (number, entry) in self.entries.iter().enumerate() {
             let same: Choice = entry.hash.ct_eq(&hash);
             if bool::from(same) {
-                found = Some(&entry.caller);
+                found = Some((number, &entry.caller));
             }
         }
         found
     }
 
     /// Who sends these headers: the owner of the bearer token, or, where no token is configured,
-    /// the user of this machine.
-    pub(super) fn identify(&self, uri: &http::Uri, headers: &HeaderMap) -> Result<Caller, Problem> {
+    /// the user of this machine. An address that sends many wrong tokens is not heard for a while.
+    pub(super) fn identify(&self, peer: Peer, uri: &http::Uri, headers: &HeaderMap) -> Result<Caller, Problem> {
         if self.is_empty() {
             guard::check_local(uri, headers)?;
             return Ok(Caller::local());
@@ -106,7 +110,22 @@ impl Tokens {
         if !scheme.eq_ignore_ascii_case(b"bearer ") {
             return Err(missing());
         }
-        self.find(token.trim_ascii()).cloned().ok_or_else(unknown)
+        let found = self.find(token.trim_ascii());
+        match self.throttle.attempt(peer.0, found.map(|(number, _)| number), Instant::now()) {
+            Verdict::Heard => {}
+            Verdict::TooMany(wait) => {
+                let detail = "too many wrong tokens came from this address: wait, then send the right one";
+                return Err(Problem::new(ProblemKind::TooManyAttempts, detail).retry_after(wait));
+            }
+        }
+        match found {
+            Some((_, caller)) => Ok(caller.clone()),
+            None => {
+                // At most as often as the throttle hears it; the token itself is nobody's business.
+                tracing::warn!(peer = %peer.0, "a token that nobody knows was sent");
+                Err(unknown())
+            }
+        }
     }
 }
 
@@ -135,7 +154,7 @@ impl Caller {
     /// 403 names the missing scope.
     pub fn may(&self, scope: Scope) -> Result<Tenancy, Problem> {
         if self.scopes.iter().any(|own| *own == scope || *own == Scope::Admin) {
-            return Ok(Tenancy(self.tenant.clone()));
+            return Ok(Tenancy { tenant: self.tenant.clone(), by: Arc::clone(&self.name) });
         }
         let name = scope.as_str();
         let detail = format!("the token {:?} does not have the scope {name:?}", self.name);
@@ -148,9 +167,9 @@ impl Caller {
     /// # Errors
     /// 403 also where the token is bound to a tenant.
     pub fn may_for_all(&self, scope: Scope) -> Result<(), Problem> {
-        match self.may(scope)? {
-            Tenancy(None) => Ok(()),
-            Tenancy(Some(_)) => {
+        match self.may(scope)?.tenant {
+            None => Ok(()),
+            Some(_) => {
                 Err(Problem::new(ProblemKind::Forbidden, "this concerns all tenants, and the token is bound to one"))
             }
         }
@@ -172,17 +191,28 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
 /// The tenants a caller may act for. Only [`Caller::may`] and [`Tenancy::all`] make one, so that
 /// nothing is read or changed without having asked.
 #[derive(Debug, Clone)]
-pub struct Tenancy(Option<Arc<str>>);
+pub struct Tenancy {
+    tenant: Option<Arc<str>>,
+    by: Arc<str>,
+}
+
+/// Who acts at the command line, where it holds the store itself.
+pub const OPERATOR: &str = "command line";
 
 impl Tenancy {
     /// Every tenant: the operator at the command line, who holds the store itself.
-    pub const fn all() -> Self {
-        Self(None)
+    pub fn all() -> Self {
+        Self { tenant: None, by: OPERATOR.into() }
+    }
+
+    /// Who acts, for the record: the name of the token.
+    pub fn by(&self) -> &str {
+        &self.by
     }
 
     /// The one tenant, or `None` for all.
     pub fn tenant(&self) -> Option<&str> {
-        self.0.as_deref()
+        self.tenant.as_deref()
     }
 
     /// Narrowed to what the caller asked for by a `tenant` parameter.
@@ -190,9 +220,9 @@ impl Tenancy {
     /// # Errors
     /// 403 where it is not the caller's.
     pub fn narrow(self, wanted: Option<String>) -> Result<Self, Problem> {
-        match (&self.0, wanted) {
+        match (&self.tenant, wanted) {
             (_, None) => Ok(self),
-            (None, Some(wanted)) => Ok(Self(Some(wanted.into()))),
+            (None, Some(wanted)) => Ok(Self { tenant: Some(wanted.into()), ..self }),
             (Some(own), Some(wanted)) if **own == *wanted => Ok(self),
             (Some(_), Some(_)) => {
                 Err(Problem::new(ProblemKind::Forbidden, "the parameter tenant names another tenant than the token's"))
@@ -204,10 +234,11 @@ impl Tenancy {
 /// Lets only known callers through, and notes who it is.
 pub(super) async fn authenticate(
     State(tokens): State<Tokens>,
+    peer: Peer,
     mut request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
-    let caller = tokens.identify(request.uri(), request.headers())?;
+    let caller = tokens.identify(peer, request.uri(), request.headers())?;
     request.extensions_mut().insert(caller);
     Ok(next.run(request).await)
 }
@@ -254,7 +285,7 @@ mod tests {
     fn identify(value: &str) -> Result<Caller, Problem> {
         let mut headers = HeaderMap::new();
         headers.insert(AUTHORIZATION, value.parse().expect("a header"));
-        tokens().identify(&http::Uri::from_static("/"), &headers)
+        tokens().identify(Peer([192, 0, 2, 1].into()), &http::Uri::from_static("/"), &headers)
     }
 
     #[test]
@@ -283,7 +314,7 @@ mod tests {
 
     #[test]
     fn a_tenant_parameter_narrows_and_never_widens() {
-        let bound = Tenancy(Some("acme".into()));
+        let bound = Tenancy { tenant: Some("acme".into()), ..Tenancy::all() };
         assert!(bound.clone().narrow(Some("other".into())).is_err());
         assert!(bound.clone().narrow(Some("acme".into())).is_ok());
         assert_eq!(bound.narrow(None).expect("own").tenant(), Some("acme"));

@@ -9,6 +9,7 @@ use futures_util::StreamExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::error::{Problem, ProblemKind};
+use crate::job::Invalid;
 
 /// Largest body that holds an array of jobs.
 pub const MANY_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -72,6 +73,17 @@ impl BodyReader {
             tracing::debug!(drained = drained.is_ok(), "threw away the rest of a body that is too large");
         }
         Err(problem)
+    }
+
+    /// Of a route that says it all: no body, or `{}`.
+    pub(super) async fn nothing(&self, body: Body) -> Result<(), Problem> {
+        let body = self.read(body, Takes::One).await?;
+        let text = body.bytes.trim_ascii();
+        let is_empty_object = text.strip_prefix(b"{").is_some_and(|rest| rest.trim_ascii() == b"}");
+        if text.is_empty() || is_empty_object {
+            return Ok(());
+        }
+        Err(Problem::invalid(Invalid::at("", "expected no body, or {}: the route says it all")))
     }
 
     async fn collect(&self, stream: &mut BodyDataStream, takes: Takes) -> Result<HeldBody, Problem> {

@@ -9,11 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::error::{Problem, ProblemKind};
+use super::keys::with_stored;
 use super::provider_view::{Known, OrderJson, ProviderJson, QueueJson};
 use super::view::PageJson;
 use crate::clock::Clock;
 use crate::job::{Catalog, ProviderRules};
-use crate::store::{LeaseView, Order, ReportView, Store, Subject};
+use crate::store::{LeaseView, Order, ReportView, Store, StoredKey, Subject};
+use crate::vault::MasterKeys;
 
 /// Jobs are not counted where that would take longer.
 const COUNT_WITHIN: Duration = Duration::from_secs(2);
@@ -21,9 +23,10 @@ const COUNT_WITHIN: Duration = Duration::from_secs(2);
 /// Providers, budgets and keys of one system. Cheap to clone.
 #[derive(Clone)]
 pub struct Control {
-    store: Store,
-    catalog: Arc<Catalog>,
-    clock: Arc<dyn Clock>,
+    pub(super) store: Store,
+    pub(super) catalog: Arc<Catalog>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) masters: Arc<MasterKeys>,
 }
 
 /// Everything that is known at one time, by provider.
@@ -34,12 +37,19 @@ struct Seen {
     orders: HashMap<String, Vec<Order>>,
     reports: HashMap<String, Vec<ReportView>>,
     leases: HashMap<String, Vec<LeaseView>>,
+    stored: HashMap<String, Vec<StoredKey>>,
 }
 
 impl Control {
     /// Of the providers in `catalog`.
     pub fn new(store: Store, catalog: Arc<Catalog>, clock: Arc<dyn Clock>) -> Self {
-        Self { store, catalog, clock }
+        Self { store, catalog, clock, masters: Arc::default() }
+    }
+
+    /// With what opens stored keys: without it none can be added.
+    #[must_use]
+    pub fn with_masters(self, masters: Arc<MasterKeys>) -> Self {
+        Self { masters, ..self }
     }
 
     /// The live state of every configured provider.
@@ -75,7 +85,7 @@ impl Control {
     /// # Errors
     /// 404 where no such provider or key is configured.
     pub async fn disable_key(&self, name: &str, label: &str, disabled: bool, by: &str) -> Result<OrderJson, Problem> {
-        if !self.rules(name)?.keys.contains_key(label) {
+        if !self.has_key(name, label).await? {
             let detail = format!("the provider {name} has no key {:?}", shown(label));
             return Err(Problem::new(ProblemKind::NotFound, detail));
         }
@@ -88,8 +98,10 @@ impl Control {
     /// 404 where no such provider or budget is configured.
     pub async fn resume_budget(&self, name: &str, budget: &str, by: &str) -> Result<OrderJson, Problem> {
         let rules = self.rules(name)?;
-        let own = rules.keys.get(budget).is_some_and(Option::is_none);
-        if !own && !rules.keys.values().flatten().any(|declared| declared == budget) {
+        let stored = self.store.stored_keys(Some(name)).await?;
+        let own = with_stored(rules, &stored).keys.get(budget).is_some_and(Option::is_none);
+        let declared = rules.budgets.contains(budget) || rules.keys.values().flatten().any(|known| known == budget);
+        if !own && !declared {
             let detail = format!("the provider {name} has no budget {:?}", shown(budget));
             return Err(Problem::new(ProblemKind::NotFound, detail));
         }
@@ -104,7 +116,14 @@ impl Control {
         Ok(OrderJson::of(&order))
     }
 
-    fn rules(&self, name: &str) -> Result<&ProviderRules, Problem> {
+    async fn has_key(&self, name: &str, label: &str) -> Result<bool, Problem> {
+        if self.rules(name)?.keys.contains_key(label) {
+            return Ok(true);
+        }
+        Ok(self.store.stored_keys(Some(name)).await?.iter().any(|key| key.label == label))
+    }
+
+    pub(super) fn rules(&self, name: &str) -> Result<&ProviderRules, Problem> {
         self.catalog
             .providers
             .get(name)
@@ -121,14 +140,16 @@ impl Control {
             orders: by_provider(self.store.orders(name).await?, |order| &order.provider),
             reports: by_provider(self.store.reports(name).await?, |report| &report.provider),
             leases: by_provider(self.store.leases().await?, |lease| &lease.provider),
+            stored: by_provider(self.store.stored_keys(name).await?, |key| &key.provider),
         })
     }
 }
 
 fn show(name: &str, rules: &ProviderRules, seen: &mut Seen) -> ProviderJson {
+    let rules = with_stored(rules, &seen.stored.remove(name).unwrap_or_default()).into_owned();
     ProviderJson::of(Known {
         name,
-        rules,
+        rules: &rules,
         queue: seen.queues.as_mut().map(|queues| queues.remove(name).unwrap_or_default()),
         orders: seen.orders.remove(name).unwrap_or_default(),
         reports: seen.reports.remove(name).unwrap_or_default(),
@@ -154,6 +175,6 @@ fn queues(counted: Vec<(String, String, String, i64)>) -> HashMap<String, BTreeM
 }
 
 /// A name that nobody checked, short enough for a message.
-fn shown(name: &str) -> String {
+pub(super) fn shown(name: &str) -> String {
     name.chars().take(64).collect()
 }

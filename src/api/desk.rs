@@ -22,7 +22,8 @@ use crate::job::{Catalog, Given, Invalid, Job, JobState, Request, is_job_id, opt
 use crate::kill_point::{KillPoint, reached};
 use crate::replays::{Changes, check};
 use crate::store::{
-    Cancelled, DeadView, Inserted, JobView, NewJob, Origin, Replay, Replayed, Store, StoredResponse, WaitReason,
+    Cancelled, DeadView, Inserted, JobView, NewJob, Origin, PurgeAct, Replay, Replayed, Store, StoredResponse,
+    WaitReason,
 };
 
 /// Items of an array at most.
@@ -132,7 +133,8 @@ impl Desk {
     }
 
     /// Inserts what is well and answers for all, in order.
-    async fn insert(&self, jobs: Vec<Result<Job, Problem>>, origin: &Origin) -> Result<Vec<AcceptedItem>, Problem> {
+    async fn insert(&self, mut jobs: Vec<Result<Job, Problem>>, origin: &Origin) -> Result<Vec<AcceptedItem>, Problem> {
+        self.refuse_unknown_endpoints(&mut jobs).await?;
         let now = self.clock.wall_ms();
         let mut items: Vec<Result<Accepted, Problem>> = Vec::with_capacity(jobs.len());
         let mut new = Vec::with_capacity(jobs.len());
@@ -299,6 +301,7 @@ impl Desk {
             lane: changes.lane,
             not_before_ms: body.not_before.map(|t| t.0),
             keep_key: body.idempotency_key.map(|choice| matches!(choice, KeyChoice::Keep)),
+            by: Some(who.by().to_owned()),
         };
         let now = self.clock.wall_ms();
         match self.store.replay(who.tenant(), &view.id, &how, now).await? {
@@ -320,10 +323,14 @@ impl Desk {
     /// A query without any filter must say `all=true`.
     pub async fn purge(&self, who: Tenancy, query: &str) -> Result<Purged, Problem> {
         let mut filter = params::purge(query)?;
-        filter.tenant = who.narrow(filter.tenant)?.tenant().map(str::to_owned);
-        let mut purged = 0;
+        let who = who.narrow(filter.tenant)?;
+        filter.tenant = who.tenant().map(str::to_owned);
+        let (mut purged, mut act_pk) = (0, None);
+        let asked = format!(" of those that fit {}", serde_json::to_string(&filter).unwrap_or_default());
         for _ in 0..PURGE_BATCHES_MAX {
-            let gone = self.store.purge_dead(&filter, PURGE_BATCH).await?;
+            let by = PurgeAct { who: who.by(), filter: &asked, act_pk, purged, now_ms: self.clock.wall_ms() };
+            let (gone, pk) = self.store.purge_dead_by(&filter, PURGE_BATCH, &by).await?;
+            act_pk = Some(pk);
             purged += gone;
             if gone < u64::from(PURGE_BATCH) {
                 return Ok(Purged { purged, more: false });

@@ -25,6 +25,12 @@ pub enum ProblemKind {
     NotFound,
     /// The job exists and has no result.
     NoResult,
+    /// Too many wrong tokens came from there.
+    TooManyAttempts,
+    /// A key that is there already, is not there, or would be there twice.
+    KeyConflict,
+    /// The master key that stored keys need is not set here.
+    NoMasterKey,
     /// That route has no such method.
     MethodNotAllowed,
     /// The body did not arrive in time.
@@ -37,6 +43,10 @@ pub enum ProblemKind {
     CancelPending,
     /// It is no dead letter any more, or never was a job.
     NotReplayable,
+    /// The endpoint is disabled or removed: nothing is sent to it.
+    EndpointDisabled,
+    /// Somebody else changed it, or another order of the kind runs.
+    Busy,
     /// The body is larger than allowed.
     TooLarge,
     /// The body is not `application/json`.
@@ -51,7 +61,10 @@ pub enum ProblemKind {
 
 impl ProblemKind {
     /// Every kind.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 22] = [
+        Self::TooManyAttempts,
+        Self::KeyConflict,
+        Self::NoMasterKey,
         Self::BadParameter,
         Self::NotJson,
         Self::Unauthorized,
@@ -64,6 +77,8 @@ impl ProblemKind {
         Self::TooLate,
         Self::CancelPending,
         Self::NotReplayable,
+        Self::EndpointDisabled,
+        Self::Busy,
         Self::TooLarge,
         Self::UnsupportedMediaType,
         Self::Invalid,
@@ -80,6 +95,11 @@ impl ProblemKind {
             Self::Forbidden => ("forbidden", StatusCode::FORBIDDEN, "This is not allowed"),
             Self::NotFound => ("not-found", StatusCode::NOT_FOUND, "There is no such thing"),
             Self::NoResult => ("no-result", StatusCode::NOT_FOUND, "The job has no result"),
+            Self::TooManyAttempts => {
+                ("too-many-attempts", StatusCode::TOO_MANY_REQUESTS, "Too many wrong tokens came from this address")
+            }
+            Self::KeyConflict => ("key-conflict", StatusCode::CONFLICT, "This does not fit the keys that are there"),
+            Self::NoMasterKey => ("no-master-key", StatusCode::CONFLICT, "The master key is missing or another one"),
             Self::MethodNotAllowed => {
                 ("method-not-allowed", StatusCode::METHOD_NOT_ALLOWED, "This route has no such method")
             }
@@ -88,6 +108,8 @@ impl ProblemKind {
             Self::TooLate => ("too-late", StatusCode::CONFLICT, "It is too late for that"),
             Self::CancelPending => ("cancel-pending", StatusCode::CONFLICT, "The cancellation is not settled yet"),
             Self::NotReplayable => ("not-replayable", StatusCode::CONFLICT, "This cannot be replayed"),
+            Self::EndpointDisabled => ("endpoint-disabled", StatusCode::CONFLICT, "The endpoint is disabled"),
+            Self::Busy => ("busy", StatusCode::CONFLICT, "Something else is under way"),
             Self::TooLarge => ("too-large", StatusCode::PAYLOAD_TOO_LARGE, "The body is too large"),
             Self::UnsupportedMediaType => {
                 ("unsupported-media-type", StatusCode::UNSUPPORTED_MEDIA_TYPE, "The body must be application/json")
@@ -133,12 +155,13 @@ pub struct Problem {
     /// The fields or parameters that are wrong.
     pub errors: Vec<Invalid>,
     challenge: Option<String>,
+    retry_after_s: Option<u64>,
 }
 
 impl Problem {
     /// A problem with what happened this time.
     pub fn new(kind: ProblemKind, detail: impl Into<String>) -> Self {
-        Self { kind, detail: detail.into(), errors: Vec::new(), challenge: None }
+        Self { kind, detail: detail.into(), errors: Vec::new(), challenge: None, retry_after_s: None }
     }
 
     /// Wrong fields of a job or a replay; `detail` is the first of them.
@@ -169,6 +192,21 @@ impl Problem {
     /// No dead letter by that id, or none that the caller may see.
     pub fn no_dead_letter() -> Self {
         Self::new(ProblemKind::NotFound, "there is no dead letter with this id")
+    }
+
+    /// With a `Retry-After` header: whole seconds, rounded up.
+    pub(super) fn retry_after(self, wait: std::time::Duration) -> Self {
+        Self { retry_after_s: Some(wait.as_secs() + u64::from(wait.subsec_nanos() > 0)), ..self }
+    }
+
+    /// No endpoint by that id, or none that the caller may see.
+    pub fn no_endpoint() -> Self {
+        Self::new(ProblemKind::NotFound, "there is no endpoint with this id")
+    }
+
+    /// No delivery by that id, or none that the caller may see.
+    pub fn no_delivery() -> Self {
+        Self::new(ProblemKind::NotFound, "there is no delivery with this id")
     }
 
     /// With a `WWW-Authenticate` header of the Bearer scheme; `parameters` follow the realm.
@@ -267,8 +305,9 @@ impl IntoResponse for Problem {
         let mut response = (status, body).into_response();
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        if status == StatusCode::SERVICE_UNAVAILABLE {
-            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        let retry_after_s = self.retry_after_s.or((status == StatusCode::SERVICE_UNAVAILABLE).then_some(1));
+        if let Some(seconds) = retry_after_s {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
         if let Some(challenge) = self.challenge.and_then(|text| HeaderValue::from_str(&text).ok()) {
             headers.insert(WWW_AUTHENTICATE, challenge);

@@ -18,6 +18,7 @@ use super::Parts;
 use super::auth::Tokens;
 use super::openapi::Operation;
 use super::routes::Routes;
+use super::serve::Peer;
 use crate::config::Scope;
 use crate::readiness::{PartState, Readiness};
 use crate::store::Store;
@@ -82,6 +83,7 @@ pub(super) async fn ready(
     State(store): State<Store>,
     State(readiness): State<Readiness>,
     State(tokens): State<Tokens>,
+    peer: Peer,
     uri: Uri,
     headers: HeaderMap,
 ) -> (StatusCode, Json<Ready>) {
@@ -90,20 +92,26 @@ pub(super) async fn ready(
         Err(_) => Err("the store did not answer within 2 s".to_owned()),
     };
     readiness.set("store", pinged);
-    report(&readiness, &tokens, &uri, &headers)
+    report(&readiness, &tokens, peer, (&uri, &headers))
 }
 
 /// `GET /readyz` while there is no store yet.
 pub(super) async fn not_ready(
     State((readiness, tokens)): State<(Readiness, Tokens)>,
+    peer: Peer,
     uri: Uri,
     headers: HeaderMap,
 ) -> (StatusCode, Json<Ready>) {
-    report(&readiness, &tokens, &uri, &headers)
+    report(&readiness, &tokens, peer, (&uri, &headers))
 }
 
-fn report(readiness: &Readiness, tokens: &Tokens, uri: &Uri, headers: &HeaderMap) -> (StatusCode, Json<Ready>) {
-    let told_why = tokens.identify(uri, headers).and_then(|caller| caller.may_for_all(Scope::Read)).is_ok();
+fn report(
+    readiness: &Readiness,
+    tokens: &Tokens,
+    peer: Peer,
+    (uri, headers): (&Uri, &HeaderMap),
+) -> (StatusCode, Json<Ready>) {
+    let told_why = tokens.identify(peer, uri, headers).and_then(|caller| caller.may_for_all(Scope::Read)).is_ok();
     let part = |(name, state): (&'static str, PartState)| {
         let error = state.error().filter(|_| told_why).map(str::to_owned);
         (name, Part { state: state.as_str(), error })

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::{RawQuery, State};
 use axum::response::{IntoResponse, Response};
-use http::header::{CONTENT_DISPOSITION, CONTENT_SECURITY_POLICY, CONTENT_TYPE};
+use http::header::{CONTENT_DISPOSITION, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::auth::Caller;
@@ -174,10 +174,15 @@ fn origin(headers: &HeaderMap) -> Origin {
 /// The provider's body as a file that no browser runs, whatever it contains.
 fn as_attachment(response: StoredResponse) -> Response {
     let plain = HeaderValue::from_static("application/octet-stream");
+    // The bytes are those of the provider, as it packed them.
+    let encoding = response.header("content-encoding").and_then(|text| HeaderValue::from_str(&text).ok());
     let content_type = response.content_type.and_then(|text| HeaderValue::from_str(&text).ok()).unwrap_or(plain);
     let mut answer = response.body.into_response();
     let headers = answer.headers_mut();
     headers.insert(CONTENT_TYPE, content_type);
+    if let Some(encoding) = encoding {
+        headers.insert(CONTENT_ENCODING, encoding);
+    }
     headers.insert(CONTENT_DISPOSITION, HeaderValue::from_static("attachment"));
     headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static("sandbox; default-src 'none'"));
     headers.insert(PROVIDER_STATUS.clone(), HeaderValue::from(response.status));

@@ -33,24 +33,36 @@
 //! | `POST /v1/dead-letters/{id}/replay`, `DELETE /v1/dead-letters` | `replay` |
 //! | `GET /v1/providers`, `GET /v1/providers/{name}` | `read`, of all tenants |
 //! | `POST /v1/providers/{name}/pause`, `/resume` | `admin` |
-//! | `POST /v1/providers/{name}/keys/{label}/disable`, `/enable` | `keys`, of all tenants |
+//! | `GET /v1/providers/{name}/keys` | `read`, of all tenants |
+//! | `POST /v1/providers/{name}/keys`, `DELETE /v1/providers/{name}/keys/{label}` | `keys`, of all tenants |
+//! | `POST /v1/providers/{name}/keys/{label}/rotate`, `/disable`, `/enable` | `keys`, of all tenants |
 //! | `POST /v1/providers/{name}/budgets/{budget}/resume` | `keys`, of all tenants |
+//! | `POST /v1/vault/rekey`, `GET /v1/audit` | `admin`, of all tenants |
+//! | `GET /v1/endpoints`, `GET /v1/endpoints/{id}`, `GET /v1/deliveries`, `GET /v1/deliveries/{id}` | `read` |
+//! | `POST /v1/endpoints`, `DELETE /v1/endpoints/{id}`, `POST /v1/endpoints/{id}/disable`, `/enable`, `/rotate`, `/test` | `admin`; bound to a tenant, for that one |
+//! | `POST /v1/endpoints/{id}/resend`, `POST /v1/deliveries/{id}/resend` | `replay` |
 //! | `GET /metrics` | `read`, of all tenants |
 //! | `GET /v1/events` | `read` |
 //! | `GET /readyz` | none; its errors are told to `read` |
 //! | `GET /healthz`, `/openapi.json`, `/asyncapi.json`, `/schemas/job.json`, `/schemas/event.json` | none |
 
+mod audit;
 mod auth;
 mod body;
 mod control;
 mod dead_letters;
+mod deliveries;
 mod desk;
 mod documents;
+mod endpoints;
 mod error;
 mod events;
 mod guard;
 mod health;
+mod hook_view;
+mod hooks;
 mod jobs;
+mod keys;
 mod live;
 mod metrics;
 mod openapi;
@@ -61,6 +73,7 @@ mod providers;
 mod replays;
 mod routes;
 mod serve;
+mod throttle;
 mod unpack;
 mod view;
 
@@ -81,11 +94,15 @@ use serde_json::Value;
 use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove};
 
-pub use auth::{Caller, OpenListen, Tenancy, Tokens, check_listen};
+pub use audit::ActJson;
+pub use auth::{Caller, OPERATOR, OpenListen, Tenancy, Tokens, check_listen};
 pub use body::MANY_BYTES_MAX;
 pub use control::Control;
 pub use desk::{Desk, ITEMS_MAX, Submitted};
 pub use error::{Problem, ProblemKind};
+pub use hook_view::{DeletedJson, DeliveryJson, EndpointJson, RegisterBody, ResendBody, ResendJson, RotateBody};
+pub use hooks::{HookRules, Hooks};
+pub use keys::{KeyChanged, KeyItem, Rekeyed, learn_keys};
 pub use live::Live;
 pub use params::LIMIT_MAX;
 pub use provider_view::{OrderJson, ProviderJson};
@@ -99,6 +116,7 @@ use crate::clock::Clock;
 use crate::job::Catalog;
 use crate::readiness::Readiness;
 use crate::store::Store;
+use crate::vault::MasterKeys;
 use routes::Routes;
 
 /// A request that takes longer is answered with 503; what it began may still be done.
@@ -115,6 +133,8 @@ pub struct ApiParts {
     pub catalog: Arc<Catalog>,
     /// Wall time of new jobs, cancellations and replays.
     pub clock: Arc<dyn Clock>,
+    /// What opens stored keys.
+    pub masters: Arc<MasterKeys>,
     /// Who may call; without any, only this machine.
     pub tokens: Tokens,
     /// How the parts of the process are.
@@ -123,6 +143,8 @@ pub struct ApiParts {
     pub registry: Registry,
     /// Largest envelope of a job, in bytes.
     pub envelope_bytes_max: usize,
+    /// What webhook endpoints are judged by.
+    pub hooks: HookRules,
     /// How clients reach the API, put before the path of a `result_url`.
     pub public_url: Option<String>,
 }
@@ -132,6 +154,7 @@ pub struct ApiParts {
 struct Parts {
     desk: Desk,
     control: Control,
+    hooks: Hooks,
     store: Store,
     tokens: Tokens,
     readiness: Readiness,
@@ -154,6 +177,7 @@ macro_rules! substates {
 substates!(
     desk: Desk,
     control: Control,
+    hooks: Hooks,
     store: Store,
     tokens: Tokens,
     readiness: Readiness,
@@ -167,7 +191,9 @@ impl From<ApiParts> for Parts {
     fn from(parts: ApiParts) -> Self {
         parts.readiness.declare("store");
         Self {
-            control: Control::new(parts.store.clone(), Arc::clone(&parts.catalog), Arc::clone(&parts.clock)),
+            control: Control::new(parts.store.clone(), Arc::clone(&parts.catalog), Arc::clone(&parts.clock))
+                .with_masters(parts.masters),
+            hooks: Hooks::new(parts.store.clone(), Arc::clone(&parts.clock), parts.hooks),
             desk: Desk::new(parts.store.clone(), parts.catalog, parts.clock, parts.envelope_bytes_max),
             streams: events::Streams::new(parts.store.clone(), parts.public_url),
             store: parts.store,
@@ -186,6 +212,10 @@ fn described() -> Routes<Parts> {
         .and(dead_letters::routes())
         .and(replays::routes())
         .and(providers::routes())
+        .and(keys::routes())
+        .and(audit::routes())
+        .and(endpoints::routes())
+        .and(deliveries::routes())
         .and(events::routes())
         .and(metrics::routes())
 }

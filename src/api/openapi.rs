@@ -183,14 +183,22 @@ impl Operation {
     /// Its problems and those that follow from who may call and what is sent.
     fn all_problems(&self) -> Vec<ProblemKind> {
         use ProblemKind::{
-            BadParameter, Forbidden, Internal, Invalid, NotJson, RequestTimeout, TooLarge, Unauthorized, Unavailable,
-            UnsupportedMediaType,
+            BadParameter, Forbidden, Internal, Invalid, NotJson, RequestTimeout, TooLarge, TooManyAttempts,
+            Unauthorized, Unavailable, UnsupportedMediaType,
         };
         let mut kinds = self.problems.clone();
         if matches!(self.access, Access::Open) {
             return kinds;
         }
-        kinds.extend([Unauthorized, Forbidden, BadParameter, UnsupportedMediaType, Internal, Unavailable]);
+        kinds.extend([
+            Unauthorized,
+            TooManyAttempts,
+            Forbidden,
+            BadParameter,
+            UnsupportedMediaType,
+            Internal,
+            Unavailable,
+        ]);
         if self.body.is_some() {
             kinds.extend([NotJson, RequestTimeout, TooLarge, Invalid]);
         }

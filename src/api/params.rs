@@ -10,8 +10,9 @@ use serde_json::{Value, json};
 
 use super::error::Problem;
 use crate::clock::{WallMs, parse_rfc3339};
-use crate::job::{EventKind, Invalid, JobState, is_name, schema};
-use crate::store::{CompletionFilter, DeadFilter, DeadReason, JobFilter};
+use crate::job::{EventKind, Invalid, JobState, is_job_id, is_name, schema};
+use crate::store::{CompletionFilter, DeadFilter, DeadReason, DeliveryFilter, DeliveryState, JobFilter, Occurrence};
+use crate::webhook::TEST_EVENT;
 
 /// Items of a page, unless asked for otherwise.
 const LIMIT: u32 = 50;
@@ -33,10 +34,20 @@ pub(super) const PURGE: [&str; 8] =
     ["reason", "provider", "lane", "tenant", "replayed", "dead_after", "dead_before", "all"];
 /// Of `GET /v1/replays`.
 pub(super) const REPLAYS: [&str; 2] = ["cursor", "limit"];
+/// Of `GET /v1/audit`.
+pub(super) const ACTS: [&str; 2] = ["cursor", "limit"];
 /// Of calls by id.
 pub(super) const TENANT: [&str; 1] = ["tenant"];
+/// Of `GET /v1/endpoints`.
+pub(super) const ENDPOINTS: [&str; 3] = ["tenant", "cursor", "limit"];
+/// Of `GET /v1/deliveries`; what is before a dot tells parameters of one name apart.
+pub(super) const DELIVERIES: [&str; 7] =
+    ["endpoint", "delivery.state", "job", "delivery.event", "tenant", "cursor", "limit"];
 /// Of `GET /v1/events`.
 pub(super) const EVENTS: [&str; 3] = ["event", "provider", "tenant"];
+
+/// The form of an id.
+const ID: &str = "^(?!\\.{1,2}$)[A-Za-z0-9._:-]{1,128}$";
 
 /// What the document says of a parameter. `place` is `path`, `query` or `header`; a name means the same wherever it
 /// stands.
@@ -48,6 +59,15 @@ pub(super) fn describe(place: &str, name: &str) -> Value {
     };
     let (schema, about) = match name {
         "state" => enumerated(JobState::ALL.map(JobState::as_str).to_vec(), "Only jobs in that state."),
+        "delivery.state" => {
+            enumerated(DeliveryState::ALL.map(DeliveryState::as_str).to_vec(), "Only deliveries in that state.")
+        }
+        "delivery.event" => {
+            let kinds = EventKind::ALL.map(EventKind::as_str).into_iter().chain([TEST_EVENT]).collect();
+            enumerated(kinds, "Only deliveries of that event.")
+        }
+        "endpoint" => (json!({ "type": "string", "pattern": ID }), "Only what goes to that endpoint.".to_owned()),
+        "job" => (json!({ "type": "string", "pattern": ID }), "Only what tells of that job.".to_owned()),
         "reason" => {
             enumerated(DeadReason::ALL.map(DeadReason::as_str).to_vec(), "Only what was given up for that reason.")
         }
@@ -73,7 +93,7 @@ pub(super) fn describe(place: &str, name: &str) -> Value {
             json!({ "type": "string", "pattern": "^[A-Za-z0-9_-]{12}$" }),
             "Where the page begins: `next_cursor` of the page before, as it was given.".to_owned(),
         ),
-        "id" => (json!({ "type": "string", "pattern": "^(?!\\.{1,2}$)[A-Za-z0-9._:-]{1,128}$" }), "The id.".to_owned()),
+        "id" => (json!({ "type": "string", "pattern": ID }), "The id.".to_owned()),
         "traceparent" => (json!({ "type": "string" }), "The W3C trace that the job belongs to.".to_owned()),
         "last-event-id" => (
             json!({ "type": "string" }),
@@ -83,6 +103,7 @@ pub(super) fn describe(place: &str, name: &str) -> Value {
         // A test finds it: every parameter has a description.
         _ => (json!(true), String::new()),
     };
+    let name = name.rsplit('.').next().unwrap_or(name);
     json!({ "name": name, "in": place, "required": place == "path", "schema": schema, "description": about })
 }
 
@@ -191,7 +212,10 @@ pub(super) enum ListKind {
     Jobs = 1,
     DeadLetters = 2,
     Replays = 3,
+    Endpoints = 4,
+    Deliveries = 5,
     Events = 6,
+    Acts = 9,
 }
 
 impl ListKind {
@@ -236,6 +260,45 @@ pub fn replays(query: &str) -> Result<Window, Problem> {
     let mut params = Params::read(query, &REPLAYS);
     let window = params.window(ListKind::Replays);
     params.finish(window)
+}
+
+/// `GET /v1/audit?…`: `cursor`, `limit`.
+pub fn acts(query: &str) -> Result<Window, Problem> {
+    let mut params = Params::read(query, &ACTS);
+    let window = params.window(ListKind::Acts);
+    params.finish(window)
+}
+
+/// `GET /v1/endpoints?…`: `tenant`, `cursor`, `limit`.
+pub fn endpoints(query: &str) -> Result<(Option<String>, Window), Problem> {
+    let mut params = Params::read(query, &["tenant", "cursor", "limit"]);
+    let tenant = params.tenant();
+    let window = params.window(ListKind::Endpoints);
+    params.finish((tenant, window))
+}
+
+/// `GET /v1/deliveries?…`: `endpoint`, `state`, `job`, `event`, `tenant`, `cursor`, `limit`.
+pub fn deliveries(query: &str) -> Result<(DeliveryFilter, Window), Problem> {
+    let mut params = Params::read(query, &["endpoint", "state", "job", "event", "tenant", "cursor", "limit"]);
+    let id = |value: &str| is_job_id(value).then(|| value.to_owned()).ok_or_else(|| "an id".to_owned());
+    let state = params.take("state", |value| {
+        let names = || format!("one of {}", DeliveryState::ALL.map(DeliveryState::as_str).join(", "));
+        DeliveryState::from_name(value).ok_or_else(names)
+    });
+    let occurrence = params.take("event", |value| match EventKind::from_name(value) {
+        Some(kind) => Ok(Occurrence::Completion(kind)),
+        None if value == TEST_EVENT => Ok(Occurrence::Test),
+        None => Err(format!("one of {}, {TEST_EVENT}", EventKind::ALL.map(EventKind::as_str).join(", "))),
+    });
+    let filter = DeliveryFilter {
+        endpoint: params.take("endpoint", id),
+        state,
+        job: params.take("job", id),
+        occurrence,
+        tenant: params.tenant(),
+    };
+    let window = params.window(ListKind::Deliveries);
+    params.finish((filter, window))
 }
 
 /// Whether this may be a tenant's name.

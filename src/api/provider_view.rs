@@ -167,9 +167,10 @@ pub struct BudgetJson {
 #[schemars(rename = "Key")]
 pub struct KeyJson {
     /// As it is configured; the secret is never shown.
-    label: String,
-    /// `open`, `paused`, `refused`, `probing`, `disabled`, or `unknown` where no dispatcher told.
-    state: String,
+    pub(super) label: String,
+    /// `open`, `paused`, `refused`, `probing`, `disabled`, `missing` or `removed` where its secret is not there, or
+    /// `unknown` where no dispatcher told.
+    pub(super) state: String,
     /// Until then it is in that state.
     #[schemars(extend("format" = "date-time"))]
     until: Option<String>,
@@ -264,6 +265,16 @@ impl ProviderJson {
                 .map(|told| ToldJson { owner: told.owner.clone(), age_ms: millis(told.age) })
                 .collect(),
         }
+    }
+}
+
+impl ProviderJson {
+    /// Its keys, each with the name of its budget.
+    pub(super) fn into_keys(self) -> impl Iterator<Item = (String, KeyJson)> {
+        self.budgets.into_iter().flat_map(|budget| {
+            let name = budget.name;
+            budget.keys.into_iter().map(move |key| (name.clone(), key))
+        })
     }
 }
 

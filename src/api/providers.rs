@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::extract::{RawQuery, State};
 
 use super::auth::Caller;
-use super::body::{BodyReader, Takes};
+use super::body::BodyReader;
 use super::control::Control;
 use super::error::{Problem, ProblemKind};
 use super::openapi::Operation;
@@ -17,7 +17,6 @@ use super::routes::Routes;
 use super::view::PageJson;
 use super::{Parts, params};
 use crate::config::Scope;
-use crate::job::Invalid;
 
 /// The routes, and what is said of them.
 pub(super) fn routes() -> Routes<Parts> {
@@ -69,7 +68,7 @@ pub(super) fn routes() -> Routes<Parts> {
 /// An empty object: the route says it all.
 #[derive(schemars::JsonSchema)]
 #[schemars(deny_unknown_fields)]
-struct Nothing {}
+pub(super) struct Nothing {}
 
 /// `GET /v1/providers`
 pub(super) async fn list(
@@ -95,7 +94,7 @@ pub(super) async fn show(
 }
 
 /// Lets a caller with that scope through, whose request says nothing but what its route says.
-async fn check(
+pub(super) async fn check(
     caller: &Caller,
     scope: Scope,
     query: Option<String>,
@@ -104,13 +103,7 @@ async fn check(
 ) -> Result<(), Problem> {
     caller.may_for_all(scope)?;
     params::none(query.as_deref().unwrap_or_default())?;
-    let body = reader.read(body, Takes::One).await?;
-    let text = body.bytes.trim_ascii();
-    let is_empty_object = text.strip_prefix(b"{").is_some_and(|rest| rest.trim_ascii() == b"}");
-    if text.is_empty() || is_empty_object {
-        return Ok(());
-    }
-    Err(Problem::invalid(Invalid::at("", "expected no body, or {}: the route says it all")))
+    reader.nothing(body).await
 }
 
 /// `POST /v1/providers/{name}/pause`

@@ -197,7 +197,7 @@ impl Desk {
         let keep_key = body.idempotency_key.map(|choice| matches!(choice, KeyChoice::Keep));
         let order = ReplayOrder { filter, options: ReplayOptions { keep_key } };
         let now = self.clock.wall_ms();
-        match self.store.begin_replay(who.tenant(), &order, body.dry_run, now).await? {
+        match self.store.begin_replay(who.tenant(), &order, body.dry_run, who.by(), now).await? {
             (total, None) => Ok(Begun::Counted { dry_run: true, total }),
             (_, Some(id)) => self.replay_by_filter(&who, &id).await.map(|view| Begun::Running(Box::new(view))),
         }
@@ -232,7 +232,7 @@ impl Desk {
     /// 404; 409 where it does not run.
     pub async fn stop_replay(&self, who: &Tenancy, id: &str) -> Result<ReplayJson, Problem> {
         let view = self.replay_by_filter(who, id).await?;
-        let stopped = self.store.stop_replay(who.tenant(), &view.id, self.clock.wall_ms()).await?;
+        let stopped = self.store.stop_replay(who.tenant(), &view.id, who.by(), self.clock.wall_ms()).await?;
         let view = self.replay_by_filter(who, &view.id).await?;
         if stopped {
             return Ok(view);

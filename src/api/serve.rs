@@ -2,7 +2,7 @@
 //! time to say goodbye.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,11 +10,12 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::extract::connect_info::Connected;
-use axum::extract::{ConnectInfo, Request};
+use axum::extract::{ConnectInfo, FromRequestParts, Request};
 use axum::middleware::{Next, from_fn};
 use axum::response::Response;
 use axum::serve::{IncomingStream, Listener};
 use axum::{Extension, Router};
+use http::request::Parts;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -54,7 +55,7 @@ pub async fn serve(
         BoundedListener { listener, slots: Arc::new(Semaphore::new(limits.connections_max)), idle: limits.idle };
     let ending = Closing(closed.clone());
     let router =
-        router.layer(Extension(ending)).layer(from_fn(note_activity)).into_make_service_with_connect_info::<Activity>();
+        router.layer(Extension(ending)).layer(from_fn(note_activity)).into_make_service_with_connect_info::<Arrived>();
     let served = axum::serve(bounded, router).with_graceful_shutdown(async move {
         shutdown.await;
         closing.send_replace(true);
@@ -71,6 +72,25 @@ pub async fn serve(
             Ok(())
         }
     }
+}
+
+/// Where a request came from; `0.0.0.0` where nobody knows.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Peer(pub(super) IpAddr);
+
+impl<S: Send + Sync> FromRequestParts<S> for Peer {
+    type Rejection = std::convert::Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
+        Ok(parts.extensions.get().copied().unwrap_or(Self(Ipv4Addr::UNSPECIFIED.into())))
+    }
+}
+
+/// A connection as its requests know it.
+#[derive(Debug, Clone)]
+struct Arrived {
+    activity: Activity,
+    peer: IpAddr,
 }
 
 /// Tells answers without an end that the server stops.
@@ -113,14 +133,15 @@ impl Drop for Serving {
     }
 }
 
-impl Connected<IncomingStream<'_, BoundedListener>> for Activity {
+impl Connected<IncomingStream<'_, BoundedListener>> for Arrived {
     fn connect_info(stream: IncomingStream<'_, BoundedListener>) -> Self {
-        stream.io().activity.clone()
+        Self { activity: stream.io().activity.clone(), peer: stream.remote_addr().ip() }
     }
 }
 
-async fn note_activity(ConnectInfo(activity): ConnectInfo<Activity>, request: Request, next: Next) -> Response {
-    let _serving = Serving::begin(activity);
+async fn note_activity(ConnectInfo(arrived): ConnectInfo<Arrived>, mut request: Request, next: Next) -> Response {
+    let _serving = Serving::begin(arrived.activity);
+    request.extensions_mut().insert(Peer(arrived.peer));
     next.run(request).await
 }
 

@@ -66,6 +66,7 @@ pub(super) struct Retention {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Queue {
     pub url: Option<String>,
+    pub events: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -112,6 +113,10 @@ pub(super) struct Provider {
     pub auth: Option<Auth>,
     #[serde(default)]
     pub timeout: Option<HumanDuration>,
+    #[serde(default)]
+    pub connect_timeout: Option<HumanDuration>,
+    #[serde(default)]
+    pub first_byte_timeout: Option<HumanDuration>,
     #[serde(default)]
     pub safety: Option<Safety>,
     #[serde(default)]
@@ -228,6 +233,10 @@ pub(super) struct Route {
     pub cost_from: Option<String>,
     #[serde(default)]
     pub timeout: Option<HumanDuration>,
+    #[serde(default)]
+    pub connect_timeout: Option<HumanDuration>,
+    #[serde(default)]
+    pub first_byte_timeout: Option<HumanDuration>,
     #[serde(default)]
     pub retry: Retry,
     #[serde(default)]

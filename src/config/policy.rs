@@ -6,6 +6,7 @@ use http::HeaderName;
 
 use super::{Problems, file};
 use crate::cost::CostFrom;
+use crate::duration::HumanDuration;
 use crate::outcome::{BodyPattern, HeaderPattern, Outcome, Rule, Rules, Statuses};
 use crate::pointer::Pointer;
 use crate::retry::RetryPolicy;
@@ -15,6 +16,11 @@ const RULES_MAX: usize = 64;
 /// The header field of the idempotency key, unless another is configured.
 const IDEMPOTENCY_HEADER: HeaderName = HeaderName::from_static("idempotency-key");
 
+/// A connection must stand within this time, unless something else is configured,
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// and within this share of the time for the whole call.
+const CONNECT_SHARE: f64 = 0.8;
+
 /// How a call is made, and what follows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
@@ -22,6 +28,8 @@ pub struct Policy {
     pub retry: RetryPolicy,
     /// Of a whole call.
     pub timeout: Duration,
+    /// What is configured of a connection, and of the beginning of the answer.
+    parts: Parts,
     /// The header field of the idempotency key.
     pub idempotency_header: HeaderName,
     /// Somebody configured it: the provider is known to heed it.
@@ -32,10 +40,19 @@ pub struct Policy {
     pub cost_from: Option<CostFrom>,
 }
 
+/// Times of parts of a call, where they are configured.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Parts {
+    connect: Option<Duration>,
+    first_byte: Option<Duration>,
+}
+
 /// What may be said of calls, as it is written for a provider or a route.
 pub(super) struct Written<'a> {
     pub retry: &'a file::Retry,
-    pub timeout: Option<Duration>,
+    pub timeout: Option<HumanDuration>,
+    pub connect_timeout: Option<HumanDuration>,
+    pub first_byte_timeout: Option<HumanDuration>,
     pub idempotency_header: Option<&'a str>,
     pub success: Option<&'a file::StatusList>,
     pub outcomes: &'a [file::OutcomeRule],
@@ -47,6 +64,7 @@ impl Default for Policy {
         Self {
             retry: RetryPolicy::default(),
             timeout: Duration::from_secs(30),
+            parts: Parts::default(),
             idempotency_header: IDEMPOTENCY_HEADER,
             is_idempotent: false,
             answers: Rules::default(),
@@ -56,12 +74,32 @@ impl Default for Policy {
 }
 
 impl Policy {
+    /// Until a connection, with its TLS session, can take a call; then it surely was not sent.
+    pub fn connect_timeout(&self) -> Duration {
+        self.parts.connect.unwrap_or_else(|| CONNECT_TIMEOUT.min(self.timeout.mul_f64(CONNECT_SHARE))).min(self.timeout)
+    }
+
+    /// From when a call left until its answer begins.
+    pub fn first_byte_timeout(&self) -> Duration {
+        self.parts.first_byte.unwrap_or(self.timeout).min(self.timeout)
+    }
+
     /// This policy where nothing else is written.
     pub(super) fn with(&self, place: &str, written: &Written<'_>, problems: &mut Problems) -> Self {
-        let timeout = written.timeout.unwrap_or(self.timeout);
+        let timeout = written.timeout.map_or(self.timeout, |d| d.0);
         if timeout.is_zero() {
             problems.add(format!("{place}timeout"), "expected more than 0s");
         }
+        let mut within = |name: &str, raw: Option<HumanDuration>, inherited: Option<Duration>| {
+            if raw.is_some_and(|d| d.0.is_zero() || d.0 > timeout) {
+                problems.add(format!("{place}{name}"), "expected more than 0s and at most timeout");
+            }
+            raw.map(|d| d.0).or(inherited)
+        };
+        let parts = Parts {
+            connect: within("connect_timeout", written.connect_timeout, self.parts.connect),
+            first_byte: within("first_byte_timeout", written.first_byte_timeout, self.parts.first_byte),
+        };
         let header = written.idempotency_header.map(|name| idempotency_header(place, name, problems));
         if written.outcomes.len() > RULES_MAX {
             problems.add(format!("{place}outcomes"), format!("expected at most {RULES_MAX} rules"));
@@ -80,6 +118,7 @@ impl Policy {
         Self {
             retry: retry(place, written.retry, self.retry, problems),
             timeout,
+            parts,
             idempotency_header: header.clone().flatten().unwrap_or_else(|| self.idempotency_header.clone()),
             is_idempotent: self.is_idempotent || header.is_some(),
             answers: Rules { rules, success },

@@ -14,7 +14,7 @@ use crate::breaker::BreakerPolicy;
 use crate::glob;
 use crate::job::{ProviderRules, REPLAY_LANE, is_name, is_reserved};
 use crate::pace::{BudgetSpec, KeySpec, LaneSpec, PoolSpec, RouteSpec, Safety};
-use crate::secrets::Secret;
+use crate::secrets::{Secret, SecretSource};
 use crate::send_window::SendWindows;
 
 /// The lane of jobs that name none.
@@ -68,8 +68,11 @@ pub struct Provider {
     pub ca_file: Option<PathBuf>,
     /// Limits, keys (by label), budgets, routes and lanes, as they are paced.
     pub pool: PoolSpec,
-    /// The key of every label, in the order of `pool.keys`; `None` for a provider that takes none.
+    /// The key of every label, in the order of `pool.keys`; `None` for a provider that takes none, and for one of
+    /// `stored`.
     pub secrets: Vec<Option<Secret>>,
+    /// The labels of keys whose secrets are stored (`secret = "vault"`).
+    pub stored: BTreeSet<String>,
     /// What calls the routes of `pool.routes` match, in the same order.
     pub routes: Vec<Route>,
     /// Which limits of `pool` begin anew by the calendar.
@@ -81,6 +84,11 @@ pub struct Provider {
 }
 
 impl Provider {
+    /// Whether calls are made without any key: none is configured. Keys that are stored come in its place.
+    pub fn is_keyless(&self) -> bool {
+        self.stored.is_empty() && self.secrets.iter().all(Option::is_none)
+    }
+
     /// What its jobs are checked against.
     pub fn rules(&self) -> ProviderRules {
         let pins =
@@ -96,6 +104,9 @@ impl Provider {
             lanes: self.pool.lanes.iter().map(|l| l.name.clone()).collect(),
             pins: pins.collect(),
             keys: keys.collect(),
+            stored: self.stored.clone(),
+            keyless: self.is_keyless(),
+            budgets: self.pool.budgets.iter().map(|budget| budget.name.clone()).collect(),
             credential_header,
             credential_query,
             windows: self.windows.clone(),
@@ -168,7 +179,9 @@ pub(super) fn build(raw: file::Provider, env: &Lookup<'_>, problems: &mut Proble
     let auth = auth(raw.auth.as_ref()).map_err(|e| problems.add(format!("{place}: auth"), e)).ok();
     let written = Written {
         retry: &raw.retry,
-        timeout: raw.timeout.map(|d| d.0),
+        timeout: raw.timeout,
+        connect_timeout: raw.connect_timeout,
+        first_byte_timeout: raw.first_byte_timeout,
         idempotency_header: raw.idempotency_header.as_deref(),
         success: raw.success.as_ref(),
         outcomes: &raw.outcomes,
@@ -179,8 +192,8 @@ pub(super) fn build(raw: file::Provider, env: &Lookup<'_>, problems: &mut Proble
         problems.add(format!("{place}: signals"), "expected \"auto\"");
     }
     let mut labels = BTreeSet::new();
-    let mut secrets = Vec::new();
-    let mut keys = keys(&place, &raw.keys, None, &mut labels, &mut secrets, env, problems);
+    let (mut secrets, mut stored) = (Vec::new(), BTreeSet::new());
+    let mut keys = keys(&place, &raw.keys, None, &mut labels, (&mut secrets, &mut stored), env, problems);
     let (mut budgets, mut quotas) = (Vec::new(), Vec::new());
     for (index, budget) in raw.budget.iter().enumerate() {
         let place = format!("{place}: budget {:?}", budget.name);
@@ -188,7 +201,8 @@ pub(super) fn build(raw: file::Provider, env: &Lookup<'_>, problems: &mut Proble
         if budget.keys.is_empty() {
             problems.add(&place, "expected at least one key");
         }
-        keys.extend(self::keys(&place, &budget.keys, Some(index), &mut labels, &mut secrets, env, problems));
+        let secrets = (&mut secrets, &mut stored);
+        keys.extend(self::keys(&place, &budget.keys, Some(index), &mut labels, secrets, env, problems));
         let at = QuotaPlace::Budget(index);
         let limits = limits::build(&format!("{place}: limits"), at, &budget.limits, &mut quotas, problems);
         budgets.push(BudgetSpec { name: budget.name.clone(), limits });
@@ -232,6 +246,7 @@ pub(super) fn build(raw: file::Provider, env: &Lookup<'_>, problems: &mut Proble
         ca_file: raw.ca_file,
         pool,
         secrets,
+        stored,
         routes,
         quotas,
         breaker,
@@ -286,7 +301,7 @@ fn keys(
     raw: &[file::Key],
     budget: Option<usize>,
     labels: &mut BTreeSet<String>,
-    secrets: &mut Vec<Option<Secret>>,
+    (secrets, stored): (&mut Vec<Option<Secret>>, &mut BTreeSet<String>),
     env: &Lookup<'_>,
     problems: &mut Problems,
 ) -> Vec<KeySpec> {
@@ -298,14 +313,25 @@ fn keys(
         if !(1..=1000).contains(&weight) {
             problems.add(&place, "expected a weight of 1 to 1000");
         }
-        let value = problems.take(&place, secret(&key.secret, env));
-        if value.as_ref().is_some_and(|v| !v.expose().bytes().all(|b| b.is_ascii_graphic())) {
+        let value = match key.secret.parse() {
+            Ok(SecretSource::Vault) => {
+                stored.insert(key.label.clone());
+                None
+            }
+            _ => problems.take(&place, secret(&key.secret, env)),
+        };
+        if value.as_ref().is_some_and(|v| !is_sendable(v)) {
             problems.add(&place, "expected a secret of visible ASCII characters");
         }
         keys.push(KeySpec { label: key.label.clone(), weight, budget });
         secrets.push(value);
     }
     keys
+}
+
+/// Whether a key can be put into a header field, or into a URL.
+pub fn is_sendable(key: &Secret) -> bool {
+    !key.expose().is_empty() && key.expose().bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 /// Labels and budget names of a provider share one namespace: jobs are pinned to either.
@@ -332,7 +358,9 @@ fn routes(
         let Some(mut parsed) = problems.take(&format!("{place}.match"), Route::parse(&route.r#match)) else { continue };
         let written = Written {
             retry: &route.retry,
-            timeout: route.timeout.map(|d| d.0),
+            timeout: route.timeout,
+            connect_timeout: route.connect_timeout,
+            first_byte_timeout: route.first_byte_timeout,
             idempotency_header: route.idempotency_header.as_deref(),
             success: route.success.as_ref(),
             outcomes: &route.outcomes,

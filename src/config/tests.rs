@@ -416,3 +416,28 @@ fn schedules_are_checked_whole() {
         assert!(message.contains(part), "{text}: {message}");
     }
 }
+
+#[test]
+fn each_part_of_a_call_has_its_time() {
+    let provider = |more: &str| {
+        let text = format!("[[provider]]\nname = \"p\"\nbase_url = \"http://x\"\n{more}");
+        Config::parse(&text, None, &[]).map(|config| config.providers[0].clone())
+    };
+    let seconds = |more: &str| {
+        let provider = provider(more).expect("valid");
+        let policy = &provider.policy;
+        [policy.connect_timeout(), policy.first_byte_timeout(), policy.timeout].map(|span| span.as_secs_f64())
+    };
+    assert_eq!(seconds(""), [10.0, 30.0, 30.0]);
+    assert_eq!(seconds("timeout = \"5s\""), [4.0, 5.0, 5.0]);
+    let all = "timeout = \"60s\"\nconnect_timeout = \"2s\"\nfirst_byte_timeout = \"20s\"";
+    assert_eq!(seconds(all), [2.0, 20.0, 60.0]);
+    for (wrong, field) in [
+        ("connect_timeout = \"31s\"", "connect_timeout"),
+        ("first_byte_timeout = \"0s\"", "first_byte_timeout"),
+        ("timeout = \"5s\"\nfirst_byte_timeout = \"6s\"", "first_byte_timeout"),
+    ] {
+        let error = provider(wrong).expect_err(wrong).to_string();
+        assert!(error.contains(field) && error.contains("at most timeout"), "{error}");
+    }
+}

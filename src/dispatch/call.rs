@@ -5,15 +5,15 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::core::{Answered, CallEnd, Event, Now};
+use super::core::{Answered, CallEnd, Event, Leave, Now};
 use super::shell::{Input, send};
 use crate::clock::Clock;
 use crate::config::Policy;
 use crate::job::Job;
 use crate::kill_point::{KillPoint, reached};
 use crate::outcome::{self, Rules, Ruling};
-use crate::pace::Signal;
-use crate::provider::{Answer, CallError, Client, header_pairs};
+use crate::pace::{Signal, Time};
+use crate::provider::{Answer, CallError, Caller, Client, header_pairs};
 use crate::secrets::Secret;
 use crate::store::{JobPk, StoredResponse};
 
@@ -23,14 +23,34 @@ const GRAPHQL: &str = "graphql";
 /// A call under way. Whatever happens to it, its end is told.
 pub(super) struct Call {
     pk: JobPk,
+    leave: Leave,
+    /// The provider's window shuts then.
+    shuts: Option<Time>,
     clock: Arc<dyn Clock>,
     sender: mpsc::UnboundedSender<Input>,
     ended: bool,
 }
 
+impl Caller for Call {
+    fn may_leave(&self) -> bool {
+        let now = self.clock.mono();
+        self.leave.is_given(now) && self.shuts.is_none_or(|shuts| now < shuts)
+    }
+
+    fn left_late(&self) {
+        self.tell(Event::Left { pk: self.pk });
+    }
+}
+
 impl Call {
-    pub(super) fn new(pk: JobPk, clock: Arc<dyn Clock>, sender: mpsc::UnboundedSender<Input>) -> Self {
-        Self { pk, clock, sender, ended: false }
+    /// It may leave while its lease holds and until its provider's window shuts.
+    pub(super) fn new(
+        pk: JobPk,
+        (leave, shuts): (Leave, Option<Time>),
+        clock: Arc<dyn Clock>,
+        sender: mpsc::UnboundedSender<Input>,
+    ) -> Self {
+        Self { pk, leave, shuts, clock, sender, ended: false }
     }
 
     /// `policy`: how it is made, and how its answer is read.
@@ -38,7 +58,7 @@ impl Call {
         let mut signal = Signal::default();
         reached(KillPoint::BeforeSend);
         let result = client
-            .call(job, secret, policy, |status, headers| {
+            .call(job, secret, policy, &self, |status, headers| {
                 let wall = u64::try_from(self.clock.wall_ms()).map(Duration::from_millis).ok();
                 signal = Signal::parse(header_pairs(headers), status, wall);
                 reached(KillPoint::AfterFirstByte);
@@ -57,9 +77,15 @@ impl Call {
                 CallEnd::Answered(Box::new(Answered { response: kept(answer), signal, told, cost, ruling }))
             }
             Err(CallError::NotSent(text)) => CallEnd::NotSent(text),
+            Err(CallError::Withheld) => CallEnd::Withheld,
             Err(CallError::Lost(text)) => CallEnd::Lost(text),
             Err(CallError::Request(error)) => CallEnd::Impossible(error.to_string()),
         });
+    }
+
+    /// It does not leave after all: its job goes back to the store.
+    pub(super) fn withhold(mut self) {
+        self.end(CallEnd::Withheld);
     }
 
     fn end(&mut self, end: CallEnd) {

@@ -9,6 +9,8 @@
 
 mod ending;
 mod groups;
+mod keys;
+mod leave;
 mod message;
 mod orders;
 mod outage;
@@ -33,6 +35,8 @@ use quotas::Quotas;
 
 use groups::Step;
 pub use groups::{Heir, Sent};
+pub use keys::{Heard, KeyNews};
+pub use leave::Leave;
 pub use message::{Allowance, Answered, CallEnd, Command, Event, Note, Now};
 pub use orders::Freed;
 
@@ -82,6 +86,8 @@ struct Open {
     flight: Flight,
     pass: Pass,
     sent: Now,
+    /// What tells the secret it was sent with from others.
+    secret: u64,
     mark: Mark,
     /// The end of the call, while the mark is still being committed: records of one job never
     /// overtake each other.
@@ -168,6 +174,7 @@ impl Core {
     pub fn handle(&mut self, event: Event, now: Now, random: &mut dyn FnMut() -> f64) {
         match event {
             Event::Claimed(jobs) => jobs.into_iter().for_each(|job| self.take_in(job, now)),
+            Event::Left { pk } => self.left(pk, now),
             Event::Head { pk, signal } => self.head(pk, &signal, now),
             Event::Ended { pk, end } => self.ended(pk, end, now, random),
             Event::Recorded { pk, recorded } => self.recorded(pk, recorded, now, random),
@@ -353,7 +360,8 @@ impl Core {
         held.renew();
         held.claimed.attempts += 1;
         held.claimed.first_attempt_ms.get_or_insert(now.wall);
-        held.stage = Stage::Open(Box::new(Open { flight, pass, sent: now, mark, ended: None }));
+        let secret = self.pool.secret_of(key);
+        held.stage = Stage::Open(Box::new(Open { flight, pass, sent: now, secret, mark, ended: None }));
         self.open += 1;
         self.retries.called(now.mono);
         self.count(key, Step::Leaves, now.mono);
@@ -361,6 +369,12 @@ impl Core {
             self.opened.push_back((now.mono, pk));
         }
         self.commands.push(Command::Call { pk, job, key });
+    }
+
+    fn left(&mut self, pk: JobPk, now: Now) {
+        if let Some(InHand { stage: Stage::Open(open), .. }) = self.jobs.get_mut(&pk) {
+            self.pool.departed_late(&mut open.flight, now.mono);
+        }
     }
 
     fn head(&mut self, pk: JobPk, signal: &Signal, now: Now) {
@@ -605,6 +619,8 @@ fn pool_of(provider: &Provider, now: Time) -> Result<Pool, BadSpec> {
     for (secret, (number, key)) in provider.secrets.iter().zip((0..).zip(&provider.pool.keys)) {
         if let Some(secret) = secret {
             pool.identify(KeyId(number), secret.fingerprint(&[&provider.name, &key.label]));
+        } else if provider.stored.contains(&key.label) {
+            pool.set_present(KeyId(number), false);
         }
     }
     Ok(pool)

@@ -7,6 +7,7 @@ use std::time::Duration;
 use sha2::{Digest as _, Sha256};
 
 use super::core::{Event, Heir, Now};
+use super::keyring::{self, Read, Versions};
 use super::lease::{self, Inherited, Standing};
 use super::shell::{Dispatcher, DispatcherParts, Input, send};
 use super::strays::adopt_strays;
@@ -15,7 +16,7 @@ use super::view::{Own, View};
 use crate::config::Provider;
 use crate::kill_point::{KillPoint, reached};
 use crate::pace::{GroupId, Measure, Time};
-use crate::store::{LeaseSurvey, LeaseTake, LeaseWrite, StoreError};
+use crate::store::{DispatcherSeen, LeaseSurvey, LeaseTake, LeaseWrite, StoreError};
 
 /// A dispatcher whose heartbeat is older has no share.
 const FRESH: Duration = lease::TTL;
@@ -68,6 +69,8 @@ pub(super) struct Takeover {
     taken: Vec<Taken>,
     /// Of groups that are not configured here: what may concern the budgets of those that are.
     left: Vec<Option<Inherited>>,
+    /// The stored keys, read after the taking: whoever held these groups before knew no more of them.
+    keys: Vec<Read>,
 }
 
 /// What the store said about leases.
@@ -107,6 +110,16 @@ impl Keeping {
     /// How many groups are held.
     pub(super) fn held(&self) -> u64 {
         self.tenures.that_are(Standing::Held).len() as u64
+    }
+
+    /// More groups, at the end: these are all of them. The other dispatchers are told of it.
+    pub(super) fn grow(&mut self, names: Vec<String>) {
+        self.free_since.resize(names.len(), None);
+        self.tenures.grow(names.len());
+        self.structure = structure_of(&names).into();
+        self.names = names.into();
+        self.announced = false;
+        self.look_now();
     }
 
     /// Somebody says that there is something to see.
@@ -274,7 +287,9 @@ impl Dispatcher {
         };
         keeping.waits_told = false;
         let me = &self.parts.owner;
-        keeping.announced = survey.dispatchers.iter().any(|dispatcher| dispatcher.owner == *me);
+        let is_me =
+            |dispatcher: &DispatcherSeen| dispatcher.owner == *me && *dispatcher.structure == *keeping.structure;
+        keeping.announced = survey.dispatchers.iter().any(is_me);
         let own = Own { names: &keeping.names, structure: &keeping.structure, tenures: &keeping.tenures };
         let view = View::of(&own, &survey, me, &mut keeping.free_since, now.mono);
         let mut turn = view.turn(me);
@@ -307,9 +322,9 @@ impl Dispatcher {
         }
         self.keeping.looking = true;
         let (parts, sender) = (self.parts.clone(), self.sender.clone());
-        let names = Arc::clone(&self.keeping.names);
+        let (names, known) = (Arc::clone(&self.keeping.names), self.keyring.versions());
         self.tasks.spawn(async move {
-            let asked = ask(&parts, &names, &groups).await;
+            let asked = ask(&parts, &names, &groups, &known).await;
             if asked.as_ref().is_ok_and(|takeover| !takeover.taken.is_empty()) {
                 reached(KillPoint::AfterLeaseTaken);
             }
@@ -321,7 +336,7 @@ impl Dispatcher {
         let now = self.now();
         self.keeping.looking = false;
         let before = self.keeping.tenures.that_are(Standing::Held).len();
-        let takeover = match result {
+        let mut takeover = match result {
             Ok(takeover) => takeover,
             Err(error) => {
                 tracing::warn!(provider = self.label.provider, %error, "the lease cannot be asked for; trying again");
@@ -329,6 +344,9 @@ impl Dispatcher {
                 return groups.iter().for_each(|group| self.keeping.tenures.lost(*group));
             }
         };
+        if let Some(freed) = self.keys_told(std::mem::take(&mut takeover.keys)) {
+            self.free(freed);
+        }
         let heirs: Vec<Heir<'_>> = takeover.taken.iter().map(|taken| taken.heir(&takeover.left)).collect();
         self.core.inherit(&heirs, now);
         for Taken { group, epoch, .. } in &takeover.taken {
@@ -373,7 +391,7 @@ impl Dispatcher {
     }
 
     /// Other jobs can be claimed than before.
-    fn pins_changed(&mut self) {
+    pub(super) fn pins_changed(&mut self) {
         self.keeping.away = self.core.pins_away().into();
         self.claims.wake_all();
     }
@@ -408,7 +426,12 @@ async fn look(parts: &DispatcherParts, announce: Option<&str>) -> Result<LeaseSu
 }
 
 /// Takes these groups, and reads what was left of them.
-async fn ask(parts: &DispatcherParts, names: &[String], groups: &[GroupId]) -> Result<Takeover, StoreError> {
+async fn ask(
+    parts: &DispatcherParts,
+    names: &[String],
+    groups: &[GroupId],
+    known: &Versions,
+) -> Result<Takeover, StoreError> {
     let asked: Vec<&str> = groups.iter().filter_map(|group| Some(names.get(group.0 as usize)?.as_str())).collect();
     let (store, provider) = (&parts.store, &parts.provider.name);
     let took = store.leases_take(provider, &asked, names, &parts.owner, lease::TTL).await?;
@@ -419,7 +442,10 @@ async fn ask(parts: &DispatcherParts, names: &[String], groups: &[GroupId]) -> R
             None
         }
     });
-    Ok(Takeover { taken: taken.collect(), left: took.left.iter().map(lease::inherit).collect() })
+    let taken: Vec<Taken> = taken.collect();
+    // Nothing of these is sent before it is known which keys they have.
+    let keys = keyring::read(parts, known).await?;
+    Ok(Takeover { taken, left: took.left.iter().map(lease::inherit).collect(), keys })
 }
 
 /// Two processes that know the same groups have the same.

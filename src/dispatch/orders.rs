@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use super::core::{Freed, Now};
+use super::keyring::{self, Read};
 use super::shell::{Dispatcher, DispatcherParts, Input, send};
 use crate::pace::Time;
 use crate::store::{Order, StoreError};
@@ -81,24 +82,33 @@ impl Dispatcher {
             return;
         }
         let (parts, sender) = (self.parts.clone(), self.sender.clone());
+        let known = self.keyring.versions();
         self.tasks.spawn(async move {
-            let orders = parts.store.orders(Some(&parts.provider.name)).await;
-            send(&sender, Input::Orders(orders));
+            let told = async {
+                // The keys last: an order about one that is known is known as well.
+                let orders = parts.store.orders(Some(&parts.provider.name)).await?;
+                Ok((orders, keyring::read(&parts, &known).await?))
+            };
+            send(&sender, Input::Orders(told.await));
         });
     }
 
-    pub(super) fn orders_told(&mut self, result: Result<Vec<Order>, StoreError>) {
+    pub(super) fn orders_told(&mut self, result: Result<(Vec<Order>, Vec<Read>), StoreError>) {
         let now = self.now();
-        let provider = &self.label.provider;
         let news = self.orders.answered(result.is_ok(), now.mono);
         match result {
-            Ok(orders) => {
+            Ok((orders, keys)) => {
+                if let Some(freed) = self.keys_told(keys) {
+                    self.free(freed);
+                }
                 if let Some(freed) = self.core.order(orders) {
+                    let provider = &self.label.provider;
                     tracing::info!(provider, ?freed, "an operator put something back into use");
                     self.free(freed);
                 }
             }
             Err(error) if news => {
+                let provider = &self.label.provider;
                 tracing::warn!(provider, %error, "the orders of operators cannot be read; trying again");
             }
             Err(_) => {}

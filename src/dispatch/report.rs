@@ -135,6 +135,7 @@ fn of_key(key: &KeySnapshot, now: Now) -> KeyReport {
         KeyState::Open => ("open", None),
         KeyState::Paused(until) => ("paused", Some(until)),
         KeyState::Held => ("disabled", None),
+        KeyState::Absent => ("missing", None),
         KeyState::Disabled { probe_at } => ("refused", probe_at),
         KeyState::Probing => ("probing", None),
     };
@@ -169,7 +170,7 @@ fn next_slot(budget: &BudgetSnapshot) -> Time {
             KeyState::Open => Time::ZERO,
             KeyState::Paused(until) => until,
             KeyState::Disabled { probe_at } => probe_at.unwrap_or(Time::MAX),
-            KeyState::Held | KeyState::Probing => Time::MAX,
+            KeyState::Held | KeyState::Absent | KeyState::Probing => Time::MAX,
         };
         from.max(all(&key.limits))
     };

@@ -1,7 +1,7 @@
 //! Runs the dispatcher of one provider: clocks, calls, commits and claims around [`Core`].
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc};
@@ -9,10 +9,12 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::call::Call;
+use super::cancels::Cancels;
 use super::claims::Claims;
 use super::core::{Command, Core, Event, Note, Now};
 use super::intake::Intake;
 use super::keeper::{Keeping, LeaseInput};
+use super::keyring::{Credential, Keyring, Read};
 use super::orders::Orders;
 use super::record::write;
 use super::tell::Teller;
@@ -25,6 +27,7 @@ use crate::pace::{BadSpec, GroupId, KeyId, Time};
 use crate::provider::{Client, ClientError};
 use crate::store::{Claimed, JobPk, Order, OwnerId, Record, Report, Store, StoreError, Wake};
 use crate::telemetry::{DispatchMetrics, ProviderLabel};
+use crate::vault::MasterKeys;
 
 /// Inputs handled before the core decides again.
 const INPUTS_MAX: usize = 512;
@@ -32,6 +35,9 @@ const INPUTS_MAX: usize = 512;
 const ROOM_EVERY: Duration = Duration::from_millis(20);
 /// How often the core is asked even though nothing happens.
 const TICK: Duration = Duration::from_secs(1);
+
+/// After so long of a shutdown only what would be forgotten is waited for: not what the store has, and does not answer.
+const STORE_GRACE: Duration = Duration::from_secs(5);
 
 /// What a dispatcher is made of.
 #[derive(Debug, Clone)]
@@ -42,6 +48,8 @@ pub struct DispatcherParts {
     pub store: Store,
     /// Time.
     pub clock: Arc<dyn Clock>,
+    /// What opens stored keys.
+    pub masters: Arc<MasterKeys>,
     /// Who claims them.
     pub owner: OwnerId,
     /// Counters.
@@ -80,8 +88,10 @@ pub(super) enum Input {
     Due { lane: usize, asked: usize, result: Result<(Vec<Claimed>, Option<i64>), StoreError> },
     /// What the store said about leases.
     Lease(LeaseInput),
-    /// What operators want.
-    Orders(Result<Vec<Order>, StoreError>),
+    /// What operators want, and the keys they stored.
+    Orders(Result<(Vec<Order>, Vec<Read>), StoreError>),
+    /// Jobs in hand that somebody wants cancelled.
+    Cancels(Result<Vec<JobPk>, StoreError>),
     /// A report was written: what is in the store now; `None`: it failed.
     Reported(Option<Option<Report>>),
     /// Something happened, at that time.
@@ -95,10 +105,12 @@ pub struct Dispatcher {
     pub(super) label: ProviderLabel,
     pub(super) core: Core,
     client: Client,
+    pub(super) keyring: Keyring,
     intakes: Vec<Intake>,
     pub(super) claims: Claims,
     pub(super) keeping: Keeping,
     pub(super) orders: Orders,
+    pub(super) cancels: Cancels,
     pub(super) teller: Teller,
     prefetch: u16,
     pub(super) sender: mpsc::UnboundedSender<Input>,
@@ -107,6 +119,8 @@ pub struct Dispatcher {
     room_at: Time,
     /// Records that wait for the store.
     waiting: Arc<AtomicUsize>,
+    /// Ends of calls that are being written.
+    outcomes: Arc<AtomicUsize>,
 }
 
 impl Dispatcher {
@@ -128,6 +142,7 @@ impl Dispatcher {
         let label = ProviderLabel { provider: name() };
         let room_at = parts.clock.mono();
         let keeping = Keeping::new(&provider);
+        let keyring = Keyring::new(&provider);
         let prefetch = u16::try_from(core.allowance(room_at).clamp(1, 500)).unwrap_or(500);
         let (tasks, waiting) = (JoinSet::new(), Arc::default());
         let nothing_held = (0..core.group_count()).map(|number| GroupId(number as u32)).collect();
@@ -138,10 +153,12 @@ impl Dispatcher {
             label,
             core,
             client,
+            keyring,
             intakes,
             claims,
             keeping,
             orders: Orders::new(),
+            cancels: Cancels::default(),
             teller: Teller::default(),
             prefetch,
             sender,
@@ -149,6 +166,7 @@ impl Dispatcher {
             tasks,
             room_at,
             waiting,
+            outcomes: Arc::default(),
         })
     }
 
@@ -166,7 +184,7 @@ impl Dispatcher {
     /// Runs until `shutdown`, then lets calls in flight finish and hands the rest back.
     pub async fn run(mut self, shutdown: CancellationToken) {
         let mut wakes = self.parts.store.wakes();
-        let mut grace_ends: Option<Time> = None;
+        let (mut grace_ends, mut store_ends): (Option<Time>, Option<Time>) = (None, None);
         loop {
             let now = self.now();
             self.decide(now);
@@ -178,11 +196,20 @@ impl Dispatcher {
                 tracing::warn!(provider = self.label.provider, "calls in flight outlived the grace period");
                 break;
             }
-            let sleep = self.sleep_for(now, grace_ends);
+            if store_ends.is_some_and(|end| end <= now.mono) && !self.has_outcomes_in_hand() {
+                tracing::warn!(
+                    provider = self.label.provider,
+                    "the store is silent: what is claimed and leased here stays so until it is rescued"
+                );
+                break;
+            }
+            let store_grace = store_ends.filter(|end| *end > now.mono);
+            let sleep = self.sleep_for(now, store_grace.or(grace_ends));
             tokio::select! {
                 biased;
                 () = shutdown.cancelled(), if grace_ends.is_none() => {
                     grace_ends = Some(now.mono + self.parts.grace);
+                    store_ends = Some(now.mono + STORE_GRACE);
                     self.intakes.iter().for_each(Intake::close);
                     self.claims.stop();
                     self.happened(Event::Drain, now);
@@ -199,6 +226,11 @@ impl Dispatcher {
             while self.tasks.try_join_next().is_some() {}
         }
         self.tasks.shutdown().await;
+    }
+
+    /// Whether something would be forgotten if it ended now: calls that are open, ends that are not written.
+    fn has_outcomes_in_hand(&self) -> bool {
+        self.core.counts().1 > 0 || self.outcomes.load(Ordering::Acquire) > 0
     }
 
     pub(super) fn now(&self) -> Now {
@@ -218,6 +250,7 @@ impl Dispatcher {
             Input::Due { lane, asked, result } => self.claimed(lane, asked, result),
             Input::Lease(input) => self.lease_input(input),
             Input::Orders(result) => self.orders_told(result),
+            Input::Cancels(asked) => self.cancels_told(asked),
             Input::Reported(report) => self.teller.written(report),
             Input::Event(event, at) => self.happened(event, at),
         }
@@ -253,6 +286,7 @@ impl Dispatcher {
                 self.claims.wake_all();
                 self.keeping.look_now();
                 self.orders.wake();
+                self.cancels.look_now();
             }
             Err(broadcast::error::RecvError::Closed) => {}
         }
@@ -268,6 +302,7 @@ impl Dispatcher {
             }
         }
         self.keep_orders(now);
+        self.keep_cancels(now);
         self.keep_leases(now);
         self.tell(now);
         if self.room_at <= now.mono {
@@ -327,14 +362,20 @@ impl Dispatcher {
         let may_claim = self.core.holds_something(now.mono) && !self.core.is_shut();
         let claims = self.claims.wake_at().filter(|_| may_claim).map(|at| at.max(self.room_at));
         let lease = self.keeping.wake_at(self.orders.are_known());
-        let next = [core, claims, lease, self.orders.wake_at(), grace_ends].into_iter().flatten().min();
+        let cancels = self.cancels.wake_at().filter(|_| !self.core.is_idle());
+        let next = [core, claims, lease, self.orders.wake_at(), cancels, grace_ends].into_iter().flatten().min();
         next.map_or(TICK, |at| at.since(now.mono).min(TICK))
     }
 
     fn call(&mut self, pk: JobPk, job: Arc<Job>, key: KeyId) {
-        let index = usize::try_from(key.0).unwrap_or(usize::MAX);
-        let secret = self.parts.provider.secrets.get(index).cloned().flatten();
-        let call = Call::new(pk, Arc::clone(&self.parts.clock), self.sender.clone());
+        let leave = (self.core.leave(key), self.core.window_changes_at(self.now()));
+        let call = Call::new(pk, leave, Arc::clone(&self.parts.clock), self.sender.clone());
+        let secret = match self.keyring.credential(key) {
+            Credential::Key(secret) => Some(secret),
+            Credential::Nothing => None,
+            // Removed since the permit was given: never without a key.
+            Credential::Gone => return call.withhold(),
+        };
         let client = self.client.clone();
         let policy = Arc::clone(self.parts.provider.policy_of(&job.request.method, &job.request.path));
         self.tasks.spawn(async move { call.make(&client, &job, secret.as_ref(), &policy).await });
@@ -343,9 +384,16 @@ impl Dispatcher {
     fn record(&mut self, record: Box<Record>) {
         let parts = self.parts.clone();
         let (sender, waiting) = (self.sender.clone(), Arc::clone(&self.waiting));
+        let outcomes = record.attempt.is_some().then(|| Arc::clone(&self.outcomes));
+        if let Some(outcomes) = &outcomes {
+            outcomes.fetch_add(1, Ordering::AcqRel);
+        }
         self.tasks.spawn(async move {
             let pk = record.pk;
             let recorded = write(&parts, *record, &waiting).await;
+            if let Some(outcomes) = outcomes {
+                outcomes.fetch_sub(1, Ordering::AcqRel);
+            }
             let now = Now { mono: parts.clock.mono(), wall: parts.clock.wall_ms() };
             send(&sender, Input::Event(Event::Recorded { pk, recorded }, now));
         });

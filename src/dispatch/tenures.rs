@@ -22,13 +22,21 @@ pub(super) struct Tenures {
     next_batch: Time,
     /// Those that are given away and not let go of yet.
     leaving: Vec<GroupId>,
+    counted: Counted,
 }
 
 impl Tenures {
     /// None is held.
     pub(super) fn new(count: usize, counted: Counted) -> Self {
         let list = (0..count).map(|_| Tenure::new(counted)).collect();
-        Self { list, look_at: Time::MAX, next_batch: Time::ZERO, leaving: Vec::new() }
+        Self { list, look_at: Time::MAX, next_batch: Time::ZERO, leaving: Vec::new(), counted }
+    }
+
+    /// More groups, at the end: so many in all. None of them is held.
+    pub(super) fn grow(&mut self, count: usize) {
+        while self.list.len() < count {
+            self.list.push(Tenure::new(self.counted));
+        }
     }
 
     /// How many there are.

@@ -16,7 +16,7 @@ use super::topology;
 use crate::dispatch::Intake;
 use crate::job::DeadReason;
 use crate::kill_point::{KillPoint, reached};
-use crate::store::{Buried, Claimed, Inserted, NewJob};
+use crate::store::{Buried, Claimed, Inserted, NewJob, StoreError};
 use crate::supervise::Reconnect;
 
 /// Deliveries in one commit at most.
@@ -100,7 +100,7 @@ impl Lane<'_> {
                     let rest = chunk.split_off(reserved);
                     let let_in = self.let_in(&chunk, true, shutdown).await;
                     let (jobs, result) = match let_in {
-                        Ok((jobs, conflicts)) => (jobs, Ok(conflicts)),
+                        Ok((jobs, letters)) => (jobs, Ok(letters)),
                         Err(error) => (Vec::new(), Err(error)),
                     };
                     // Before anything that may fail: what is claimed must be known to its owner, and the
@@ -146,12 +146,12 @@ impl Lane<'_> {
 
     /// Into the store, for whoever claims them there.
     async fn let_in_unclaimed(&self, chunk: &[Delivery], shutdown: &CancellationToken) -> Result<(), InletError> {
-        let (_, conflicts) = self.let_in(chunk, false, shutdown).await?;
-        self.bury_all(conflicts, shutdown).await?;
+        let (_, letters) = self.let_in(chunk, false, shutdown).await?;
+        self.bury_all(letters, shutdown).await?;
         acknowledge(chunk).await
     }
 
-    /// One commit for a whole chunk: the claimed jobs, and the conflicts still to be buried. While
+    /// One commit for a whole chunk: the claimed jobs, and what is still to be buried of it. While
     /// the store is away the chunk waits: unacknowledged, so nothing is lost if this process ends
     /// meanwhile.
     async fn let_in(
@@ -178,18 +178,26 @@ impl Lane<'_> {
         }
         let inserted = self.insert(jobs, shutdown).await?;
         reached(KillPoint::AfterLetIn);
-        let (mut claimed, mut conflicts) = (Vec::new(), Vec::new());
+        let (mut claimed, mut letters) = (Vec::new(), Vec::new());
         for (outcome, delivery) in inserted.into_iter().zip(sources) {
             match outcome {
-                Inserted::Created(Some(job)) => claimed.push(job),
-                Inserted::Created(None) | Inserted::Exists(_) => {}
-                Inserted::Conflict => {
+                Ok(Inserted::Created(Some(job))) => claimed.push(job),
+                Ok(Inserted::Created(None) | Inserted::Exists(_)) => {}
+                Ok(Inserted::Conflict) => {
                     let error = "another job has this id with other content".to_owned();
-                    conflicts.push(message::buried(delivery, DeadReason::Conflict, error));
+                    letters.push(message::buried(delivery, DeadReason::Conflict, error));
+                }
+                Err(Unstorable(error)) => {
+                    tracing::error!(
+                        error,
+                        provider = self.provider,
+                        "the database refuses a job: it is a dead letter now"
+                    );
+                    letters.push(message::buried(delivery, DeadReason::Rejected, error));
                 }
             }
         }
-        Ok((claimed, conflicts))
+        Ok((claimed, letters))
     }
 
     async fn bury_all(&self, messages: Vec<Buried>, shutdown: &CancellationToken) -> Result<(), InletError> {
@@ -199,19 +207,44 @@ impl Lane<'_> {
         Ok(())
     }
 
-    async fn insert(&self, jobs: Vec<NewJob>, shutdown: &CancellationToken) -> Result<Vec<Inserted>, InletError> {
+    /// All in one commit; where the database refuses one of them for good, each in its own: the others must not suffer.
+    async fn insert(
+        &self,
+        jobs: Vec<NewJob>,
+        shutdown: &CancellationToken,
+    ) -> Result<Vec<Result<Inserted, Unstorable>>, InletError> {
         if jobs.is_empty() {
             return Ok(Vec::new());
         }
+        if let Ok(inserted) = self.insert_together(jobs.clone(), shutdown).await? {
+            return Ok(inserted.into_iter().map(Ok).collect());
+        }
+        let mut inserted = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            let one = self.insert_together(vec![job], shutdown).await?;
+            inserted.extend(one.map_or_else(|refused| vec![Err(refused)], |one| one.into_iter().map(Ok).collect()));
+        }
+        Ok(inserted)
+    }
+
+    async fn insert_together(
+        &self,
+        jobs: Vec<NewJob>,
+        shutdown: &CancellationToken,
+    ) -> Result<Result<Vec<Inserted>, Unstorable>, InletError> {
         let mut reconnect = Reconnect::new();
         loop {
             match self.parts.store.insert(jobs.clone(), self.parts.clock.wall_ms()).await {
-                Ok(inserted) => return Ok(inserted),
+                Ok(inserted) => return Ok(Ok(inserted)),
+                Err(StoreError::Unstorable(text)) => return Ok(Err(Unstorable(text))),
                 Err(error) => self.parts.wait_for_store(error, &mut reconnect, shutdown).await?,
             }
         }
     }
 }
+
+/// The database refuses what is in a job for good, and says why.
+struct Unstorable(String);
 
 /// A consumer on a channel of its own.
 pub(super) async fn begin(

@@ -3,9 +3,10 @@
 use bytes::Bytes;
 use lapin::message::Delivery;
 use lapin::types::{AMQPValue, FieldTable};
+use sha2::{Digest as _, Sha256};
 
 use crate::job::{Catalog, DeadReason, Given, Invalid, Job, split_routing_key};
-use crate::store::{Buried, Origin};
+use crate::store::{Buried, Identity, Origin};
 
 /// Raw bodies are kept up to this size; of longer ones the beginning is.
 const RAW_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -59,7 +60,20 @@ pub(super) fn buried(delivery: &Delivery, reason: DeadReason, error: String) -> 
         lane,
         raw: Bytes::copy_from_slice(kept),
         headers: headers(delivery).to_string(),
+        identity: Some(identity(delivery, reason)),
     }
+}
+
+/// Of what the producer said and nobody on the way changes; the broker's own word is whether it was delivered before.
+fn identity(delivery: &Delivery, reason: DeadReason) -> Identity {
+    let message_id = delivery.properties.message_id().as_ref().map(|id| id.as_str());
+    let mut hash = Sha256::new();
+    let place = [delivery.exchange.as_str(), delivery.routing_key.as_str(), message_id.unwrap_or_default()];
+    for part in [reason.as_str()].into_iter().chain(place).map(str::as_bytes).chain([&delivery.data[..]]) {
+        hash.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
+        hash.update(part);
+    }
+    Identity { hash: hash.finalize().into(), again: delivery.redelivered || message_id.is_some() }
 }
 
 fn origin(delivery: &Delivery) -> Origin {

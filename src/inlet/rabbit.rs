@@ -9,6 +9,7 @@ use lapin::{Connection, ConnectionProperties};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::leftovers::{Leftover, leftovers};
 use super::topology::{self, Topology};
 use super::{drain, lane::Lane};
 use crate::clock::Clock;
@@ -205,6 +206,7 @@ impl Inlet {
             close(&connection).await;
             return Err(error);
         }
+        self.report_leftovers(&connection).await;
         let connection = Arc::new(connection);
         let session = shutdown.child_token();
         let mut tasks = self.spawn(&connection, &session);
@@ -229,6 +231,27 @@ impl Inlet {
         }
         close(&connection).await;
         result
+    }
+
+    /// Messages that nobody consumes wait for ever: somebody should know.
+    async fn report_leftovers(&self, connection: &Connection) {
+        let names: Vec<String> = self.topology.job_queues().map(str::to_owned).collect();
+        let looked = async {
+            self.parts.store.remember_queues(&names).await?;
+            leftovers(connection, &self.parts.store, &self.topology).await
+        };
+        match looked.await {
+            Ok(left) => {
+                for Leftover { queue, messages, .. } in left {
+                    tracing::warn!(
+                        queue,
+                        messages,
+                        "this queue belongs to no configured provider and lane: `paceline topology prune` drains it"
+                    );
+                }
+            }
+            Err(error) => tracing::warn!(%error, "queues of providers that are gone were not looked for"),
+        }
     }
 
     fn spawn(&self, connection: &Arc<Connection>, session: &CancellationToken) -> JoinSet<Result<(), InletError>> {

@@ -16,6 +16,8 @@ pub const EVENTS: &str = "paceline.events";
 pub const UNROUTABLE: &str = "paceline.unroutable";
 /// The dead-letter exchange of the job queues, and the queue behind it.
 pub const REJECTED: &str = "paceline.rejected";
+/// How everything of our own in the broker begins.
+pub const OWN_PREFIX: &str = "paceline.";
 /// Deliveries of one message before the broker rejects it.
 pub const DELIVERY_LIMIT: i64 = 20;
 
@@ -96,6 +98,11 @@ impl Topology {
             }
         }
         topology
+    }
+
+    /// The queues that jobs come through.
+    pub fn job_queues(&self) -> impl Iterator<Item = &str> {
+        self.queues.iter().filter(|queue| queue.jobs).map(|queue| queue.name.as_str())
     }
 
     /// Declares all of it. What stands there already is left as it is, if it is the same.

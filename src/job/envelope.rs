@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::object::{object, optional_object, optional_whole};
 use super::request::Request;
-use super::{Invalid, is_job_id, is_name, schema};
+use super::{AddedKeys, Invalid, is_job_id, is_name, schema};
 use crate::clock::{WallMs, parse_rfc3339, rfc3339};
 use crate::duration::HumanDuration;
 use crate::retry::Jitter;
@@ -19,6 +19,8 @@ use crate::send_window::SendWindows;
 const METADATA_BYTES_MAX: usize = 4 * 1024;
 /// Longest idempotency key and tenant, in bytes.
 const TEXT_BYTES_MAX: usize = 255;
+/// Longest URL of a callback, in bytes.
+const URL_BYTES_MAX: usize = 2048;
 /// Largest `cost`: far beyond any real one, far below overflow.
 pub(super) const COST_MAX: u64 = 1_000_000_000_000;
 
@@ -31,6 +33,12 @@ pub struct ProviderRules {
     pub pins: BTreeSet<String>,
     /// The labels of its keys, with the declared budget of each.
     pub keys: BTreeMap<String, Option<String>>,
+    /// Those of them whose secrets are stored.
+    pub stored: BTreeSet<String>,
+    /// Calls are made without a key, for which one label stands in `keys`.
+    pub keyless: bool,
+    /// The names of its declared budgets.
+    pub budgets: BTreeSet<String>,
     /// The header field that carries the key, in lower case.
     pub credential_header: Option<String>,
     /// The query parameter that carries the key.
@@ -47,6 +55,9 @@ impl Default for ProviderRules {
             lanes: BTreeSet::from(["default".to_owned(), "replay".to_owned()]),
             pins: BTreeSet::new(),
             keys: BTreeMap::new(),
+            stored: BTreeSet::new(),
+            keyless: false,
+            budgets: BTreeSet::new(),
             credential_header: Some("authorization".to_owned()),
             credential_query: None,
             windows: SendWindows::default(),
@@ -66,6 +77,8 @@ pub struct Catalog {
     pub callbacks: bool,
     /// Callbacks may name registered endpoints.
     pub endpoints: bool,
+    /// Keys that were added while running.
+    pub added: AddedKeys,
 }
 
 /// What is known of a job beside its envelope.
@@ -125,10 +138,10 @@ pub enum EventKind {
 }
 
 impl EventKind {
-    /// Every kind.
+    /// Every event.
     pub const ALL: [Self; 4] = [Self::Succeeded, Self::Dead, Self::Expired, Self::Cancelled];
 
-    /// The name in events and filters.
+    /// The name in events, filters and routing keys.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Succeeded => "job.succeeded",
@@ -136,6 +149,11 @@ impl EventKind {
             Self::Expired => "job.expired",
             Self::Cancelled => "job.cancelled",
         }
+    }
+
+    /// The event of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == name)
     }
 }
 
@@ -357,7 +375,8 @@ impl Envelope {
         if !is_header_text(&idempotency_key) {
             return Err(Invalid::at("idempotency_key", "expected 1 to 255 visible ASCII characters"));
         }
-        if let Some(key) = self.key.as_ref().filter(|key| !rules.pins.contains(*key)) {
+        let is_known = |key: &String| rules.pins.contains(key) || catalog.added.contains(&provider, key);
+        if let Some(key) = self.key.as_ref().filter(|key| !is_known(key)) {
             return Err(Invalid::at("key", format!("unknown key label or budget {key:?} of {provider}")));
         }
         if let (Some(from), Some(to)) = (self.not_before, self.deadline)
@@ -510,7 +529,7 @@ fn check_callback(callback: Option<&Callback>, catalog: &Catalog) -> Result<(), 
     match (&callback.endpoint, &callback.url) {
         (Some(_), None) if !catalog.endpoints => Err(Invalid::at(
             "callback.endpoint",
-            "there is no such endpoint: endpoints cannot be registered yet, use callback.url",
+            "registered endpoints need webhooks.secret in the configuration, by which their events are signed",
         )),
         (Some(endpoint), None) if endpoint.strip_prefix("ep_").is_some_and(is_job_id) => Ok(()),
         (Some(_), None) => Err(Invalid::at("callback.endpoint", "expected the id of a registered endpoint, ep_…")),
@@ -524,24 +543,28 @@ fn check_callback(callback: Option<&Callback>, catalog: &Catalog) -> Result<(), 
 }
 
 fn check_callback_url(text: &str, allow_http: bool) -> Result<(), Invalid> {
-    let refuse = |why: String| Err(Invalid::at("callback.url", why));
-    let url = match url::Url::parse(text) {
-        Ok(url) => url,
-        Err(e) => return refuse(format!("expected an absolute URL: {e}")),
-    };
-    if text.len() > 2048 {
-        return refuse("expected at most 2048 bytes".to_owned());
+    hook_url(text, allow_http).map(drop).map_err(|expected| Invalid::at("callback.url", expected))
+}
+
+/// Reads a URL that completions are to be sent to; what it resolves to is judged elsewhere.
+///
+/// # Errors
+/// What was expected.
+pub fn hook_url(text: &str, allow_http: bool) -> Result<url::Url, String> {
+    let url = url::Url::parse(text).map_err(|e| format!("expected an absolute URL: {e}"))?;
+    if text.len() > URL_BYTES_MAX {
+        return Err(format!("expected at most {URL_BYTES_MAX} bytes"));
     }
     match url.scheme() {
         "https" => {}
         "http" if allow_http => {}
-        "http" => return refuse("expected https (http is allowed by webhooks.allow_http)".to_owned()),
-        other => return refuse(format!("expected https, found {other}")),
+        "http" => return Err("expected https (http is allowed by webhooks.allow_http)".to_owned()),
+        other => return Err(format!("expected https, found {other}")),
     }
     if !url.username().is_empty() || url.password().is_some() {
-        return refuse("expected a URL without user name and password".to_owned());
+        return Err("expected a URL without user name and password".to_owned());
     }
-    Ok(())
+    Ok(url)
 }
 
 /// The routing key of an AMQP publication: `<provider>` or `<provider>.<lane>`.

@@ -33,6 +33,8 @@ pub(super) struct Key {
     pub standing: Standing,
     /// Out of use by an operator's word, whatever is learnt.
     pub held: bool,
+    /// Its secret is not here.
+    pub absent: bool,
     /// The version of the last word that was heard.
     pub heard: u64,
     /// Tells its secret from another one; zero: not told.
@@ -151,6 +153,7 @@ impl Bank {
             paused_until: Time::ZERO,
             standing: Standing::Open,
             held: false,
+            absent: false,
             heard: 0,
             secret: 0,
             limits: self.template.clone(),
@@ -269,7 +272,7 @@ impl Bank {
     pub fn key_slot(&mut self, key: usize, cost: u64, routes: Routes, now: Time) -> Slot {
         let within = self.within;
         let key = &mut self.keys[key];
-        let mut slot = if key.held { Slot::NEVER } else { Slot::at(key.paused_until) };
+        let mut slot = if key.is_out() { Slot::NEVER } else { Slot::at(key.paused_until) };
         if let Standing::Disabled { probe_at, probing } = key.standing {
             slot = slot.and(if probing { Slot::answered_by(Time::MAX) } else { Slot::at(probe_at) });
         }
@@ -310,7 +313,7 @@ impl Bank {
         let budget = &self.budgets[key.budget];
         let number = BudgetId(key.budget as u32);
         let until = |time: Time| (time != Time::MAX).then_some(time);
-        if key.held {
+        if key.is_out() {
             return Some((Why::KeyDisabled(id), None));
         }
         match key.standing {
@@ -327,6 +330,13 @@ impl Bank {
             return Some((Why::BudgetPaused(number), until(budget.paused_until)));
         }
         (key.paused_until > now).then(|| (Why::KeyPaused(id), until(key.paused_until)))
+    }
+}
+
+impl Key {
+    /// Out of use until somebody does something, whatever the provider says.
+    pub const fn is_out(&self) -> bool {
+        self.held || self.absent
     }
 }
 

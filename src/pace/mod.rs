@@ -36,6 +36,7 @@ mod edge;
 mod gate;
 mod gcra;
 mod group;
+mod keys;
 mod learn;
 mod limit;
 mod line;

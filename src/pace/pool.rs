@@ -377,7 +377,7 @@ impl Pool {
             let mut of_keys = 0_u64;
             for &key in &budget.keys {
                 let key = &mut self.bank.keys[key];
-                if key.held {
+                if key.is_out() {
                     continue;
                 }
                 let probe = matches!(key.standing, Standing::Disabled { probe_at, .. } if probe_at <= end);

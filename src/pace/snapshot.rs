@@ -39,6 +39,8 @@ pub enum KeyState {
     Paused(Time),
     /// Out of use by an operator's word.
     Held,
+    /// Out of use, since its secret is not here.
+    Absent,
     /// Set aside, since the provider refused it; `probe_at` says when a call may try it (`None`: none will).
     Disabled {
         /// The time of the next probe.
@@ -235,6 +237,7 @@ impl Pool {
         let key = &mut self.bank.keys[number];
         let state = match key.standing {
             _ if key.held => KeyState::Held,
+            _ if key.absent => KeyState::Absent,
             Standing::Disabled { probing: true, .. } => KeyState::Probing,
             Standing::Disabled { probe_at, .. } => {
                 KeyState::Disabled { probe_at: Some(probe_at).filter(|at| *at != Time::MAX) }

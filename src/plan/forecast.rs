@@ -197,7 +197,7 @@ impl<'a> Forecast<'a> {
     }
 
     fn keys(&self) -> u64 {
-        self.provider.secrets.iter().flatten().count() as u64
+        (self.provider.secrets.iter().flatten().count() + self.provider.stored.len()) as u64
     }
 
     fn dead(&self) -> u64 {

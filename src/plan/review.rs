@@ -221,7 +221,7 @@ fn of_provider(provider: &Provider) -> Vec<Warning> {
     let mut warnings = Vec::new();
     let mut warn =
         |code, place: &str, message: String| warnings.push(Warning { code, place: place.to_owned(), message });
-    if provider.secrets.iter().all(Option::is_none) {
+    if provider.is_keyless() {
         warn("no_key", "", "it has no key: calls are made without a credential".to_owned());
     }
     let everywhere =
@@ -251,7 +251,7 @@ fn of_provider(provider: &Provider) -> Vec<Warning> {
         .base_url
         .host_str()
         .is_some_and(|host| host == "localhost" || host.starts_with("127.") || host == "[::1]");
-    if provider.base_url.scheme() == "http" && !local && provider.secrets.iter().any(Option::is_some) {
+    if provider.base_url.scheme() == "http" && !local && !provider.is_keyless() {
         warn("plain_http", "base_url", "its keys can be read on the way: use https".to_owned());
     }
     warnings

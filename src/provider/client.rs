@@ -1,33 +1,33 @@
 //! Sends one call and bounds what comes back. Never follows a redirect, never uses a proxy that
-//! nobody configured, never retries by itself, and never lets a URL into an error: it can hold a
+//! nobody configured, never sends twice by itself, and never lets a URL into an error: it can hold a
 //! key.
 
-use std::error::Error as _;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use tokio::time::{Instant, timeout_at};
 
+use super::connect::{Connections, connections};
+use super::sending::{Caller, Times, Unanswered, chain, send};
 use super::{redact, request};
 use crate::config::{Auth, Policy, Provider};
 use crate::job::Job;
 use crate::secrets::Secret;
 
-/// A connection must stand within this time.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Idle connections kept open to a provider.
-const IDLE_CONNECTIONS_MAX: usize = 256;
-/// Idle connections are closed before most servers close them.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 /// What is kept of a response body.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
 
 /// A client of one provider. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Client {
-    http: reqwest::Client,
+    connections: Connections,
     base_url: url::Url,
     auth: Auth,
+    /// A call that found no connection until then would be counted after its slot is free again.
+    counted_within: Duration,
 }
 
 /// Why there is no client.
@@ -42,8 +42,8 @@ pub enum ClientError {
         source: std::io::Error,
     },
     /// The TLS library refused.
-    #[error("cannot set up the HTTP client")]
-    Tls(#[source] reqwest::Error),
+    #[error("cannot set up TLS")]
+    Tls(#[source] rustls::Error),
 }
 
 /// A provider's answer, keys masked.
@@ -62,9 +62,12 @@ pub struct Answer {
 /// A call without a whole answer.
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
-    /// It surely never reached the provider.
+    /// It surely never reached the provider: nothing of it was written.
     #[error("not sent: {0}")]
     NotSent(String),
+    /// Its caller said that it may not leave any more, before it did.
+    #[error("not sent: it was not allowed to leave any more")]
+    Withheld,
     /// It may have reached the provider.
     #[error("{0}")]
     Lost(String),
@@ -79,32 +82,24 @@ impl Client {
     /// # Errors
     /// [`ClientError`] where its certificate authority or TLS cannot be set up.
     pub fn new(provider: &Provider) -> Result<Self, ClientError> {
-        let shortest = provider.policies().map(|policy| policy.timeout).min().unwrap_or(CONNECT_TIMEOUT);
-        let mut builder = reqwest::Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .no_proxy()
-            .referer(false)
-            .user_agent(concat!("paceline/", env!("CARGO_PKG_VERSION")))
-            // Shorter than the whole: a connection that does not come is known not to have been used.
-            .connect_timeout(CONNECT_TIMEOUT.min(shortest.mul_f32(0.8)))
-            .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .tcp_nodelay(true);
-        if let Some(path) = &provider.ca_file {
-            let pem = std::fs::read(path).map_err(|source| ClientError::CaFile { path: path.clone(), source })?;
-            let bundle = reqwest::Certificate::from_pem_bundle(&pem).map_err(ClientError::Tls)?;
-            builder = builder.tls_certs_merge(bundle);
-        }
         Ok(Self {
-            http: builder.build().map_err(ClientError::Tls)?,
+            connections: connections(provider)?,
             base_url: provider.base_url.clone(),
             auth: provider.auth.clone(),
+            counted_within: provider.pool.counted_within,
         })
     }
 
-    /// Makes the call as its policy says. `on_head` hears of the first byte of the answer: windows are anchored
-    /// there, long before a slow body ends.
+    fn times(&self, policy: &Policy) -> Times {
+        Times {
+            connect: policy.connect_timeout().min(self.counted_within),
+            first_byte: policy.first_byte_timeout(),
+            whole: policy.timeout,
+        }
+    }
+
+    /// Makes the call as its policy says, unless `caller` says before it has left that it may not. `on_head` hears of
+    /// the first byte of the answer: windows are anchored there, long before a slow body ends.
     ///
     /// # Errors
     /// [`CallError`] tells a call that was never sent from one whose fate is unknown.
@@ -113,50 +108,59 @@ impl Client {
         job: &Job,
         key: Option<&Secret>,
         policy: &Policy,
+        caller: &dyn Caller,
         on_head: impl FnOnce(u16, &HeaderMap),
     ) -> Result<Answer, CallError> {
         let request = request::build(&self.base_url, &self.auth, key, &policy.idempotency_header, job)?;
         let forms = key.map(|k| redact::forms(k.expose(), &self.auth)).unwrap_or_default();
-        let deadline = tokio::time::Instant::now() + policy.timeout;
-        let response = tokio::time::timeout_at(deadline, self.http.execute(request))
-            .await
-            .map_err(|_| CallError::Lost(format!("no answer within {:?}", policy.timeout)))?
-            .map_err(|e| not_answered(e, &forms))?;
+        let (begun, times) = (Instant::now(), self.times(policy));
+        let response = send(&self.connections, request, (begun, times), caller).await.map_err(|error| match error {
+            Unanswered::Unsent(text) => CallError::NotSent(redact::text(&text, &forms)),
+            Unanswered::Withheld => CallError::Withheld,
+            Unanswered::Lost(text) => CallError::Lost(redact::text(&text, &forms)),
+        })?;
         on_head(response.status().as_u16(), response.headers());
         let status = response.status().as_u16();
         let headers = masked(response.headers(), &forms);
-        let (body, truncated) = tokio::time::timeout_at(deadline, read(response))
+        let (body, truncated) = timeout_at(begun + times.whole, read(response.into_body()))
             .await
-            .map_err(|_| CallError::Lost(format!("status {status}, then no whole body within {:?}", policy.timeout)))?
-            .map_err(|e| CallError::Lost(format!("status {status}, then half a body: {}", chain(e, &forms))))?;
+            .map_err(|_| CallError::Lost(format!("status {status}, then no whole body within {:?}", times.whole)))?
+            .map_err(|error| {
+                let text = redact::text(&chain(&error), &forms);
+                CallError::Lost(format!("status {status}, then half a body: {text}"))
+            })?;
         Ok(Answer { status, headers, body: redact::bytes(body, &forms), truncated })
     }
 }
 
-/// No connection and no TLS session: surely not sent. Everything else may have been.
-fn not_answered(error: reqwest::Error, forms: &[String]) -> CallError {
-    let not_sent = error.is_connect() || error.is_builder();
-    let text = chain(error, forms);
-    if not_sent { CallError::NotSent(text) } else { CallError::Lost(text) }
-}
-
-async fn read(mut response: reqwest::Response) -> Result<(Bytes, bool), reqwest::Error> {
-    let Some(first) = response.chunk().await? else { return Ok((Bytes::new(), false)) };
-    let Some(second) = response.chunk().await? else {
+async fn read(mut body: Incoming) -> Result<(Bytes, bool), hyper::Error> {
+    // Most answers are one chunk, which is not copied.
+    let Some(first) = chunk(&mut body).await? else { return Ok((Bytes::new(), false)) };
+    let Some(second) = chunk(&mut body).await? else {
         let truncated = first.len() > BODY_BYTES_MAX;
         return Ok((first.slice(..first.len().min(BODY_BYTES_MAX)), truncated));
     };
-    let mut body = BytesMut::from(first);
-    body.extend_from_slice(&second);
-    while body.len() <= BODY_BYTES_MAX {
-        match response.chunk().await? {
-            Some(chunk) => body.extend_from_slice(&chunk),
+    let mut kept = BytesMut::from(first);
+    kept.extend_from_slice(&second);
+    while kept.len() <= BODY_BYTES_MAX {
+        match chunk(&mut body).await? {
+            Some(chunk) => kept.extend_from_slice(&chunk),
             None => break,
         }
     }
-    let truncated = body.len() > BODY_BYTES_MAX;
-    body.truncate(BODY_BYTES_MAX);
-    Ok((body.freeze(), truncated))
+    let truncated = kept.len() > BODY_BYTES_MAX;
+    kept.truncate(BODY_BYTES_MAX);
+    Ok((kept.freeze(), truncated))
+}
+
+/// The next bytes of a body; trailers are left out.
+async fn chunk(body: &mut Incoming) -> Result<Option<Bytes>, hyper::Error> {
+    while let Some(frame) = body.frame().await {
+        if let Ok(data) = frame?.into_data() {
+            return Ok(Some(data));
+        }
+    }
+    Ok(None)
 }
 
 fn masked(headers: &HeaderMap, forms: &[String]) -> HeaderMap {
@@ -171,17 +175,4 @@ fn masked(headers: &HeaderMap, forms: &[String]) -> HeaderMap {
         }
     }
     out
-}
-
-/// The error and its causes in one line, without the URL.
-fn chain(error: reqwest::Error, forms: &[String]) -> String {
-    let error = error.without_url();
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    redact::text(&text, forms)
 }

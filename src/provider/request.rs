@@ -2,13 +2,17 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use http::Method;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use url::Url;
 
 use crate::config::Auth;
 use crate::job::{Body, Job, Request};
 use crate::secrets::Secret;
+
+/// Who calls, unless the job says otherwise.
+const AGENT: &str = concat!("paceline/", env!("CARGO_PKG_VERSION"));
 
 /// Why a checked job cannot be made into a call: the configuration has changed since.
 #[derive(Debug, thiserror::Error)]
@@ -60,11 +64,11 @@ pub(super) fn build(
     key: Option<&Secret>,
     idempotency_header: &HeaderName,
     job: &Job,
-) -> Result<reqwest::Request, RequestError> {
+) -> Result<http::Request<Bytes>, RequestError> {
     let mut url = url(base, &job.request)?;
     let method = Method::from_bytes(job.request.method.as_bytes())
         .map_err(|_| RequestError::Field("request.method is not an HTTP method".to_owned()))?;
-    let mut headers = HeaderMap::with_capacity(job.request.headers.len() + 4);
+    let mut headers = HeaderMap::with_capacity(job.request.headers.len() + 6);
     for (name, value) in &job.request.headers {
         let name = HeaderName::from_bytes(name.as_bytes())
             .map_err(|_| RequestError::Field(format!("request.headers: {name:?} is not a field name")))?;
@@ -74,10 +78,10 @@ pub(super) fn build(
     }
     let body = job.request.body().map_err(|e| RequestError::Field(e.to_string()))?;
     let body = match body {
-        Body::None => None,
+        Body::None => Bytes::new(),
         Body::Bytes(bytes, content_type) => {
             headers.entry(CONTENT_TYPE).or_insert(HeaderValue::from_static(content_type));
-            Some(bytes)
+            bytes.into()
         }
     };
     if let Ok(value) = HeaderValue::from_str(&job.idempotency_key) {
@@ -86,9 +90,14 @@ pub(super) fn build(
     if let Some(key) = key {
         put_key(&mut url, &mut headers, auth, key)?;
     }
-    let mut request = reqwest::Request::new(method, url);
+    headers.entry(ACCEPT).or_insert(HeaderValue::from_static("*/*"));
+    headers.entry(USER_AGENT).or_insert(HeaderValue::from_static(AGENT));
+    let mut request = http::Request::new(body);
+    // What it says holds the URL, and with it perhaps the key.
+    *request.uri_mut() =
+        url.as_str().parse().map_err(|_| RequestError::Field("the URL cannot be called".to_owned()))?;
+    *request.method_mut() = method;
     *request.headers_mut() = headers;
-    *request.body_mut() = body.map(Into::into);
     Ok(request)
 }
 
@@ -126,7 +135,7 @@ mod tests {
         Job::parse(envelope.to_string().as_bytes(), &Given::default(), &catalog).expect("valid")
     }
 
-    fn built(base: &str, auth: Auth, request: serde_json::Value) -> reqwest::Request {
+    fn built(base: &str, auth: Auth, request: serde_json::Value) -> http::Request<Bytes> {
         let base = Url::parse(base).expect("valid");
         build(&base, &auth, Some(&Secret::new("k y&1".into())), &idempotency_key(), &job(request)).expect("builds")
     }
@@ -148,7 +157,7 @@ mod tests {
             ("https://x/base/", "/", "https://x/base/"),
             ("https://x", "/@evil", "https://x/@evil"),
         ] {
-            assert_eq!(built(base, bearer(), serde_json::json!({ "path": path })).url().as_str(), expected);
+            assert_eq!(built(base, bearer(), serde_json::json!({ "path": path })).uri(), expected);
         }
     }
 
@@ -158,9 +167,9 @@ mod tests {
         let call = built("https://x", bearer(), request.clone());
         assert_eq!(call.headers()[AUTHORIZATION], "Bearer k y&1");
         assert!(call.headers()[AUTHORIZATION].is_sensitive());
-        assert_eq!(call.url().query(), Some("a=true&b=1&b=x+y"));
+        assert_eq!(call.uri().query(), Some("a=true&b=1&b=x+y"));
         let call = built("https://x", Auth::Query("api_key".into()), request);
-        assert_eq!(call.url().query(), Some("a=true&b=1&b=x+y&api_key=k+y%261"));
+        assert_eq!(call.uri().query(), Some("a=true&b=1&b=x+y&api_key=k+y%261"));
         let call = built("https://x", Auth::Basic { user: "u".into() }, serde_json::json!({ "path": "/" }));
         assert_eq!(call.headers()[AUTHORIZATION], "Basic dTprIHkmMQ==");
     }
@@ -175,8 +184,7 @@ mod tests {
         let job = Job::parse(envelope, &Given::default(), &catalog).expect("valid");
         let call =
             build(&Url::parse("https://x").expect("valid"), &bearer(), None, &idempotency_key(), &job).expect("builds");
-        let body = call.body().and_then(reqwest::Body::as_bytes).expect("bytes");
-        assert_eq!(body, br#"{"z":1.10,"a":12345678901234567890123}"#);
+        assert_eq!(call.body(), &br#"{"z":1.10,"a":12345678901234567890123}"#[..]);
         assert_eq!(call.headers()["idempotency-key"], "j");
     }
 }

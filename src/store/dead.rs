@@ -1,14 +1,32 @@
 //! Dead letters: what was given up, and how it is run again.
 
+use std::collections::HashSet;
+
 use uuid::Uuid;
 
+use super::audit::{self, Act, ActKind};
 use super::dialect::{Db, Rows, Tx, on_db};
 use super::events::Ended;
 use super::jobs::{Conditions, Rerun, rerun, state_of};
 use super::wakes::Pending;
-use super::{Buried, DeadFilter, DeadView, JobPk, Page, Replay, Replayed, StoreError, attempts, number};
+use super::{Buried, DeadFilter, DeadView, Identity, JobPk, Page, Replay, Replayed, StoreError, attempts, number};
 use crate::clock::WallMs;
 use crate::job::{Job, JobState, REPLAY_LANE};
+
+/// A purge as it is written down.
+#[derive(Debug, Clone, Copy)]
+pub struct PurgeAct<'a> {
+    /// Who asked for it.
+    pub who: &'a str,
+    /// The filter, in words.
+    pub filter: &'a str,
+    /// The row of the act, once there is one.
+    pub act_pk: Option<i64>,
+    /// How many were removed before.
+    pub purged: u64,
+    /// When.
+    pub now_ms: WallMs,
+}
 
 /// Keeps the dead ones of `ended`. A job that dies again has one letter still, not replayed yet.
 pub(super) async fn upsert(tx: &mut Tx, ended: &[Ended<'_>]) -> Result<(), StoreError> {
@@ -31,23 +49,56 @@ pub(super) async fn upsert(tx: &mut Tx, ended: &[Ended<'_>]) -> Result<(), Store
     Ok(())
 }
 
-/// Keeps messages that never became jobs; the id of each.
+/// Keeps messages that never became jobs; the id of each. One that may be kept already is not kept twice.
 pub(super) async fn bury(tx: &mut Tx, messages: &[(&Buried, WallMs)]) -> Result<Vec<String>, StoreError> {
-    let ids: Vec<String> = messages.iter().map(|_| format!("dl_{}", Uuid::now_v7().simple())).collect();
-    let rows = Rows::new()
-        .text("id", ids.iter().map(|id| Some(id.as_str())))
-        .text("tenant", messages.iter().map(|(m, _)| Some(m.tenant.as_str())))
-        .text("provider", messages.iter().map(|(m, _)| m.provider.as_deref()))
-        .text("lane", messages.iter().map(|(m, _)| m.lane.as_deref()))
-        .text("reason", messages.iter().map(|(m, _)| Some(m.reason.as_str())))
-        .text("error", messages.iter().map(|(m, _)| Some(m.error.as_str())))
-        .blob("raw", messages.iter().map(|(m, _)| Some(&m.raw[..])))
-        .text("headers", messages.iter().map(|(m, _)| Some(m.headers.as_str())))
-        .int("dead_ms", messages.iter().map(|(_, now_ms)| Some(*now_ms)));
-    let insert = "INSERT INTO dead_letters (id, tenant, provider, lane, reason, error, raw, headers, dead_ms)
-        SELECT id, tenant, provider, lane, reason, error, raw, headers, dead_ms FROM v";
-    rows.execute(tx, insert).await?;
+    let named = |message: &Buried| message.identity.map_or_else(fresh_id, |identity| id_of(&identity));
+    let mut ids: Vec<String> = messages.iter().map(|(message, _)| named(message)).collect();
+    let all: Vec<usize> = (0..messages.len()).collect();
+    let mut kept = keep(tx, messages, &ids, &all).await?;
+    // Whoever is first under an id has it; of the others those that are known to be the same message are done.
+    let is_done = |i: usize| messages[i].0.identity.is_none_or(|identity| identity.again);
+    let alike: Vec<usize> = all
+        .into_iter()
+        .filter(|&i| !kept.remove(&(ids[i].clone(), messages[i].0.tenant.clone())) && !is_done(i))
+        .collect();
+    if !alike.is_empty() {
+        alike.iter().for_each(|&i| ids[i] = fresh_id());
+        keep(tx, messages, &ids, &alike).await?;
+    }
     Ok(ids)
+}
+
+fn fresh_id() -> String {
+    format!("dl_{}", Uuid::now_v7().simple())
+}
+
+fn id_of(identity: &Identity) -> String {
+    identity.hash[..16].iter().fold("dl_".to_owned(), |id, byte| id + &format!("{byte:02x}"))
+}
+
+/// Inserts these of the messages, unless there is a letter with that id; id and tenant of those that were new.
+async fn keep(
+    tx: &mut Tx,
+    messages: &[(&Buried, WallMs)],
+    ids: &[String],
+    which: &[usize],
+) -> Result<HashSet<(String, String)>, StoreError> {
+    let chosen = || which.iter().map(|&i| &messages[i]);
+    let rows = Rows::new()
+        .text("id", which.iter().map(|&i| Some(ids[i].as_str())))
+        .text("tenant", chosen().map(|(m, _)| Some(m.tenant.as_str())))
+        .text("provider", chosen().map(|(m, _)| m.provider.as_deref()))
+        .text("lane", chosen().map(|(m, _)| m.lane.as_deref()))
+        .text("reason", chosen().map(|(m, _)| Some(m.reason.as_str())))
+        .text("error", chosen().map(|(m, _)| Some(m.error.as_str())))
+        .blob("raw", chosen().map(|(m, _)| Some(&m.raw[..])))
+        .text("headers", chosen().map(|(m, _)| Some(m.headers.as_str())))
+        .int("dead_ms", chosen().map(|(_, now_ms)| Some(*now_ms)));
+    let insert = "INSERT INTO dead_letters (id, tenant, provider, lane, reason, error, raw, headers, dead_ms)
+        SELECT id, tenant, provider, lane, reason, error, raw, headers, dead_ms FROM v WHERE TRUE
+        ON CONFLICT (id, tenant) DO NOTHING
+        RETURNING id, tenant";
+    Ok(rows.fetch::<(String, String)>(tx, insert).await?.into_iter().collect())
 }
 
 /// pk, job, id, tenant, provider, lane, reason, error, raw, headers, dead, replayed, envelope.
@@ -157,6 +208,30 @@ pub(super) async fn purge(tx: &mut Tx, filter: &DeadFilter, limit: u32) -> Resul
     })?)
 }
 
+/// The same, written down as what an operator did: as a new act, or as more of the one in the row `act_pk`, which is
+/// returned.
+pub(super) async fn purge_audited(
+    tx: &mut Tx,
+    filter: &DeadFilter,
+    limit: u32,
+    by: &PurgeAct<'_>,
+) -> Result<(u64, i64), StoreError> {
+    let gone = purge(tx, filter, limit).await?;
+    let detail = format!("{} removed{}", by.purged + gone, by.filter);
+    let pk = match by.act_pk {
+        Some(pk) => {
+            audit::amend(tx, pk, &detail).await?;
+            pk
+        }
+        None => {
+            let (kind, detail) = (ActKind::DeadPurge, Some(detail.as_str()));
+            let act = Act { who: by.who, kind, target: "dead-letters", done: true, detail, at_ms: by.now_ms };
+            audit::write(tx, act).await?
+        }
+    };
+    Ok((gone, pk))
+}
+
 /// What is known of a dead job: pk, state, run, key of the last run, envelope, orphaned.
 type DeadJob = (JobPk, String, i64, String, String, bool);
 
@@ -202,6 +277,11 @@ pub(super) async fn replay(
     rerun(tx, &Rerun { pk, run, job: &job, idempotency_key: &key, now_ms }, wakes).await?;
     let sql = "UPDATE dead_letters SET replayed_ms = $2 WHERE pk = $1";
     on_db!(tx, |c| sqlx::query(sql).bind(letter_pk).bind(now_ms).execute(c).await.map(drop))?;
+    if let (Some(who), Some(_)) = (&how.by, &how.request) {
+        let detail = format!("run {run}");
+        let (kind, detail) = (ActKind::DeadReplayEdited, Some(detail.as_str()));
+        audit::write(tx, Act { who, kind, target: id, done: true, detail, at_ms: now_ms }).await?;
+    }
     Ok(Replayed::Queued { run })
 }
 

@@ -1,55 +1,123 @@
-//! Completions on their way to endpoints.
+//! Completions on their way to endpoints, and to the broker.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use super::dialect::{Db, Rows, Tx, on_db};
+use super::endpoints::Target;
 use super::events::{Ended, kind_of, response_of};
-use super::{DeliveryJob, DeliveryNext, DeliveryRecord, Endpoint, Event, OwnerId, StoreError, endpoints};
+use super::{
+    DeliveryJob, DeliveryNext, DeliveryRecord, Endpoint, Event, Occasion, OwnerId, Publication, StoreError, endpoints,
+};
 use crate::clock::WallMs;
-use crate::job::JobState;
+use crate::job::{Callback, JobState};
 
 /// An endpoint that did nothing but fail for so long is disabled.
 const FAILING_MAX_MS: i64 = 5 * 86_400_000;
 /// Bytes of bodies in one claim, more or less: the last one may go over it.
 const CLAIM_BYTES_MAX: i64 = 16 * 1024 * 1024;
 
-/// Adds the deliveries that the ended jobs asked for; whether there is one to make now.
-pub(super) async fn insert(tx: &mut Tx, ended: &[Ended<'_>]) -> Result<bool, StoreError> {
-    let asked: Vec<(&Ended<'_>, &crate::job::Callback)> = ended
-        .iter()
-        .filter_map(|e| Some((e, e.callback.as_ref()?)))
-        .filter(|(e, callback)| kind_of(e.state).is_some_and(|kind| callback.wants(kind)))
-        .collect();
-    let Some(now_ms) = asked.first().map(|(e, _)| e.record.at_ms) else { return Ok(false) };
-    let urls: BTreeSet<_> = asked.iter().filter_map(|(e, c)| Some((e.job.tenant, c.url.as_deref()?))).collect();
-    let ids: BTreeSet<_> = asked.iter().filter_map(|(e, c)| Some((e.job.tenant, c.endpoint.as_deref()?))).collect();
-    let by_url = endpoints::implicit(tx, &urls, now_ms).await?;
-    let by_id = endpoints::registered(tx, &ids).await?;
-    let mut targets = Vec::with_capacity(asked.len());
-    for (e, callback) in &asked {
-        let url = callback.url.as_deref().and_then(|url| by_url.get(&(e.job.tenant, url)));
-        let id = callback.endpoint.as_deref().and_then(|id| by_id.get(&(e.job.tenant, id)));
-        if callback.endpoint.is_some() && id.is_none() {
-            tracing::warn!(
-                job = e.job.id,
-                endpoint = callback.endpoint,
-                "no such endpoint: the completion stays undelivered"
-            );
+/// A delivery to make up.
+struct Due<'a> {
+    ended: &'a Ended<'a>,
+    to: To<'a>,
+}
+
+/// Where a completion goes.
+#[derive(Clone, Copy)]
+enum To<'a> {
+    Endpoint {
+        pk: i64,
+        enabled: bool,
+    },
+    /// The broker's exchange of events.
+    Exchange,
+    /// The queue that the job's producer waits at.
+    Queue(&'a str),
+}
+
+impl To<'_> {
+    const fn kind(self) -> &'static str {
+        match self {
+            Self::Endpoint { .. } => "webhook",
+            Self::Exchange | Self::Queue(_) => "amqp",
         }
-        targets.extend(url.into_iter().chain(id).map(|target| (*e, *target)));
     }
+
+    const fn is_pending(self) -> bool {
+        !matches!(self, Self::Endpoint { enabled: false, .. })
+    }
+}
+
+/// Adds the deliveries that the ended jobs asked for; whether there is one to make now. `publishes`: completions go
+/// to the broker's exchange of events, too.
+pub(super) async fn insert(tx: &mut Tx, ended: &[Ended<'_>], publishes: bool) -> Result<bool, StoreError> {
+    if ended.is_empty() {
+        return Ok(false);
+    }
+    let mut due = webhooks(tx, ended).await?;
+    for of in ended {
+        let exchange = publishes.then_some(To::Exchange);
+        let reply = of.job.reply_to.map(To::Queue);
+        due.extend(exchange.into_iter().chain(reply).map(|to| Due { ended: of, to }));
+    }
+    let endpoint = |to| match to {
+        To::Endpoint { pk, .. } => Some(pk),
+        To::Exchange | To::Queue(_) => None,
+    };
+    let reply_to = |to| match to {
+        To::Queue(name) => Some(name),
+        To::Endpoint { .. } | To::Exchange => None,
+    };
     let rows = Rows::new()
-        .int("job_pk", targets.iter().map(|(e, _)| Some(e.record.pk)))
-        .int("run", targets.iter().map(|(e, _)| Some(i64::from(e.record.run))))
-        .int("endpoint_pk", targets.iter().map(|(_, target)| Some(target.0)))
-        .text("state", targets.iter().map(|(_, target)| Some(if target.1 { "pending" } else { "disabled" })))
-        .int("at_ms", targets.iter().map(|(e, _)| Some(e.record.at_ms)));
-    let insert = "INSERT INTO deliveries (event_pk, kind, endpoint_pk, state, due_ms, created_ms)
-        SELECT e.pk, 'webhook', v.endpoint_pk, v.state, v.at_ms, v.at_ms
+        .int("job_pk", due.iter().map(|d| Some(d.ended.record.pk)))
+        .int("run", due.iter().map(|d| Some(i64::from(d.ended.record.run))))
+        .text("kind", due.iter().map(|d| Some(d.to.kind())))
+        .int("endpoint_pk", due.iter().map(|d| endpoint(d.to)))
+        .text("reply_to", due.iter().map(|d| reply_to(d.to)))
+        .text("state", due.iter().map(|d| Some(if d.to.is_pending() { "pending" } else { "disabled" })))
+        .int("at_ms", due.iter().map(|d| Some(d.ended.record.at_ms)));
+    let insert = "INSERT INTO deliveries (event_pk, kind, endpoint_pk, reply_to, state, due_ms, created_ms)
+        SELECT e.pk, v.kind, v.endpoint_pk, v.reply_to, v.state, v.at_ms, v.at_ms
         FROM v JOIN events e ON e.job_pk = v.job_pk AND e.run = v.run";
     rows.execute(tx, insert).await?;
-    Ok(targets.iter().any(|(_, target)| target.1))
+    Ok(due.iter().any(|d| d.to.is_pending()))
+}
+
+/// The endpoints that want to hear of it: those that get everything of the tenant, and the one that the job names.
+async fn webhooks<'a>(tx: &mut Tx, ended: &'a [Ended<'a>]) -> Result<Vec<Due<'a>>, StoreError> {
+    let now_ms = ended.first().map(|e| e.record.at_ms).unwrap_or_default();
+    let tenants: BTreeSet<&str> = ended.iter().map(|e| e.job.tenant).collect();
+    let asked = || ended.iter().filter_map(|e| Some((e, e.callback.as_ref()?)));
+    let wants = |e: &Ended<'_>, c: &Callback| kind_of(e.state).is_some_and(|kind| c.wants(kind));
+    let asked = || asked().filter(|(e, callback)| wants(e, callback));
+    let urls: BTreeSet<_> = asked().filter_map(|(e, c)| Some((e.job.tenant, c.url.as_deref()?))).collect();
+    let ids: BTreeSet<_> = asked().filter_map(|(e, c)| Some((e.job.tenant, c.endpoint.as_deref()?))).collect();
+    let subscribers = endpoints::subscribers(tx, &tenants).await?;
+    let by_url = endpoints::implicit(tx, &urls, now_ms).await?;
+    let by_id = endpoints::named(tx, &ids).await?;
+    let mut due = Vec::new();
+    for of in ended {
+        let Some(kind) = kind_of(of.state) else { continue };
+        let mut targets: BTreeMap<i64, bool> = BTreeMap::new();
+        let mut add = |target: &Target| {
+            if target.wants(kind) {
+                targets.insert(target.pk, target.enabled);
+            }
+        };
+        subscribers.get(of.job.tenant).into_iter().flatten().for_each(&mut add);
+        if let Some(callback) = of.callback.as_ref().filter(|callback| callback.wants(kind)) {
+            let url = callback.url.as_deref().and_then(|url| by_url.get(&(of.job.tenant, url)));
+            let named = callback.endpoint.as_ref().map(|id| by_id.get(&(of.job.tenant.to_owned(), id.clone())));
+            if let Some(None) = named {
+                let endpoint = callback.endpoint.as_deref();
+                tracing::warn!(job = of.job.id, endpoint, "no such endpoint: the completion stays undelivered");
+            }
+            url.into_iter().chain(named.flatten()).for_each(&mut add);
+        }
+        due.extend(targets.into_iter().map(|(pk, enabled)| Due { ended: of, to: To::Endpoint { pk, enabled } }));
+    }
+    Ok(due)
 }
 
 /// Rounds of a claim in which nothing but deliveries for disabled endpoints is found.
@@ -64,18 +132,23 @@ pub(super) struct Claim {
     pub lease: Duration,
 }
 
-/// pk, epoch, attempts, event, endpoint, state.
-type ClaimedRow = (i64, i64, i64, i64, Option<i64>, String);
+impl Claim {
+    fn lapses_ms(&self) -> WallMs {
+        self.now_ms.saturating_add(i64::try_from(self.lease.as_millis()).unwrap_or(i64::MAX))
+    }
+}
+
+/// pk, epoch, attempts, those before, event, endpoint, state, made up.
+type ClaimedRow = (i64, i64, i64, i64, i64, Option<i64>, String, WallMs);
 
 /// Claims what is due, oldest first. What is due for a disabled endpoint is set aside on the way,
 /// so that it cannot stand in front of the others.
 pub(super) async fn claim(tx: &mut Tx, claim: &Claim) -> Result<Vec<DeliveryJob>, StoreError> {
-    let lapses_ms = claim.now_ms.saturating_add(i64::try_from(claim.lease.as_millis()).unwrap_or(i64::MAX));
     let sql = format!(
         "WITH due AS MATERIALIZED (
             SELECT pk, due_ms, COALESCE((SELECT length(e.body) FROM events e WHERE e.pk = deliveries.event_pk), 0) AS bytes
             FROM deliveries
-            WHERE state = 'pending' AND due_ms <= $1 AND kind = 'webhook' ORDER BY due_ms, pk LIMIT $2{lock}),
+            WHERE kind = 'webhook' AND state = 'pending' AND due_ms <= $1 ORDER BY due_ms, pk LIMIT $2{lock}),
         bounded AS (SELECT pk, SUM(bytes) OVER (ORDER BY due_ms, pk) - bytes AS before FROM due)
         UPDATE deliveries SET
             state = CASE WHEN EXISTS (SELECT 1 FROM endpoints n WHERE n.pk = deliveries.endpoint_pk AND n.enabled)
@@ -85,8 +158,8 @@ pub(super) async fn claim(tx: &mut Tx, claim: &Claim) -> Result<Vec<DeliveryJob>
             epoch = deliveries.epoch + 1,
             due_ms = $4
         FROM bounded WHERE deliveries.pk = bounded.pk AND bounded.before < $5
-        RETURNING deliveries.pk, deliveries.epoch, deliveries.attempts, deliveries.event_pk, deliveries.endpoint_pk,
-            deliveries.state",
+        RETURNING deliveries.pk, deliveries.epoch, deliveries.attempts, deliveries.attempts_before, deliveries.event_pk,
+            deliveries.endpoint_pk, deliveries.state, deliveries.created_ms",
         lock = tx.skip_locked()
     );
     for _ in 0..SET_ASIDE_ROUNDS {
@@ -95,12 +168,12 @@ pub(super) async fn claim(tx: &mut Tx, claim: &Claim) -> Result<Vec<DeliveryJob>
             .bind(claim.now_ms)
             .bind(i64::from(claim.limit))
             .bind(&claim.owner)
-            .bind(lapses_ms)
+            .bind(claim.lapses_ms())
             .bind(CLAIM_BYTES_MAX)
             .fetch_all(c)
             .await)?;
         let found = rows.len();
-        rows.retain(|row| row.5 == "pending");
+        rows.retain(|row| row.6 == "pending");
         if found == 0 || !rows.is_empty() {
             return load(tx, rows).await;
         }
@@ -128,7 +201,8 @@ pub(super) type EventRow = (
     bool,
     Option<Vec<u8>>,
 );
-type EndpointRow = (i64, String, String, String, bool);
+/// pk, id, tenant, url, implicit, secrets.
+type EndpointRow = (i64, String, String, String, bool, Option<String>);
 
 pub(super) fn event_of(row: EventRow) -> Result<(i64, Event), StoreError> {
     let (pk, id, state, at_ms, attempts, reason, error, job_id, provider, tenant, metadata, a, b, c, d, e) = row;
@@ -139,41 +213,110 @@ pub(super) fn event_of(row: EventRow) -> Result<(i64, Event), StoreError> {
     Ok((pk, Event { id, kind, at_ms, attempts, reason, error, response, job_id, provider, tenant, metadata }))
 }
 
-/// Reads the events and endpoints of what was claimed.
-async fn load(tx: &mut Tx, mut rows: Vec<ClaimedRow>) -> Result<Vec<DeliveryJob>, StoreError> {
-    rows.sort_unstable_by_key(|row| row.0);
-    let event_pks: HashSet<i64> = rows.iter().map(|row| row.3).collect();
-    let keys = Rows::new().int("pk", event_pks.into_iter().map(Some));
+/// The events of these rows, by row.
+async fn events(tx: &mut Tx, pks: &HashSet<i64>) -> Result<HashMap<i64, Event>, StoreError> {
+    let keys = Rows::new().int("pk", pks.iter().map(|pk| Some(*pk)));
     let select =
         "SELECT e.pk, e.id, e.state, e.at_ms, e.attempts, e.reason, e.error, j.id, j.provider, j.tenant, j.metadata,
             e.status, e.headers, e.content_type, e.truncated, e.body
         FROM v JOIN events e ON e.pk = v.pk JOIN jobs j ON j.pk = e.job_pk";
     let events: Vec<EventRow> = keys.fetch(tx, select).await?;
-    let known: HashMap<i64, Event> = events.into_iter().map(event_of).collect::<Result<_, _>>()?;
-    let endpoint_pks: HashSet<i64> = rows.iter().filter_map(|row| row.4).collect();
+    events.into_iter().map(event_of).collect()
+}
+
+/// Reads the events and endpoints of what was claimed.
+async fn load(tx: &mut Tx, mut rows: Vec<ClaimedRow>) -> Result<Vec<DeliveryJob>, StoreError> {
+    rows.sort_unstable_by_key(|row| row.0);
+    let mut known = events(tx, &rows.iter().map(|row| row.4).filter(|pk| *pk != NO_EVENT).collect()).await?;
+    let mut uses: HashMap<i64, usize> = HashMap::new();
+    rows.iter().for_each(|row| *uses.entry(row.4).or_default() += 1);
+    let endpoint_pks: HashSet<i64> = rows.iter().filter_map(|row| row.5).collect();
     let keys = Rows::new().int("pk", endpoint_pks.into_iter().map(Some));
-    let select = "SELECT n.pk, n.id, n.tenant, n.url, n.implicit FROM v JOIN endpoints n ON n.pk = v.pk";
-    let endpoints: Vec<EndpointRow> = keys.fetch(tx, select).await?;
-    let endpoints: HashMap<i64, Endpoint> = endpoints
-        .into_iter()
-        .map(|(pk, id, tenant, url, implicit)| (pk, Endpoint { pk, id, tenant, url, implicit }))
-        .collect();
+    let select = "SELECT n.pk, n.id, n.tenant, n.url, n.implicit, n.secrets FROM v JOIN endpoints n ON n.pk = v.pk";
+    let endpoints = keys.fetch::<EndpointRow>(tx, select).await?.into_iter().map(endpoint_of);
+    let endpoints = endpoints.collect::<Result<HashMap<i64, Endpoint>, _>>()?;
     rows.into_iter()
-        .map(|(pk, epoch, attempts, event_pk, endpoint_pk, _)| {
-            let event = known.get(&event_pk).cloned();
-            let endpoint = endpoint_pk.and_then(|pk| endpoints.get(&pk)).cloned();
-            let (Some(event), Some(endpoint)) = (event, endpoint) else {
-                return Err(StoreError::Corrupt(format!("delivery {pk} has lost its event or its endpoint")));
+        .map(|(pk, epoch, attempts, before, event_pk, endpoint_pk, _, created_ms)| {
+            let lost = || StoreError::Corrupt(format!("delivery {pk} has lost its event or its endpoint"));
+            let occasion = if event_pk == NO_EVENT {
+                Occasion::Test { event_id: test_event_id(pk, created_ms), at_ms: created_ms }
+            } else {
+                let left = uses.entry(event_pk).or_default();
+                *left = left.saturating_sub(1);
+                let event = if *left == 0 { known.remove(&event_pk) } else { known.get(&event_pk).cloned() };
+                Occasion::Completion(event.ok_or_else(lost)?)
             };
-            Ok(DeliveryJob { pk, epoch, attempts: super::number(attempts), endpoint, event })
+            let endpoint = endpoint_pk.and_then(|pk| endpoints.get(&pk)).cloned().ok_or_else(lost)?;
+            let (attempts, attempts_before) = (super::number(attempts), super::number(before));
+            Ok(DeliveryJob { pk, epoch, attempts, attempts_before, endpoint, occasion })
         })
         .collect()
 }
 
-/// When the next delivery is due, or the claim of one lapses.
-pub(super) async fn next_due(db: &Db) -> Result<Option<WallMs>, StoreError> {
-    let sql = "SELECT due_ms FROM deliveries WHERE state = 'pending' ORDER BY due_ms, pk LIMIT 1";
-    let row: Option<(WallMs,)> = on_db!(read db, |c| sqlx::query_as(sql).fetch_optional(c).await)?;
+fn endpoint_of(row: EndpointRow) -> Result<(i64, Endpoint), StoreError> {
+    let (pk, id, tenant, url, implicit, secrets) = row;
+    let secrets = endpoints::secrets_of(&id, secrets.as_deref())?;
+    Ok((pk, Endpoint { pk, id, tenant, url, implicit, secrets }))
+}
+
+/// Stands in a delivery for the event of a test, which is made up from its row.
+pub(super) const NO_EVENT: i64 = 0;
+
+/// The id of a test event.
+pub(super) fn test_event_id(pk: i64, created_ms: WallMs) -> String {
+    format!("evt_test_{created_ms:x}_{pk:x}")
+}
+
+/// pk, epoch, attempts, those before, event, reply to.
+type PublicationRow = (i64, i64, i64, i64, i64, Option<String>);
+
+/// Claims what is to be published to the broker, oldest first.
+pub(super) async fn claim_publications(tx: &mut Tx, claim: &Claim) -> Result<Vec<Publication>, StoreError> {
+    let sql = format!(
+        "WITH due AS MATERIALIZED (
+            SELECT pk, due_ms, COALESCE((SELECT length(e.body) FROM events e WHERE e.pk = deliveries.event_pk), 0) AS bytes
+            FROM deliveries
+            WHERE kind = 'amqp' AND state = 'pending' AND due_ms <= $1 ORDER BY due_ms, pk LIMIT $2{lock}),
+        bounded AS (SELECT pk, SUM(bytes) OVER (ORDER BY due_ms, pk) - bytes AS before FROM due)
+        UPDATE deliveries SET owner = $3, epoch = deliveries.epoch + 1, due_ms = $4
+        FROM bounded WHERE deliveries.pk = bounded.pk AND bounded.before < $5
+        RETURNING deliveries.pk, deliveries.epoch, deliveries.attempts, deliveries.attempts_before, deliveries.event_pk,
+            deliveries.reply_to",
+        lock = tx.skip_locked()
+    );
+    let sql = sqlx::AssertSqlSafe(sql);
+    let mut rows: Vec<PublicationRow> = on_db!(tx, |c| sqlx::query_as(sql)
+        .bind(claim.now_ms)
+        .bind(i64::from(claim.limit))
+        .bind(&claim.owner)
+        .bind(claim.lapses_ms())
+        .bind(CLAIM_BYTES_MAX)
+        .fetch_all(c)
+        .await)?;
+    // Of one job in the order of its runs.
+    rows.sort_unstable_by_key(|row| row.0);
+    let pks: HashSet<i64> = rows.iter().map(|row| row.4).collect();
+    let known = events(tx, &pks).await?;
+    let keys = Rows::new().int("pk", pks.into_iter().map(Some));
+    let select = "SELECT e.pk, j.correlation_id, j.traceparent
+        FROM v JOIN events e ON e.pk = v.pk JOIN jobs j ON j.pk = e.job_pk";
+    let origins: Vec<(i64, Option<String>, Option<String>)> = keys.fetch(tx, select).await?;
+    let origins: HashMap<i64, _> = origins.into_iter().map(|(pk, id, trace)| (pk, (id, trace))).collect();
+    rows.into_iter()
+        .map(|(pk, epoch, attempts, before, event_pk, reply_to)| {
+            let event = known.get(&event_pk).cloned();
+            let event = event.ok_or_else(|| StoreError::Corrupt(format!("delivery {pk} has lost its event")))?;
+            let (correlation_id, traceparent) = origins.get(&event_pk).cloned().unwrap_or_default();
+            let (attempts, attempts_before) = (super::number(attempts), super::number(before));
+            Ok(Publication { pk, epoch, attempts, attempts_before, reply_to, correlation_id, traceparent, event })
+        })
+        .collect()
+}
+
+/// When the next delivery of that kind is due, or the claim of one lapses.
+pub(super) async fn next_due(db: &Db, kind: &str) -> Result<Option<WallMs>, StoreError> {
+    let sql = "SELECT due_ms FROM deliveries WHERE kind = $1 AND state = 'pending' ORDER BY due_ms, pk LIMIT 1";
+    let row: Option<(WallMs,)> = on_db!(read db, |c| sqlx::query_as(sql).bind(kind).fetch_optional(c).await)?;
     Ok(row.map(|r| r.0))
 }
 

@@ -184,6 +184,20 @@ impl Tx {
         }
     }
 
+    /// The rows that `jobs`, a selection of jobs which names a column of `outer`, finds for each row of `outer`.
+    pub fn first_of_each(&self, outer: &str, jobs: &str) -> String {
+        match self {
+            Self::Postgres(_) => {
+                format!("SELECT found.* FROM {outer} CROSS JOIN LATERAL ({jobs}) AS found")
+            }
+            // No LATERAL: the keys are looked up one by one. CROSS JOIN keeps the order of the two.
+            Self::Sqlite(_) => format!(
+                "SELECT found.pk, found.due_ms, found.envelope_bytes FROM {outer} CROSS JOIN jobs AS found
+                 WHERE found.pk IN (SELECT pk FROM ({jobs}))"
+            ),
+        }
+    }
+
     /// The database's clock in milliseconds, as an expression.
     pub const fn now_ms(&self) -> &'static str {
         match self {
@@ -472,12 +486,17 @@ impl From<sqlx::Error> for StoreError {
         match &error {
             E::Database(told) => {
                 let code = told.code().unwrap_or_default();
-                let passing = match told.try_downcast_ref::<PgDatabaseError>() {
+                let (passing, of_data) = match told.try_downcast_ref::<PgDatabaseError>() {
                     // The connection is gone with it: refused, or cut off.
-                    Some(told) => told.severity() != PgSeverity::Error || is_passing_postgres(&code),
-                    None => is_passing_sqlite(&code),
+                    Some(told) if told.severity() != PgSeverity::Error => (true, false),
+                    Some(_) => (is_passing_postgres(&code), is_of_data_postgres(&code)),
+                    None => (is_passing_sqlite(&code), is_of_data_sqlite(&code)),
                 };
-                if passing { Self::Unavailable(error) } else { Self::Database(error) }
+                match (passing, of_data) {
+                    (true, _) => Self::Unavailable(error),
+                    (false, true) => Self::Unstorable(error.to_string()),
+                    (false, false) => Self::Database(error),
+                }
             }
             E::Io(_)
             | E::Tls(_)
@@ -501,6 +520,16 @@ fn is_passing_postgres(code: &str) -> bool {
 /// Busy, locked, out of memory, read-only, input/output, full, cannot open.
 fn is_passing_sqlite(code: &str) -> bool {
     code.parse::<u32>().is_ok_and(|code| matches!(code & 0xff, 5..=8 | 10 | 13 | 14))
+}
+
+/// Classes 22 data, 23 constraint, 54 limits of the program (a row that is too long for an index).
+fn is_of_data_postgres(code: &str) -> bool {
+    matches!(code.get(..2), Some("22" | "23" | "54"))
+}
+
+/// Too big, constraint, mismatch.
+fn is_of_data_sqlite(code: &str) -> bool {
+    code.parse::<u32>().is_ok_and(|code| matches!(code & 0xff, 18..=20))
 }
 
 /// Whether another process has SQLite's lock.

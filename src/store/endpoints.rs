@@ -1,13 +1,181 @@
-//! Where completions go.
+//! Where completions go: endpoints that somebody registered, and those of bare callback URLs.
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::StoreError;
-use super::dialect::{Rows, Tx};
-use crate::clock::WallMs;
+use serde::{Deserialize, Serialize};
 
-/// An endpoint's row, and whether it is enabled.
-pub(super) type Target = (i64, bool);
+use super::dialect::{Db, Rows, Tx, on_db};
+use super::wakes::Pending;
+use super::{Page, ResendView, Store, StoreError, act, resends};
+use crate::clock::WallMs;
+use crate::job::EventKind;
+
+/// Endpoints that one tenant may register: each is looked at for every completion of it.
+const REGISTERED_MAX: i64 = 100;
+
+/// Which completions reach a registered endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Subscribe {
+    /// All of its tenant.
+    All,
+    /// Those of jobs whose callback names it.
+    Named,
+}
+
+impl Subscribe {
+    /// The name in the API and the database.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::Named => "named",
+        }
+    }
+}
+
+/// A signing secret of an endpoint, without itself: one that was generated is derived again from the id
+/// and the version, one that was given is sealed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretVersion {
+    /// Rises with every rotation.
+    pub version: u32,
+    /// The secret where it was given, encrypted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed: Option<String>,
+}
+
+/// A secret that was replaced and signs for a while yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OlderSecret {
+    /// Which.
+    pub secret: SecretVersion,
+    /// It signs until then.
+    pub until_ms: WallMs,
+}
+
+/// What signs for an endpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointSecrets {
+    /// The newest.
+    pub current: SecretVersion,
+    /// Those that it replaced, newest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub older: Vec<OlderSecret>,
+    /// Ed25519 (`v1a`) signs as well.
+    #[serde(default)]
+    pub ed25519: bool,
+}
+
+impl EndpointSecrets {
+    /// The versions that sign at that time, newest first.
+    pub fn active(&self, now_ms: WallMs) -> impl Iterator<Item = &SecretVersion> {
+        let older = self.older.iter().filter(move |older| older.until_ms > now_ms).map(|older| &older.secret);
+        std::iter::once(&self.current).chain(older)
+    }
+}
+
+/// An endpoint to register.
+#[derive(Debug, Clone)]
+pub struct NewEndpoint {
+    /// `ep_…`
+    pub id: String,
+    /// Whose completions it gets; empty: those of jobs without a tenant.
+    pub tenant: String,
+    /// Where to post to.
+    pub url: String,
+    /// For people.
+    pub description: Option<String>,
+    /// Only these; `None`: all.
+    pub events: Option<BTreeSet<EventKind>>,
+    /// Which jobs.
+    pub subscribe: Subscribe,
+    /// What signs for it.
+    pub secrets: EndpointSecrets,
+}
+
+/// What registering came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Registered {
+    /// It is there.
+    Done,
+    /// The tenant has as many as it may have.
+    TooMany {
+        /// So many.
+        max: i64,
+    },
+}
+
+/// What asking for a test event came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tested {
+    /// It is on its way, as the delivery of that row.
+    Queued(i64),
+    /// The endpoint gets nothing while it is disabled.
+    Disabled,
+    /// There is none.
+    NotFound,
+}
+
+/// An endpoint as it is shown.
+#[derive(Debug, Clone)]
+pub struct EndpointView {
+    /// Its row, for cursors.
+    pub pk: i64,
+    /// `ep_…`
+    pub id: String,
+    /// Whose; empty: of jobs without a tenant.
+    pub tenant: String,
+    /// Where it is.
+    pub url: String,
+    /// For people.
+    pub description: Option<String>,
+    /// Only these; `None`: all.
+    pub events: Option<BTreeSet<EventKind>>,
+    /// Which jobs.
+    pub subscribe: Subscribe,
+    /// Made from a bare callback URL.
+    pub implicit: bool,
+    /// It is sent to.
+    pub enabled: bool,
+    /// `operator`, `gone` or `failing`.
+    pub disabled_reason: Option<String>,
+    /// It has answered with nothing but failures since then.
+    pub failing_since_ms: Option<WallMs>,
+    /// What signs for it; `None`: the secret of its tenant.
+    pub secrets: Option<EndpointSecrets>,
+    /// Since when it is known.
+    pub created_ms: WallMs,
+    /// The last order to send again what it missed.
+    pub resend: Option<ResendView>,
+}
+
+/// Where a completion may go.
+#[derive(Debug, Clone)]
+pub(super) struct Target {
+    pub pk: i64,
+    pub enabled: bool,
+    events: Option<BTreeSet<EventKind>>,
+}
+
+impl Target {
+    pub fn wants(&self, kind: EventKind) -> bool {
+        self.events.as_ref().is_none_or(|wanted| wanted.contains(&kind))
+    }
+}
+
+fn events_of(id: &str, text: Option<&str>) -> Result<Option<BTreeSet<EventKind>>, StoreError> {
+    let read = text.map(serde_json::from_str).transpose();
+    read.map_err(|e| StoreError::Corrupt(format!("the events of endpoint {id}: {e}")))
+}
+
+pub(super) fn secrets_of(id: &str, text: Option<&str>) -> Result<Option<EndpointSecrets>, StoreError> {
+    let read = text.map(serde_json::from_str).transpose();
+    read.map_err(|e| StoreError::Corrupt(format!("the secrets of endpoint {id}: {e}")))
+}
+
+fn json<T: Serialize>(value: &T) -> Result<String, StoreError> {
+    serde_json::to_string(value).map_err(|e| StoreError::Corrupt(e.to_string()))
+}
 
 /// The endpoints of bare callback URLs, by (tenant, url); made where there is none yet.
 pub(super) async fn implicit<'a>(
@@ -18,7 +186,7 @@ pub(super) async fn implicit<'a>(
     let mut found = find_implicit(tx, wanted).await?;
     let missing: BTreeSet<_> = wanted.iter().filter(|w| !found.contains_key(*w)).copied().collect();
     if !missing.is_empty() {
-        let ids: Vec<String> = missing.iter().map(|_| format!("ep_{}", uuid::Uuid::now_v7().simple())).collect();
+        let ids: Vec<String> = missing.iter().map(|_| fresh_id()).collect();
         let rows = Rows::new()
             .text("id", ids.iter().map(|id| Some(id.as_str())))
             .text("tenant", missing.iter().map(|m| Some(m.0)))
@@ -33,6 +201,11 @@ pub(super) async fn implicit<'a>(
     Ok(found)
 }
 
+/// A new id of an endpoint.
+fn fresh_id() -> String {
+    format!("ep_{}", uuid::Uuid::now_v7().simple())
+}
+
 async fn find_implicit<'a>(
     tx: &mut Tx,
     wanted: &BTreeSet<(&'a str, &'a str)>,
@@ -42,22 +215,265 @@ async fn find_implicit<'a>(
     let select = "SELECT n.tenant, n.url, n.pk, n.enabled FROM v
         JOIN endpoints n ON n.tenant = v.tenant AND n.url = v.url AND n.implicit";
     let found: Vec<(String, String, i64, bool)> = rows.fetch(tx, select).await?;
+    let target = |pk, enabled| Target { pk, enabled, events: None };
     let known: HashMap<(&str, &str), Target> =
-        found.iter().map(|(tenant, url, pk, enabled)| ((tenant.as_str(), url.as_str()), (*pk, *enabled))).collect();
-    Ok(wanted.iter().filter_map(|key| Some((*key, *known.get(key)?))).collect())
+        found.iter().map(|(tenant, url, pk, on)| ((tenant.as_str(), url.as_str()), target(*pk, *on))).collect();
+    Ok(wanted.iter().filter_map(|key| Some((*key, known.get(key)?.clone()))).collect())
 }
 
-/// Registered endpoints, by (tenant, id).
-pub(super) async fn registered<'a>(
+/// Tenant, id, row, enabled, events.
+type TargetRow = (String, String, i64, bool, Option<String>);
+
+fn target_of(row: TargetRow) -> Result<((String, String), Target), StoreError> {
+    let (tenant, id, pk, enabled, events) = row;
+    let events = events_of(&id, events.as_deref())?;
+    Ok(((tenant, id), Target { pk, enabled, events }))
+}
+
+/// Endpoints that jobs name, by (tenant, id).
+pub(super) async fn named(
     tx: &mut Tx,
-    wanted: &BTreeSet<(&'a str, &'a str)>,
-) -> Result<HashMap<(&'a str, &'a str), Target>, StoreError> {
+    wanted: &BTreeSet<(&str, &str)>,
+) -> Result<HashMap<(String, String), Target>, StoreError> {
     let rows =
         Rows::new().text("tenant", wanted.iter().map(|w| Some(w.0))).text("id", wanted.iter().map(|w| Some(w.1)));
-    let select = "SELECT n.tenant, n.id, n.pk, n.enabled FROM v
+    let select = "SELECT n.tenant, n.id, n.pk, n.enabled, n.events FROM v
         JOIN endpoints n ON n.id = v.id AND n.tenant = v.tenant";
-    let found: Vec<(String, String, i64, bool)> = rows.fetch(tx, select).await?;
-    let known: HashMap<(&str, &str), Target> =
-        found.iter().map(|(tenant, id, pk, enabled)| ((tenant.as_str(), id.as_str()), (*pk, *enabled))).collect();
-    Ok(wanted.iter().filter_map(|key| Some((*key, *known.get(key)?))).collect())
+    let found: Vec<TargetRow> = rows.fetch(tx, select).await?;
+    found.into_iter().map(target_of).collect()
+}
+
+/// Endpoints that get all completions of these tenants.
+pub(super) async fn subscribers(
+    tx: &mut Tx,
+    tenants: &BTreeSet<&str>,
+) -> Result<HashMap<String, Vec<Target>>, StoreError> {
+    let rows = Rows::new().text("tenant", tenants.iter().map(|tenant| Some(*tenant)));
+    let select = "SELECT n.tenant, n.id, n.pk, n.enabled, n.events FROM v
+        JOIN endpoints n ON n.tenant = v.tenant AND n.subscribe = 'all'";
+    let mut found: HashMap<String, Vec<Target>> = HashMap::new();
+    for row in rows.fetch::<TargetRow>(tx, select).await? {
+        let ((tenant, _), target) = target_of(row)?;
+        found.entry(tenant).or_default().push(target);
+    }
+    Ok(found)
+}
+
+/// pk, id, tenant, url, description, events, subscribe, implicit, enabled, reason, failing since, secrets, created.
+type Row = (
+    i64,
+    String,
+    String,
+    String,
+    Option<String>,
+    Option<String>,
+    String,
+    bool,
+    bool,
+    Option<String>,
+    Option<WallMs>,
+    Option<String>,
+    WallMs,
+);
+
+const VIEW: &str = "SELECT pk, id, tenant, url, description, events, subscribe, implicit, enabled, disabled_reason,
+    failing_since_ms, secrets, created_ms FROM endpoints";
+
+fn view(row: Row) -> Result<EndpointView, StoreError> {
+    let (pk, id, tenant, url, description, events, subscribe, implicit, enabled, disabled_reason, failing, keys, at) =
+        row;
+    Ok(EndpointView {
+        pk,
+        tenant,
+        url,
+        description,
+        events: events_of(&id, events.as_deref())?,
+        subscribe: if subscribe == Subscribe::All.as_str() { Subscribe::All } else { Subscribe::Named },
+        implicit,
+        enabled,
+        disabled_reason,
+        failing_since_ms: failing,
+        secrets: secrets_of(&id, keys.as_deref())?,
+        created_ms: at,
+        resend: None,
+        id,
+    })
+}
+
+async fn show(db: &Db, tenant: Option<&str>, id: &str) -> Result<Option<EndpointView>, StoreError> {
+    let sql = sqlx::AssertSqlSafe(format!("{VIEW} WHERE id = $1 AND ($2 IS NULL OR tenant = $2)"));
+    let row: Option<Row> = on_db!(read db, |c| sqlx::query_as(sql).bind(id).bind(tenant).fetch_optional(c).await)?;
+    let Some(row) = row else { return Ok(None) };
+    let mut view = view(row)?;
+    view.resend = resends::of(db, &[view.pk]).await?.remove(&view.pk);
+    Ok(Some(view))
+}
+
+async fn list(
+    db: &Db,
+    tenant: Option<&str>,
+    cursor: Option<i64>,
+    limit: u32,
+) -> Result<Page<EndpointView>, StoreError> {
+    let sql = format!("{VIEW} WHERE pk < $1 AND ($2 IS NULL OR tenant = $2) ORDER BY pk DESC LIMIT $3");
+    let sql = sqlx::AssertSqlSafe(sql);
+    let rows: Vec<Row> = on_db!(read db, |c| {
+        sqlx::query_as(sql).bind(cursor.unwrap_or(i64::MAX)).bind(tenant).bind(i64::from(limit)).fetch_all(c).await
+    })?;
+    let mut items = rows.into_iter().map(view).collect::<Result<Vec<_>, _>>()?;
+    let pks: Vec<i64> = items.iter().map(|item| item.pk).collect();
+    let mut orders = resends::of(db, &pks).await?;
+    items.iter_mut().for_each(|item| item.resend = orders.remove(&item.pk));
+    let full = u32::try_from(items.len()).is_ok_and(|n| n == limit);
+    Ok(Page { next: items.last().filter(|_| full).map(|view| view.pk), items })
+}
+
+async fn register(tx: &mut Tx, new: &NewEndpoint, now_ms: WallMs) -> Result<Registered, StoreError> {
+    let sql = "SELECT COUNT(*) FROM endpoints WHERE tenant = $1 AND NOT implicit";
+    let known: (i64,) = on_db!(tx, |c| sqlx::query_as(sql).bind(&new.tenant).fetch_one(c).await)?;
+    if known.0 >= REGISTERED_MAX {
+        return Ok(Registered::TooMany { max: REGISTERED_MAX });
+    }
+    let events = new.events.as_ref().map(json).transpose()?;
+    let secrets = json(&new.secrets)?;
+    let sql = "INSERT INTO endpoints (id, tenant, url, implicit, description, events, subscribe, secrets, created_ms)
+        VALUES ($1, $2, $3, FALSE, $4, $5, $6, $7, $8)";
+    on_db!(tx, |c| sqlx::query(sql)
+        .bind(&new.id)
+        .bind(&new.tenant)
+        .bind(&new.url)
+        .bind(&new.description)
+        .bind(events)
+        .bind(new.subscribe.as_str())
+        .bind(secrets)
+        .bind(now_ms)
+        .execute(c)
+        .await
+        .map(drop))?;
+    Ok(Registered::Done)
+}
+
+async fn enable(tx: &mut Tx, pk: i64, enabled: bool) -> Result<bool, StoreError> {
+    let sql = "UPDATE endpoints SET enabled = $2, disabled_reason = CASE WHEN $2 THEN NULL ELSE 'operator' END,
+        failing_since_ms = NULL WHERE pk = $1";
+    let changed =
+        on_db!(tx, |c| sqlx::query(sql).bind(pk).bind(enabled).execute(c).await.map(|done| done.rows_affected()))?;
+    Ok(changed > 0)
+}
+
+/// What is pending for it is set aside when it is claimed; its test events are of no use any more.
+async fn delete(tx: &mut Tx, pk: i64) -> Result<bool, StoreError> {
+    for sql in [
+        "DELETE FROM delivery_attempts WHERE delivery_pk IN
+            (SELECT pk FROM deliveries WHERE endpoint_pk = $1 AND event_pk = 0)",
+        "DELETE FROM deliveries WHERE endpoint_pk = $1 AND event_pk = 0",
+        "DELETE FROM resends WHERE endpoint_pk = $1",
+    ] {
+        on_db!(tx, |c| sqlx::query(sql).bind(pk).execute(c).await.map(drop))?;
+    }
+    let sql = "DELETE FROM endpoints WHERE pk = $1";
+    let gone = on_db!(tx, |c| sqlx::query(sql).bind(pk).execute(c).await.map(|done| done.rows_affected()))?;
+    Ok(gone > 0)
+}
+
+async fn replace_secrets(
+    tx: &mut Tx,
+    pk: i64,
+    old: &EndpointSecrets,
+    new: &EndpointSecrets,
+) -> Result<bool, StoreError> {
+    let (old, new) = (json(old)?, json(new)?);
+    let sql = "UPDATE endpoints SET secrets = $3 WHERE pk = $1 AND secrets = $2";
+    let changed = on_db!(tx, |c| {
+        sqlx::query(sql).bind(pk).bind(old).bind(new).execute(c).await.map(|done| done.rows_affected())
+    })?;
+    Ok(changed > 0)
+}
+
+async fn test(tx: &mut Tx, pk: i64, now_ms: WallMs, wakes: &mut Pending) -> Result<Tested, StoreError> {
+    let sql = "SELECT enabled FROM endpoints WHERE pk = $1";
+    let row: Option<(bool,)> = on_db!(tx, |c| sqlx::query_as(sql).bind(pk).fetch_optional(c).await)?;
+    match row {
+        None => return Ok(Tested::NotFound),
+        Some((false,)) => return Ok(Tested::Disabled),
+        Some((true,)) => {}
+    }
+    let sql = "INSERT INTO deliveries (event_pk, kind, endpoint_pk, state, due_ms, created_ms)
+        VALUES (0, 'webhook', $1, 'pending', $2, $2) RETURNING pk";
+    let row: (i64,) = on_db!(tx, |c| sqlx::query_as(sql).bind(pk).bind(now_ms).fetch_one(c).await)?;
+    wakes.deliveries();
+    Ok(Tested::Queued(row.0))
+}
+
+impl Store {
+    /// A new id of an endpoint.
+    pub fn endpoint_id() -> String {
+        fresh_id()
+    }
+
+    /// Registers an endpoint.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn register_endpoint(&self, new: &NewEndpoint, now_ms: WallMs) -> Result<Registered, StoreError> {
+        act!(self, |tx, _wakes| register(tx, new, now_ms).await)
+    }
+
+    /// An endpoint.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn endpoint(&self, tenant: Option<&str>, id: &str) -> Result<Option<EndpointView>, StoreError> {
+        self.db().in_time(show(self.db(), tenant, id)).await
+    }
+
+    /// Endpoints, newest first.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn endpoints(
+        &self,
+        tenant: Option<&str>,
+        cursor: Option<i64>,
+        limit: u32,
+    ) -> Result<Page<EndpointView>, StoreError> {
+        self.db().in_time(list(self.db(), tenant, cursor, limit)).await
+    }
+
+    /// Sends nothing more to an endpoint (row `pk`), or sends to it again. `false`: there is none.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]; doing it again is safe.
+    pub async fn enable_endpoint(&self, pk: i64, enabled: bool) -> Result<bool, StoreError> {
+        act!(self, |tx, _wakes| enable(tx, pk, enabled).await)
+    }
+
+    /// Removes an endpoint (row `pk`); its deliveries stay until their jobs are removed. `false`: there is none.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]; doing it again is safe.
+    pub async fn delete_endpoint(&self, pk: i64) -> Result<bool, StoreError> {
+        act!(self, |tx, _wakes| delete(tx, pk).await)
+    }
+
+    /// Replaces what signs for an endpoint (row `pk`). `false`: somebody else did meanwhile.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]: what signs is not known.
+    pub async fn replace_endpoint_secrets(
+        &self,
+        pk: i64,
+        old: &EndpointSecrets,
+        new: &EndpointSecrets,
+    ) -> Result<bool, StoreError> {
+        act!(self, |tx, _wakes| replace_secrets(tx, pk, old, new).await)
+    }
+
+    /// Sends an endpoint (row `pk`) an event that says nothing, once.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn test_endpoint(&self, pk: i64, now_ms: WallMs) -> Result<Tested, StoreError> {
+        act!(self, |tx, wakes| test(tx, pk, now_ms, wakes).await)
+    }
 }

@@ -8,7 +8,7 @@ use super::dialect::{Db, Rows, Tx, on_db};
 use super::wakes::Pending;
 use super::{
     Attempt, Cancelled, Claimed, DeadReason, Inserted, JobFilter, JobPk, JobView, NewJob, Next, Origin, OwnerId, Page,
-    Record, StoreError, attempts, number, outcomes,
+    Record, StoreError, attempts, due, number, outcomes,
 };
 use crate::clock::WallMs;
 use crate::job::{Job, JobState};
@@ -231,11 +231,6 @@ pub(super) struct Claim {
     pub now_ms: WallMs,
 }
 
-/// A list of names as one parameter.
-fn json(names: &[String]) -> String {
-    serde_json::Value::from(names).to_string()
-}
-
 /// A claimed row: pk, epoch, run, attempts, failures, first attempt, backoff, created, due, key, envelope.
 type ClaimedRow = (JobPk, i64, i64, i64, i64, Option<WallMs>, i64, WallMs, WallMs, String, String);
 
@@ -243,29 +238,26 @@ type ClaimedRow = (JobPk, i64, i64, i64, i64, Option<WallMs>, i64, WallMs, WallM
 /// would come back for ever.
 pub(super) async fn claim(tx: &mut Tx, claim: &Claim, wakes: &mut Pending) -> Result<Vec<Claimed>, StoreError> {
     let sql = format!(
-        "WITH due AS MATERIALIZED (
-            SELECT pk, due_ms, envelope_bytes FROM jobs
-            WHERE owner IS NULL AND state IN ('queued', 'waiting') AND provider = $1 AND lane = $2 AND due_ms <= $3
-                AND (pin IS NULL OR pin NOT IN ({away}))
-            ORDER BY due_ms, pk LIMIT $4{lock}),
-        bounded AS (SELECT pk, SUM(envelope_bytes) OVER (ORDER BY due_ms, pk) - envelope_bytes AS before FROM due)
+        "WITH RECURSIVE {due},
+        chosen AS (SELECT pk, due_ms, envelope_bytes FROM due ORDER BY due_ms, pk LIMIT $4),
+        bounded AS (SELECT pk, SUM(envelope_bytes) OVER (ORDER BY due_ms, pk) - envelope_bytes AS before FROM chosen)
         UPDATE jobs SET owner = $5, epoch = jobs.epoch + 1, state = 'queued', waiting_reason = NULL
         FROM bounded WHERE jobs.pk = bounded.pk AND bounded.before < $6
         RETURNING jobs.pk, jobs.epoch, jobs.run, jobs.attempts, jobs.failures, jobs.first_attempt_ms, jobs.backoff_ms,
             jobs.created_ms, jobs.due_ms, jobs.idempotency_key, jobs.envelope",
-        lock = tx.skip_locked(),
-        away = tx.names_in("$7")
+        due = due::due(tx, claim.away.is_empty())
     );
-    let mut rows: Vec<ClaimedRow> = on_db!(tx, |c| sqlx::query_as(sqlx::AssertSqlSafe(sql))
-        .bind(&claim.provider)
-        .bind(&claim.lane)
-        .bind(claim.now_ms)
-        .bind(i64::from(claim.limit))
-        .bind(&claim.owner)
-        .bind(CLAIM_BYTES_MAX)
-        .bind(json(&claim.away))
-        .fetch_all(c)
-        .await)?;
+    let mut rows: Vec<ClaimedRow> = on_db!(tx, |c| {
+        let query = sqlx::query_as(sqlx::AssertSqlSafe(sql))
+            .bind(&claim.provider)
+            .bind(&claim.lane)
+            .bind(claim.now_ms)
+            .bind(i64::from(claim.limit))
+            .bind(&claim.owner)
+            .bind(CLAIM_BYTES_MAX);
+        let query = if claim.away.is_empty() { query } else { query.bind(due::json(&claim.away)) };
+        query.fetch_all(c).await
+    })?;
     rows.sort_unstable_by_key(|row| (row.8, row.0));
     let mut claimed = Vec::with_capacity(rows.len());
     let mut unreadable = Vec::new();
@@ -303,120 +295,6 @@ pub(super) async fn claim(tx: &mut Tx, claim: &Claim, wakes: &mut Pending) -> Re
     }
     outcomes::record(tx, &unreadable.iter().collect::<Vec<_>>(), wakes).await?;
     Ok(claimed)
-}
-
-/// When the next unclaimed job of that lane is due that is not pinned to one of `away`.
-pub(super) async fn next_due(
-    db: &Db,
-    provider: &str,
-    lane: &str,
-    away: &[String],
-) -> Result<Option<WallMs>, StoreError> {
-    let sql = format!(
-        "SELECT due_ms FROM jobs
-         WHERE owner IS NULL AND state IN ('queued', 'waiting') AND provider = $1 AND lane = $2
-            AND (pin IS NULL OR pin NOT IN ({away}))
-         ORDER BY due_ms, pk LIMIT 1",
-        away = db.names_in("$3")
-    );
-    let (sql, away) = (sqlx::AssertSqlSafe(sql), json(away));
-    let row: Option<(WallMs,)> =
-        on_db!(read db, |c| sqlx::query_as(sql).bind(provider).bind(lane).bind(away).fetch_optional(c).await)?;
-    Ok(row.map(|row| row.0))
-}
-
-/// The providers and lanes that unclaimed jobs wait for. One step down the index each, however many
-/// jobs wait.
-pub(super) async fn awaited(db: &Db) -> Result<Vec<(String, String)>, StoreError> {
-    let sql = "WITH RECURSIVE awaited(provider, lane) AS (
-            SELECT * FROM (SELECT j.provider, j.lane FROM jobs j
-                WHERE j.owner IS NULL AND j.state IN ('queued', 'waiting')
-                ORDER BY j.provider, j.lane LIMIT 1) AS first
-            UNION ALL
-            SELECT (SELECT j.provider FROM jobs j
-                    WHERE j.owner IS NULL AND j.state IN ('queued', 'waiting')
-                        AND (j.provider, j.lane) > (awaited.provider, awaited.lane)
-                    ORDER BY j.provider, j.lane LIMIT 1),
-                (SELECT j.lane FROM jobs j
-                    WHERE j.owner IS NULL AND j.state IN ('queued', 'waiting')
-                        AND (j.provider, j.lane) > (awaited.provider, awaited.lane)
-                    ORDER BY j.provider, j.lane LIMIT 1)
-            FROM awaited WHERE awaited.provider IS NOT NULL)
-        SELECT provider, lane FROM awaited WHERE provider IS NOT NULL";
-    Ok(on_db!(read db, |c| sqlx::query_as(sql).fetch_all(c).await)?)
-}
-
-/// Moves unclaimed jobs of one lane to another, a batch of them. How many were moved.
-pub(super) async fn move_lane(
-    tx: &mut Tx,
-    provider: &str,
-    (from, to): (&str, &str),
-    limit: u32,
-    wakes: &mut Pending,
-) -> Result<u64, StoreError> {
-    let sql = format!(
-        "WITH moved AS MATERIALIZED (
-            SELECT pk FROM jobs
-            WHERE owner IS NULL AND state IN ('queued', 'waiting') AND provider = $1 AND lane = $2
-            ORDER BY due_ms, pk LIMIT $3{lock})
-        UPDATE jobs SET lane = $4 WHERE pk IN (SELECT pk FROM moved)",
-        lock = tx.skip_locked()
-    );
-    let sql = sqlx::AssertSqlSafe(sql);
-    let moved = on_db!(tx, |c| sqlx::query(sql)
-        .bind(provider)
-        .bind(from)
-        .bind(i64::from(limit))
-        .bind(to)
-        .execute(c)
-        .await
-        .map(|done| done.rows_affected()))?;
-    wakes.jobs(provider, true);
-    Ok(moved)
-}
-
-/// Which waiting jobs are made due.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Freed<'a> {
-    /// Provider and lane.
-    pub place: (&'a str, &'a str),
-    pub pins: Option<&'a [String]>,
-    pub after_ms: WallMs,
-    pub limit: u32,
-    pub now_ms: WallMs,
-}
-
-/// Makes jobs due that wait for a key or the end of a pause. When the last one of a full batch would have
-/// been due; `None`: there are no more.
-pub(super) async fn free(tx: &mut Tx, which: Freed<'_>, wakes: &mut Pending) -> Result<Option<WallMs>, StoreError> {
-    let sql = format!(
-        "SELECT pk, due_ms FROM jobs
-         WHERE owner IS NULL AND state IN ('queued', 'waiting') AND provider = $1 AND lane = $2 AND due_ms > $3
-            AND due_ms >= $4 AND waiting_reason IN ('paused', 'no_key')
-            AND ($5 IS NULL OR pin IS NULL OR {named})
-         ORDER BY due_ms, pk LIMIT $6{lock}",
-        named = tx.is_in_json_list("pin", "$5"),
-        lock = tx.skip_locked()
-    );
-    let sql = sqlx::AssertSqlSafe(sql);
-    let pins = which.pins.map(|pins| serde_json::Value::from(pins.to_vec()).to_string());
-    let found: Vec<(JobPk, WallMs)> = on_db!(&mut *tx, |c| sqlx::query_as(sql)
-        .bind(which.place.0)
-        .bind(which.place.1)
-        .bind(which.now_ms)
-        .bind(which.after_ms)
-        .bind(pins)
-        .bind(i64::from(which.limit))
-        .fetch_all(c)
-        .await)?;
-    let Some(&(_, last_ms)) = found.last() else { return Ok(None) };
-    let rows = Rows::new()
-        .int("pk", found.iter().map(|row| Some(row.0)))
-        .int("due_ms", found.iter().map(|_| Some(which.now_ms)));
-    let free = "UPDATE jobs SET due_ms = v.due_ms, state = 'queued', waiting_reason = NULL FROM v WHERE jobs.pk = v.pk";
-    rows.execute(tx, free).await?;
-    wakes.jobs(which.place.0, true);
-    Ok((found.len() >= which.limit as usize).then_some(last_ms))
 }
 
 /// pk, state, run, created, finished, due, waiting reason, reason, error, envelope.
@@ -559,6 +437,17 @@ pub(super) async fn cancel(
     Ok(Cancelled::Done)
 }
 
+/// Jobs that one asks for at once are at most this many.
+const CANCELS_MAX: i64 = 1_000;
+
+/// What somebody asked an owner to let go of, and it has not yet.
+pub(super) async fn cancel_requests(db: &Db, owner: &str, provider: &str) -> Result<Vec<JobPk>, StoreError> {
+    let sql = "SELECT pk FROM jobs WHERE owner = $1 AND cancel_requested AND provider = $2 ORDER BY pk LIMIT $3";
+    let rows: Vec<(JobPk,)> =
+        on_db!(read db, |c| sqlx::query_as(sql).bind(owner).bind(provider).bind(CANCELS_MAX).fetch_all(c).await)?;
+    Ok(rows.into_iter().map(|row| row.0).collect())
+}
+
 /// What a replay changes in a job's row.
 pub(super) struct Rerun<'a> {
     pub pk: JobPk,
@@ -599,11 +488,16 @@ pub(super) async fn rerun(tx: &mut Tx, rerun: &Rerun<'_>, wakes: &mut Pending) -
 
 /// (provider, lane, state, jobs) of jobs that are not terminal.
 pub(super) async fn depth(db: &Db) -> Result<Vec<(String, String, String, i64)>, StoreError> {
-    let sql = "SELECT provider, lane, state, CAST(SUM(jobs) AS BIGINT) FROM (
-            SELECT provider, lane, state, COUNT(*) AS jobs FROM jobs
-            WHERE owner IS NULL AND state IN ('queued', 'waiting') GROUP BY provider, lane, state
+    let unclaimed = [due::UNPINNED, due::PINNED].map(|place| {
+        format!("SELECT provider, lane, state, COUNT(*) AS jobs FROM jobs WHERE {place} GROUP BY provider, lane, state")
+    });
+    let sql = sqlx::AssertSqlSafe(format!(
+        "SELECT provider, lane, state, CAST(SUM(jobs) AS BIGINT) FROM (
+            {}
             UNION ALL
             SELECT provider, lane, state, COUNT(*) AS jobs FROM jobs WHERE owner IS NOT NULL GROUP BY provider, lane, state
-        ) AS open GROUP BY provider, lane, state ORDER BY provider, lane, state";
+        ) AS open GROUP BY provider, lane, state ORDER BY provider, lane, state",
+        unclaimed.join(" UNION ALL ")
+    ));
     Ok(on_db!(read db, |c| sqlx::query_as(sql).fetch_all(c).await)?)
 }

@@ -5,11 +5,14 @@
 #![expect(missing_docs, reason = "the types carry the documentation")]
 
 mod attempts;
+mod audit;
 mod completions;
 mod connect;
 mod dead;
 mod deliveries;
+mod delivery_views;
 mod dialect;
+mod due;
 mod endpoints;
 mod events;
 mod jobs;
@@ -17,11 +20,14 @@ mod leases;
 mod orders;
 mod outcomes;
 mod owners;
+mod queues;
 mod replays;
 mod reports;
+mod resends;
 mod retention;
 mod schedules;
 mod types;
+mod vault;
 mod wakes;
 mod writer;
 
@@ -33,11 +39,21 @@ use std::time::Duration;
 use tokio::sync::{broadcast, watch};
 
 use crate::clock::WallMs;
+use crate::secrets::Secret;
+use crate::vault::MasterKeys;
+pub use audit::{Act, ActKind, ActView};
 pub use completions::{COMPLETIONS_MAX, CompletionFilter, Horizon};
+pub use dead::PurgeAct;
+pub use delivery_views::{DeliveryAttempt, DeliveryFilter, DeliveryState, DeliveryView, Occurrence, Resent};
 use dialect::Db;
+pub use endpoints::{
+    EndpointSecrets, EndpointView, NewEndpoint, OlderSecret, Registered, SecretVersion, Subscribe, Tested,
+};
 pub use replays::{ReplayLetter, ReplayOptions, ReplayOrder, ReplayState, ReplayView};
+pub use resends::{ResendBegun, ResendOrder, ResendState, ResendView};
 pub use types::*;
-use wakes::{Pending, Wakes};
+pub use vault::{KeyAct, KeyRefused, NewKey, STORED_KEYS_MAX, Sealed, StoredKey};
+use wakes::Wakes;
 use writer::{Request, Writer};
 
 /// What can go wrong with the store.
@@ -46,6 +62,9 @@ pub enum StoreError {
     /// It cannot be reached, is read-only, full or busy: the same call may go through later.
     #[error("the store is not available: {0}")]
     Unavailable(#[source] sqlx::Error),
+    /// It refuses this data for good, and would take other data: a value that it cannot keep.
+    #[error("the store cannot keep this: {0}")]
+    Unstorable(String),
     /// Anything else the database said.
     #[error("the store refused a statement: {0}")]
     Database(#[source] sqlx::Error),
@@ -94,24 +113,29 @@ pub struct Depth {
 /// silent. (A function over async closures would not be `Send`.)
 macro_rules! act {
     ($store:expr, |$tx:ident, $wakes:ident| $work:expr) => {{
-        let Inner { db, wakes, .. } = &*$store.inner;
+        let $crate::store::Inner { db, wakes, .. } = &*$store.inner;
         let mut collisions = 0;
         loop {
             let once = async {
                 let mut transaction = db.begin().await?;
-                let mut pending = Pending::default();
+                let mut pending = wakes.pending();
                 let ($tx, $wakes) = (&mut transaction, &mut pending);
                 let done = $work?;
                 wakes.commit(transaction, pending).await?;
                 Ok(done)
             };
             match db.in_time(once).await {
-                Err(error) if dialect::is_collision(&error) && collisions < COLLISIONS_MAX => collisions += 1,
+                Err(error)
+                    if $crate::store::dialect::is_collision(&error) && collisions < $crate::store::COLLISIONS_MAX =>
+                {
+                    collisions += 1;
+                }
                 done => break done,
             }
         }
     }};
 }
+use act;
 
 /// Attempts at a transaction that others were in the way of (a deadlock).
 const COLLISIONS_MAX: u32 = 5;
@@ -195,6 +219,12 @@ impl Store {
     /// waits must also look by itself from time to time.
     pub fn wakes(&self) -> broadcast::Receiver<Wake> {
         self.inner.wakes.subscribe()
+    }
+
+    /// From now on every completion that this process records is published to the broker, too, by
+    /// whoever claims it there ([`Store::claim_publications`]).
+    pub fn publish_completions(&self) {
+        self.inner.wakes.publish();
     }
 
     /// Changes whenever a job may have ended, here or (on PostgreSQL, for some time after [`Store::await_completions`])
@@ -338,7 +368,7 @@ impl Store {
         lane: &str,
         away: &[String],
     ) -> Result<Option<WallMs>, StoreError> {
-        self.db().in_time(jobs::next_due(self.db(), provider, lane, away)).await
+        self.db().in_time(due::next_due(self.db(), provider, lane, away)).await
     }
 
     /// The providers and lanes that unclaimed jobs wait for, in their order: some may not be configured any more.
@@ -346,7 +376,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn awaited(&self) -> Result<Vec<(String, String)>, StoreError> {
-        self.db().in_time(jobs::awaited(self.db())).await
+        self.db().in_time(due::awaited(self.db())).await
     }
 
     /// Moves up to `limit` unclaimed jobs from one lane of a provider to another. How many were moved.
@@ -354,7 +384,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn move_lane(&self, provider: &str, from: &str, to: &str, limit: u32) -> Result<u64, StoreError> {
-        act!(self, |tx, wakes| jobs::move_lane(tx, provider, (from, to), limit, wakes).await)
+        act!(self, |tx, wakes| due::move_lane(tx, provider, (from, to), limit, wakes).await)
     }
 
     /// Claims deliveries that are due, oldest first, until `now_ms` + `lease`: then they are due again.
@@ -376,12 +406,36 @@ impl Store {
         act!(self, |tx, _wakes| deliveries::claim(tx, &claim).await)
     }
 
-    /// When the next delivery is due, or the claim of one lapses.
+    /// The same for what is published to the broker.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn claim_publications(
+        &self,
+        owner: &OwnerId,
+        limit: u32,
+        now_ms: WallMs,
+        lease: Duration,
+    ) -> Result<Vec<Publication>, StoreError> {
+        self.introduce(owner).await?;
+        let claim = deliveries::Claim { owner: owner.clone(), limit, now_ms, lease };
+        act!(self, |tx, _wakes| deliveries::claim_publications(tx, &claim).await)
+    }
+
+    /// When the next webhook is due, or the claim of one lapses.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn next_delivery_due(&self) -> Result<Option<WallMs>, StoreError> {
-        self.db().in_time(deliveries::next_due(self.db())).await
+        self.db().in_time(deliveries::next_due(self.db(), "webhook")).await
+    }
+
+    /// The same for what is published to the broker.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn next_publication_due(&self) -> Result<Option<WallMs>, StoreError> {
+        self.db().in_time(deliveries::next_due(self.db(), "amqp")).await
     }
 
     // Reading. Without a tenant, an id that several have stands for the first one's.
@@ -461,6 +515,14 @@ impl Store {
         act!(self, |tx, wakes| jobs::cancel(tx, tenant, id, now_ms, wakes).await)
     }
 
+    /// The jobs of a provider in the owner's hands that somebody asked to cancel: for whoever was not woken.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn cancel_requests(&self, owner: &OwnerId, provider: &str) -> Result<Vec<JobPk>, StoreError> {
+        self.db().in_time(jobs::cancel_requests(self.db(), owner, provider)).await
+    }
+
     /// Runs a dead job again, as its next run. A deadline that would have passed when that run is
     /// due is dropped: with it the replay would expire at once.
     ///
@@ -484,6 +546,19 @@ impl Store {
         act!(self, |tx, _wakes| dead::purge(tx, filter, limit).await)
     }
 
+    /// The same, written down as an act; its row, for the next batch of the same purge.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn purge_dead_by(
+        &self,
+        filter: &DeadFilter,
+        limit: u32,
+        by: &PurgeAct<'_>,
+    ) -> Result<(u64, i64), StoreError> {
+        act!(self, |tx, _wakes| dead::purge_audited(tx, filter, limit, by).await)
+    }
+
     /// Counts the jobs that a replay by filter would run again, and begins it where `dry_run` is not set: how many,
     /// and its id.
     ///
@@ -494,13 +569,14 @@ impl Store {
         tenant: Option<&str>,
         order: &ReplayOrder,
         dry_run: bool,
+        by: &str,
         now_ms: WallMs,
     ) -> Result<(i64, Option<String>), StoreError> {
         let found = self.db().in_time(replays::count(self.db(), &order.filter)).await?;
         if dry_run {
             return Ok((found.0, None));
         }
-        let id = act!(self, |tx, _wakes| replays::begin(tx, tenant, order, found, now_ms).await)?;
+        let id = act!(self, |tx, _wakes| replays::begin(tx, tenant, order, found, (by, now_ms)).await)?;
         Ok((found.0, Some(id)))
     }
 
@@ -529,8 +605,14 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
-    pub async fn stop_replay(&self, tenant: Option<&str>, id: &str, now_ms: WallMs) -> Result<bool, StoreError> {
-        act!(self, |tx, _wakes| replays::stop(tx, tenant, id, now_ms).await)
+    pub async fn stop_replay(
+        &self,
+        tenant: Option<&str>,
+        id: &str,
+        by: &str,
+        now_ms: WallMs,
+    ) -> Result<bool, StoreError> {
+        act!(self, |tx, _wakes| replays::stop(tx, tenant, id, (by, now_ms)).await)
     }
 
     /// All replays that run, oldest first.
@@ -707,7 +789,7 @@ impl Store {
         now_ms: WallMs,
     ) -> Result<Order, StoreError> {
         let given = orders::Given { provider, subject, held, by, now_ms };
-        act!(self, |tx, wakes| orders::give(tx, given, wakes).await)
+        act!(self, |tx, wakes| orders::give_audited(tx, given, wakes).await)
     }
 
     /// The last order about every subject that there ever was one about: of that provider, or of all.
@@ -741,8 +823,8 @@ impl Store {
         limit: u32,
         now_ms: WallMs,
     ) -> Result<Option<WallMs>, StoreError> {
-        let which = jobs::Freed { place, pins, after_ms, limit, now_ms };
-        act!(self, |tx, wakes| jobs::free(tx, which, wakes).await)
+        let which = due::Freed { place, pins, after_ms, limit, now_ms };
+        act!(self, |tx, wakes| due::free(tx, which, wakes).await)
     }
 
     /// Tells how things stand with a provider in the process of this owner; `None` takes back what
@@ -766,6 +848,108 @@ impl Store {
     /// [`StoreError::Unavailable`].
     pub async fn reports(&self, provider: Option<&str>) -> Result<Vec<ReportView>, StoreError> {
         self.db().in_time(reports::list(self.db(), provider)).await
+    }
+
+    // Stored keys, and what operators did.
+
+    /// The stored keys of that provider, or of all, removed ones too: by provider and label.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn stored_keys(&self, provider: Option<&str>) -> Result<Vec<StoredKey>, StoreError> {
+        self.db().in_time(vault::list(self.db(), provider)).await
+    }
+
+    /// Adds a key, or gives one its secret that was removed, and wakes the dispatchers ([`Wake::Orders`]): it is in use
+    /// then, whatever was ordered before.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]: whether it was added is not known; asking again tells.
+    pub async fn add_key(&self, act: KeyAct<'_>, new: NewKey<'_>) -> Result<Result<StoredKey, KeyRefused>, StoreError> {
+        act!(self, |tx, wakes| vault::add(tx, act, new, wakes).await)
+    }
+
+    /// Gives a stored key another secret. Whether it is in use stays as it is, and what was spent counts on.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]; doing it again is safe.
+    pub async fn rotate_key(
+        &self,
+        act: KeyAct<'_>,
+        secret: &Secret,
+    ) -> Result<Result<StoredKey, KeyRefused>, StoreError> {
+        act!(self, |tx, wakes| vault::rotate(tx, act, secret, wakes).await)
+    }
+
+    /// Erases the secret of a stored key. Its label stays, with what was spent.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]; doing it again is safe.
+    pub async fn remove_key(&self, act: KeyAct<'_>) -> Result<Result<StoredKey, KeyRefused>, StoreError> {
+        act!(self, |tx, wakes| vault::remove(tx, act, wakes).await)
+    }
+
+    /// Encrypts every stored secret anew with the current master key, all or none; how many there were.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]; doing it again is safe.
+    pub async fn rekey(
+        &self,
+        masters: &MasterKeys,
+        by: &str,
+        now_ms: WallMs,
+    ) -> Result<Result<u64, KeyRefused>, StoreError> {
+        act!(self, |tx, _wakes| vault::rekey(tx, masters, by, now_ms).await)
+    }
+
+    /// What operators did, newest first.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn acts(&self, cursor: Option<i64>, limit: u32) -> Result<Page<ActView>, StoreError> {
+        self.db().in_time(audit::list(self.db(), cursor, limit)).await
+    }
+
+    /// Writes down what an operator did that needs no transaction of its own here.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn write_act(&self, act: Act<'_>) -> Result<(), StoreError> {
+        act!(self, |tx, _wakes| audit::write(tx, act).await.map(drop))
+    }
+
+    /// Removes acts older than that, and the oldest where there are too many; at most `limit`.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn retain_acts(&self, before_ms: WallMs, limit: u32) -> Result<u64, StoreError> {
+        act!(self, |tx, _wakes| audit::remove(tx, before_ms, limit).await)
+    }
+
+    // Queues in the broker.
+
+    /// Remembers queues that were declared.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]; doing it again is safe.
+    pub async fn remember_queues(&self, names: &[String]) -> Result<(), StoreError> {
+        act!(self, |tx, _wakes| queues::remember(tx, names).await)
+    }
+
+    /// Forgets a queue that was deleted.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]; doing it again is safe.
+    pub async fn forget_queue(&self, name: &str) -> Result<(), StoreError> {
+        act!(self, |tx, _wakes| queues::forget(tx, name).await)
+    }
+
+    /// Every queue that was declared and not forgotten, by name.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn queues(&self) -> Result<Vec<String>, StoreError> {
+        self.db().in_time(queues::list(self.db())).await
     }
 
     // Upkeep.
@@ -892,6 +1076,7 @@ mod tests {
             lane: None,
             raw: Bytes::from(vec![1; bytes]),
             headers,
+            identity: None,
         }
     }
 

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 
+use super::audit::{self, Act, ActKind};
 use super::dialect::{Db, Tx, on_db};
 use super::wakes::Pending;
 use super::{Order, StoreError, Subject};
@@ -49,6 +50,22 @@ pub(super) async fn give(tx: &mut Tx, given: Given<'_>, wakes: &mut Pending) -> 
     wakes.orders(given.provider);
     let row = rows.into_iter().next().ok_or_else(|| StoreError::Corrupt("an order was not kept".to_owned()))?;
     order(row)
+}
+
+/// The same, written down as what an operator did.
+pub(super) async fn give_audited(tx: &mut Tx, given: Given<'_>, wakes: &mut Pending) -> Result<Order, StoreError> {
+    let order = give(tx, given, wakes).await?;
+    let (kind, name) = match (given.subject, given.held) {
+        (Subject::Provider, true) => (ActKind::ProviderPause, None),
+        (Subject::Provider, false) => (ActKind::ProviderResume, None),
+        (Subject::Budget(name), _) => (ActKind::BudgetResume, Some(name)),
+        (Subject::Key(name), true) => (ActKind::KeyDisable, Some(name)),
+        (Subject::Key(name), false) => (ActKind::KeyEnable, Some(name)),
+    };
+    let target = name.map_or_else(|| given.provider.to_owned(), |name| format!("{}/{name}", given.provider));
+    let act = Act { who: given.by, kind, target: &target, done: true, detail: None, at_ms: given.now_ms };
+    audit::write(tx, act).await?;
+    Ok(order)
 }
 
 /// Every order about that provider, or about all of them.

@@ -96,8 +96,8 @@ impl<'a> Change<'a> {
 }
 
 /// What a changed row says: pk, state, cancel requested, tenant, id, provider, lane, attempts,
-/// created, callback.
-type Hit = (JobPk, String, bool, String, String, String, String, i64, WallMs, Option<String>);
+/// created, callback, reply to.
+type Hit = (JobPk, String, bool, String, String, String, String, i64, WallMs, Option<String>, Option<String>);
 
 /// The owner's hold is asked for where the job stays in its hands; a job that was released
 /// meanwhile, and that nobody claimed again, still takes the end of its call, which is known now.
@@ -121,7 +121,7 @@ WHERE jobs.pk = v.pk AND jobs.epoch = v.epoch AND jobs.run = v.run
     AND jobs.state IN ('queued', 'waiting', 'running')
     AND (jobs.owner IS NOT NULL OR NOT v.holds)
 RETURNING jobs.pk, jobs.state, jobs.cancel_requested, jobs.tenant, jobs.id, jobs.provider, jobs.lane,
-    jobs.attempts, jobs.created_ms, jobs.callback";
+    jobs.attempts, jobs.created_ms, jobs.callback, jobs.reply_to";
 
 async fn record_round(tx: &mut Tx, changes: &[Change<'_>], wakes: &mut Pending) -> Result<Vec<Recorded>, StoreError> {
     let hits = change_rows(tx, changes).await?;
@@ -147,7 +147,7 @@ async fn record_round(tx: &mut Tx, changes: &[Change<'_>], wakes: &mut Pending) 
     if !ended.is_empty() {
         wakes.completions();
     }
-    if deliveries::insert(tx, &ended).await? {
+    if deliveries::insert(tx, &ended, wakes.publishes).await? {
         wakes.deliveries();
     }
     dead::upsert(tx, &ended).await?;
@@ -186,6 +186,7 @@ pub(super) struct HitView<'a> {
     pub attempts: i64,
     pub created_ms: WallMs,
     pub callback: Option<&'a str>,
+    pub reply_to: Option<&'a str>,
 }
 
 impl<'a> From<&'a Hit> for HitView<'a> {
@@ -198,6 +199,7 @@ impl<'a> From<&'a Hit> for HitView<'a> {
             attempts: hit.7,
             created_ms: hit.8,
             callback: hit.9.as_deref(),
+            reply_to: hit.10.as_deref(),
         }
     }
 }

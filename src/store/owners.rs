@@ -48,7 +48,7 @@ pub(super) struct Living<'a> {
 }
 
 /// Lets go of everything that dead owners hold: those silent for `silent_for`, and those that
-/// never said they live.
+/// never said they live. Whoever holds a lease that has not run out lives: it was renewed just now.
 pub(super) async fn rescue(
     db: &Db,
     wakes: &Wakes,
@@ -66,12 +66,14 @@ pub(super) async fn rescue(
 async fn dead_owners(db: &Db, living: Option<&Living<'_>>, silent_for: Duration) -> Result<Vec<OwnerId>, StoreError> {
     let mut tx = db.begin().await?;
     let sql = format!(
-        "SELECT held.id, CASE WHEN o.seen_ms >= {now} - $1 THEN TRUE ELSE FALSE END AS lives
+        "SELECT held.id, CASE WHEN o.seen_ms >= {now} - $1 OR l.owner IS NOT NULL THEN TRUE ELSE FALSE END AS lives
          FROM (SELECT owner AS id FROM jobs WHERE owner IS NOT NULL
             UNION SELECT owner AS id FROM deliveries WHERE owner IS NOT NULL
             UNION SELECT owner AS id FROM reports
             UNION SELECT id FROM owners) AS held
-         LEFT JOIN owners o ON o.id = held.id",
+         LEFT JOIN owners o ON o.id = held.id
+         LEFT JOIN (SELECT DISTINCT owner FROM leases WHERE owner IS NOT NULL AND expires_ms > {now}) AS l
+            ON l.owner = held.id",
         now = tx.now_ms()
     );
     let sql = sqlx::AssertSqlSafe(sql);
@@ -92,7 +94,7 @@ async fn let_go(db: &Db, wakes: &Wakes, owner: &str, why: Why, now_ms: WallMs) -
     let mut released = 0;
     loop {
         let mut tx = db.begin().await?;
-        let mut pending = Pending::default();
+        let mut pending = wakes.pending();
         let sql = format!(
             "SELECT pk, epoch, run, attempts, failures, started, state FROM jobs WHERE owner = $1 ORDER BY pk LIMIT $2{}",
             tx.for_update()

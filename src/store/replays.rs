@@ -7,9 +7,10 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::audit::{self, Act, ActKind};
 use super::dialect::{Db, Tx, on_db};
 use super::wakes::Pending;
-use super::{DeadFilter, Page, Replay, Replayed, StoreError, dead};
+use super::{DeadFilter, Page, Replay, Replayed, StoreError, dead, due};
 use crate::clock::WallMs;
 use crate::job::REPLAY_LANE;
 
@@ -150,7 +151,7 @@ pub(super) async fn begin(
     tenant: Option<&str>,
     order: &ReplayOrder,
     (total, last_pk): (i64, i64),
-    now_ms: WallMs,
+    (by, now_ms): (&str, WallMs),
 ) -> Result<String, StoreError> {
     let id = format!("rp_{}", Uuid::now_v7().simple());
     let text = |json: Result<String, serde_json::Error>| json.map_err(|e| StoreError::Corrupt(e.to_string()));
@@ -169,6 +170,9 @@ pub(super) async fn begin(
         .execute(c)
         .await
         .map(drop))?;
+    let detail = format!("{total} dead letters");
+    let (kind, detail) = (ActKind::ReplayBegin, Some(detail.as_str()));
+    audit::write(tx, Act { who: by, kind, target: &id, done: true, detail, at_ms: now_ms }).await?;
     Ok(id)
 }
 
@@ -195,13 +199,22 @@ pub(super) async fn list(
 }
 
 /// Ends one that runs; `false`: it does not run, or there is none.
-pub(super) async fn stop(tx: &mut Tx, tenant: Option<&str>, id: &str, now_ms: WallMs) -> Result<bool, StoreError> {
+pub(super) async fn stop(
+    tx: &mut Tx,
+    tenant: Option<&str>,
+    id: &str,
+    (by, now_ms): (&str, WallMs),
+) -> Result<bool, StoreError> {
     let sql = "UPDATE replays SET state = 'stopped', finished_ms = $3
         WHERE id = $1 AND ($2 IS NULL OR tenant = $2) AND state = 'running'";
     let stopped = on_db!(tx, |c| {
         let query = sqlx::query(sql).bind(id).bind(tenant).bind(now_ms);
         query.execute(c).await.map(|done| done.rows_affected())
     })?;
+    if stopped > 0 {
+        let act = Act { who: by, kind: ActKind::ReplayStop, target: id, done: true, detail: None, at_ms: now_ms };
+        audit::write(tx, act).await?;
+    }
     Ok(stopped > 0)
 }
 
@@ -232,12 +245,7 @@ pub(super) async fn next(db: &Db, replay: &ReplayView, limit: u32) -> Result<Vec
 
 /// Jobs of a provider that wait in the lane of replays, counted up to `most`.
 pub(super) async fn waiting(db: &Db, provider: &str, most: u32) -> Result<i64, StoreError> {
-    let sql = "SELECT COUNT(*) FROM (SELECT 1 FROM jobs WHERE provider = $1 AND lane = $2 AND owner IS NULL
-        AND state IN ('queued', 'waiting') LIMIT $3) AS open";
-    let row: (i64,) = on_db!(read db, |c| {
-        sqlx::query_as(sql).bind(provider).bind(REPLAY_LANE).bind(i64::from(most)).fetch_one(c).await
-    })?;
-    Ok(row.0)
+    due::count(db, provider, REPLAY_LANE, most).await
 }
 
 /// Runs these letters again and moves on to the row `position`; `skipped` more cannot run. `false`: somebody else was

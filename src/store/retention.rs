@@ -40,7 +40,7 @@ pub(super) async fn expire(tx: &mut Tx, limit: u32, now_ms: WallMs, wakes: &mut 
 }
 
 /// Removes jobs that ended before the given times, with all that belongs to them, and dead
-/// letters and replays that old; at most `limit` of each. A job stays while a delivery of it is pending.
+/// letters, replays and test events that old; at most `limit` of each. A job stays while a delivery of it is pending.
 pub(super) async fn remove(
     tx: &mut Tx,
     succeeded_before_ms: WallMs,
@@ -85,7 +85,27 @@ pub(super) async fn remove(
     let sql = "DELETE FROM replays WHERE pk IN
         (SELECT pk FROM replays WHERE state <> 'running' AND finished_ms < $1 ORDER BY pk LIMIT $2)";
     on_db!(tx, |c| sqlx::query(sql).bind(dead_before_ms).bind(i64::from(limit)).execute(c).await.map(drop))?;
+    remove_tests(tx, succeeded_before_ms, limit).await?;
     Ok(removed)
+}
+
+/// Test events belong to no job.
+async fn remove_tests(tx: &mut Tx, before_ms: WallMs, limit: u32) -> Result<(), StoreError> {
+    let sql = format!(
+        "SELECT pk FROM deliveries WHERE event_pk = 0 AND state <> 'pending' AND created_ms < $1 ORDER BY pk LIMIT $2{}",
+        tx.skip_locked()
+    );
+    let sql = sqlx::AssertSqlSafe(sql);
+    let pks: Vec<(i64,)> =
+        on_db!(tx, |c| sqlx::query_as(sql).bind(before_ms).bind(i64::from(limit)).fetch_all(c).await)?;
+    let rows = Rows::new().int("pk", pks.iter().map(|pk| Some(pk.0)));
+    for delete in [
+        "DELETE FROM delivery_attempts WHERE delivery_pk IN (SELECT pk FROM v)",
+        "DELETE FROM deliveries WHERE pk IN (SELECT pk FROM v)",
+    ] {
+        rows.execute(tx, delete).await?;
+    }
+    Ok(())
 }
 
 /// Children first.

@@ -136,6 +136,14 @@ pub struct StoredResponse {
     pub truncated: bool,
 }
 
+impl StoredResponse {
+    /// The value of a header field, by its name in lower case.
+    pub fn header(&self, name: &str) -> Option<String> {
+        let fields: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&self.headers).ok()?;
+        fields.get(name)?.as_str().map(str::to_owned)
+    }
+}
+
 /// What to write about a claimed job, in one transaction with all that follows from it.
 #[derive(Debug, Clone)]
 pub struct Record {
@@ -216,6 +224,18 @@ pub struct Buried {
     pub raw: Bytes,
     /// Its headers and properties as a JSON object.
     pub headers: String,
+    /// What it is known by when it comes again; `None`: it never does.
+    pub identity: Option<Identity>,
+}
+
+/// Tells a message from others that never became jobs either.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// Of all that the producer said.
+    pub hash: [u8; 32],
+    /// It may be kept already, as one letter: the broker delivered it before, or its producer named it. Without that
+    /// two that are alike are two.
+    pub again: bool,
 }
 
 /// Filters of a list of jobs. `None` lets everything through.
@@ -338,6 +358,8 @@ pub struct Replay {
     /// `Some(true)`: keep the idempotency key; `Some(false)`: a new one; else by the rule: kept
     /// where an attempt of the last run was unknown and the request is not edited.
     pub keep_key: Option<bool>,
+    /// Who asks; an edit by them is written down as an act ([`super::ActKind::DeadReplayEdited`]).
+    pub by: Option<String>,
 }
 
 /// What replaying a dead letter came to.
@@ -369,7 +391,7 @@ pub enum Cancelled {
     NotFound,
 }
 
-/// A completion event to deliver to one endpoint, claimed by a notifier.
+/// Something to tell one endpoint, claimed by a notifier.
 #[derive(Debug, Clone)]
 pub struct DeliveryJob {
     /// Its row.
@@ -378,8 +400,46 @@ pub struct DeliveryJob {
     pub epoch: i64,
     /// Attempts made so far.
     pub attempts: u32,
+    /// Those of them that were made before somebody asked to send it again: the schedule begins after them.
+    pub attempts_before: u32,
     /// Where it goes.
     pub endpoint: Endpoint,
+    /// What to tell.
+    pub occasion: Occasion,
+}
+
+/// What an endpoint is told.
+#[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "nearly all of them are the large one")]
+pub enum Occasion {
+    /// A job ended.
+    Completion(Event),
+    /// Somebody tries the endpoint out.
+    Test {
+        /// Stable over its attempts.
+        event_id: String,
+        /// When it was asked for.
+        at_ms: WallMs,
+    },
+}
+
+/// A completion event to publish to the broker, claimed by a notifier.
+#[derive(Debug, Clone)]
+pub struct Publication {
+    /// Its row.
+    pub pk: i64,
+    /// Rises with every claim.
+    pub epoch: i64,
+    /// Attempts made so far.
+    pub attempts: u32,
+    /// As in [`DeliveryJob`].
+    pub attempts_before: u32,
+    /// The queue that its producer waits at; `None`: the exchange of events.
+    pub reply_to: Option<String>,
+    /// The producer's own id of the conversation.
+    pub correlation_id: Option<String>,
+    /// W3C trace context.
+    pub traceparent: Option<String>,
     /// What happened.
     pub event: Event,
 }
@@ -397,6 +457,8 @@ pub struct Endpoint {
     pub url: String,
     /// Made from a bare callback URL.
     pub implicit: bool,
+    /// What signs for it; `None`: the secret of its tenant.
+    pub secrets: Option<super::EndpointSecrets>,
 }
 
 /// A completion.

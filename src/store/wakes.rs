@@ -2,6 +2,7 @@
 //! to the others. A wake may get lost (a slow receiver, a broken connection): polling is the fallback.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,8 @@ const RETRY: Duration = Duration::from_millis(500);
 /// The wakes of one transaction: sent when it is committed, each once.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
+    /// Completions are to be published to the broker, too.
+    pub publishes: bool,
     /// Provider, and whether other processes must know.
     jobs: BTreeMap<String, bool>,
     deliveries: bool,
@@ -104,6 +107,8 @@ pub(super) struct Wakes {
     providers: Arc<Mutex<BTreeSet<String>>>,
     /// Claims that nobody heard of.
     lost: mpsc::UnboundedSender<Vec<Record>>,
+    /// Completions are to be published to the broker, too.
+    publishes: Arc<AtomicBool>,
     /// Counts commits with completions, of this process and of those that were asked to tell.
     completions: Arc<watch::Sender<u64>>,
     /// Until when another process wants to be told of them.
@@ -119,10 +124,21 @@ impl Wakes {
             instance: uuid::Uuid::now_v7().simple().to_string().into(),
             providers: Arc::default(),
             lost,
+            publishes: Arc::default(),
             completions: Arc::new(watch::channel(0).0),
             asked_until: Arc::default(),
         };
         (wakes, claims)
+    }
+
+    /// From now on every completion makes a delivery for the broker, too.
+    pub fn publish(&self) {
+        self.publishes.store(true, Ordering::Relaxed);
+    }
+
+    /// For a transaction that begins now.
+    pub fn pending(&self) -> Pending {
+        Pending { publishes: self.publishes.load(Ordering::Relaxed), ..Pending::default() }
     }
 
     /// Lets go of claims that nobody heard of, as soon as the database is back; for ever.
@@ -137,7 +153,7 @@ impl Wakes {
 
     async fn release(&self, db: &Db, claims: &[Record]) -> Result<(), StoreError> {
         let mut tx = db.begin().await?;
-        let mut pending = Pending::default();
+        let mut pending = self.pending();
         outcomes::record(&mut tx, &claims.iter().collect::<Vec<_>>(), &mut pending).await?;
         self.commit(tx, pending).await
     }

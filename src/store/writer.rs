@@ -215,7 +215,7 @@ impl Task {
 
     async fn transact(&self, batch: &[Request]) -> Result<Vec<Outcome>, StoreError> {
         let mut tx = self.db.begin().await?;
-        let mut pending = Pending::default();
+        let mut pending = self.wakes.pending();
         let mut outcomes: Vec<Option<Outcome>> = batch.iter().map(|_| None).collect();
         // Always in this order: rows are locked alike by every writer, and claims see what the
         // same batch made due.
@@ -339,6 +339,7 @@ fn copy(error: &sqlx::Error) -> sqlx::Error {
 fn again(error: &StoreError) -> StoreError {
     match error {
         StoreError::Corrupt(text) => StoreError::Corrupt(text.clone()),
+        StoreError::Unstorable(text) => StoreError::Unstorable(text.clone()),
         StoreError::Unavailable(error) => StoreError::Unavailable(copy(error)),
         StoreError::Database(error) => StoreError::Database(sqlx::Error::Protocol(error.to_string())),
         other => StoreError::Corrupt(other.to_string()),

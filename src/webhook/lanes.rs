@@ -243,6 +243,7 @@ impl Lanes {
 
 #[cfg(test)]
 mod tests {
+    use super::super::keyring::Signer;
     use super::*;
     use bytes::Bytes;
     use proptest::prelude::*;
@@ -256,9 +257,10 @@ mod tests {
             pk,
             epoch: 1,
             n: 1,
+            step: 1,
             endpoint_pk: endpoint,
             endpoint_id: format!("ep_{endpoint}"),
-            tenant: String::new(),
+            signer: Signer::Tenant(String::new()),
             url: "https://example.com/".into(),
             event_id: format!("evt_{pk}"),
             body: Bytes::from_static(b"0123456789"),

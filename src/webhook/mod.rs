@@ -10,6 +10,7 @@
 //! | file | idea |
 //! |---|---|
 //! | `sign` | Standard Webhooks signatures and the secrets of tenants |
+//! | `keyring` | the secrets and keys of registered endpoints |
 //! | `payload` | the body |
 //! | `send` | one POST: guarded, bounded, never redirected |
 //! | `classify` | what an answer means: delivered, again, failed, gone |
@@ -21,6 +22,7 @@
 //! in between has it sent again, under the same `webhook-id`.
 
 mod classify;
+mod keyring;
 mod lanes;
 mod notifier;
 mod payload;
@@ -34,8 +36,10 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 pub use classify::{Answer, Schedule, ScheduleError, next, retry_after};
+pub use keyring::{Keyring, KeyringError, Signer};
 pub use notifier::Notifier;
-pub use payload::{EVENT_BODY_BYTES_MAX, event_schema, payload, payload_with_id};
+pub use payload::{EVENT_BODY_BYTES_MAX, TEST_EVENT, event_schema, payload, payload_with_id};
+pub(crate) use poll::Poll;
 pub use send::{ClientError, Prepared, SendError, Sender};
 pub use sign::{SignError, WebhookSecretError, WebhookSecrets};
 pub use stats::NotifierStats;

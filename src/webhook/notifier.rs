@@ -318,8 +318,8 @@ impl Shift {
         self.count_released(waiting);
         let rest = async {
             if let Some(look) = self.look.take() {
-                // What it claims is handed back below.
-                drop(look.await);
+                // What it claims is handed back below, as is what it may have claimed of a store that stays silent.
+                drop(tokio::time::timeout(RETIRE_TIMEOUT, look).await);
             }
             while let Some(ended) = self.tasks.join_next().await {
                 report(ended);
@@ -462,7 +462,7 @@ impl Parts {
                 Ok(answer) => Some(format!("answered {}", answer.status.as_u16())),
                 Err(error) => Some(error.to_string()),
             },
-            next: next(answer, delivery.n, &self.schedule, self.clock.wall_ms(), rand::random()),
+            next: next(answer, delivery.step, &self.schedule, self.clock.wall_ms(), rand::random()),
         }
     }
 

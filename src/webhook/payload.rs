@@ -23,7 +23,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::clock::rfc3339;
+use crate::clock::{WallMs, rfc3339};
 use crate::job::{EventKind, JobState};
 use crate::store::{Event, StoredResponse};
 
@@ -196,6 +196,32 @@ fn write(event: &Event, id: Option<&str>, public_url: Option<&str>) -> Result<By
             error: failure(event, state),
         },
     };
+    serde_json::to_vec(&payload).map(Bytes::from)
+}
+
+#[derive(Serialize)]
+struct TestPayload<'a> {
+    r#type: &'static str,
+    timestamp: String,
+    data: TestData<'a>,
+}
+
+#[derive(Serialize)]
+struct TestData<'a> {
+    endpoint_id: &'a str,
+    message: &'static str,
+}
+
+/// The name of a test event.
+pub const TEST_EVENT: &str = "endpoint.test";
+
+/// The body of a test event.
+///
+/// # Errors
+/// None that can be named, as of [`payload`].
+pub(super) fn test_payload(endpoint_id: &str, at_ms: WallMs) -> Result<Bytes, serde_json::Error> {
+    let data = TestData { endpoint_id, message: "no job ended: somebody tries this endpoint out" };
+    let payload = TestPayload { r#type: TEST_EVENT, timestamp: rfc3339(at_ms), data };
     serde_json::to_vec(&payload).map(Bytes::from)
 }
 

@@ -21,7 +21,7 @@ const FAILURE_MAX: Duration = Duration::from_secs(5);
 
 /// The time of the next look.
 #[derive(Debug)]
-pub(super) struct Poll {
+pub(crate) struct Poll {
     at: Time,
     last: Time,
     /// Looks in a row that found nothing of what is said to be due.
@@ -34,23 +34,23 @@ pub(super) struct Poll {
 
 impl Poll {
     /// The first look is due at once.
-    pub(super) fn new(now: Time) -> Self {
+    pub(crate) fn new(now: Time) -> Self {
         Self { at: now, last: Time::ZERO, vain: 0, failures: 0, woken: false }
     }
 
     /// How long until the next look; zero when it is due.
-    pub(super) fn wait(&self, now: Time) -> Duration {
+    pub(crate) fn wait(&self, now: Time) -> Duration {
         self.at.since(now)
     }
 
     /// A look begins.
-    pub(super) fn looking(&mut self, now: Time) {
+    pub(crate) fn looking(&mut self, now: Time) {
         self.last = now;
         self.woken = false;
     }
 
     /// Something became due. After a failure that is no reason to hurry.
-    pub(super) fn wake(&mut self) {
+    pub(crate) fn wake(&mut self) {
         self.woken = true;
         if self.failures == 0 {
             self.at = self.at.min(self.last + GAP);
@@ -58,13 +58,13 @@ impl Poll {
     }
 
     /// The look found as many as it could take, or at least some.
-    pub(super) fn found(&mut self, as_many_as_asked: bool, now: Time) {
+    pub(crate) fn found(&mut self, as_many_as_asked: bool, now: Time) {
         (self.vain, self.failures) = (0, 0);
         self.at = if as_many_as_asked || self.woken { self.last + GAP } else { now + AFTER_SOME };
     }
 
     /// The look found nothing; the next delivery is due in `due_in`, if there is one.
-    pub(super) fn nothing(&mut self, due_in: Option<Duration>, now: Time) {
+    pub(crate) fn nothing(&mut self, due_in: Option<Duration>, now: Time) {
         self.failures = 0;
         let soonest = if self.woken { Duration::ZERO } else { due_in.unwrap_or(IDLE_MAX) };
         self.vain = if soonest.is_zero() { self.vain.saturating_add(1) } else { 0 };
@@ -72,7 +72,7 @@ impl Poll {
     }
 
     /// The store could not be asked. `random` is in `[0, 1)`.
-    pub(super) fn failed(&mut self, now: Time, random: f64) {
+    pub(crate) fn failed(&mut self, now: Time, random: f64) {
         self.failures = self.failures.saturating_add(1);
         self.at = now + after_failure(self.failures, random);
     }

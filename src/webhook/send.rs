@@ -3,21 +3,24 @@
 //!
 //! The status decides; the answer's body is read only so that its connection can be used again.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
+use reqwest::dns::Resolve;
 use standardwebhooks::{HEADER_WEBHOOK_ID, HEADER_WEBHOOK_SIGNATURE, HEADER_WEBHOOK_TIMESTAMP};
 use url::Url;
 
 use super::WebhookSettings;
 use super::classify::{Answer, retry_after};
-use super::payload::payload;
-use super::sign::{SignError, WebhookSecrets};
+use super::keyring::{Keyring, Signer};
+use super::payload::{payload, test_payload};
+use super::sign::SignError;
 use crate::clock::WallMs;
 use crate::duration::HumanDuration;
-use crate::net_guard::{NetGuard, Refused};
-use crate::store::DeliveryJob;
+use crate::net_guard::{GuardedResolver, NetGuard, Refused};
+use crate::store::{DeliveryJob, Occasion};
 
 /// For a connection, TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -39,12 +42,14 @@ pub struct Prepared {
     pub epoch: i64,
     /// Number of the attempt, from 1.
     pub n: u32,
+    /// Its place in the schedule, from 1: [`Prepared::LAST`] is never tried again.
+    pub step: u32,
     /// The endpoint's row.
     pub endpoint_pk: i64,
     /// `ep_…`, for logs: a URL can hold a token.
     pub endpoint_id: String,
-    /// Whose secret signs it.
-    pub tenant: String,
+    /// What signs it.
+    pub signer: Signer,
     /// Where it goes.
     pub url: String,
     /// `webhook-id`.
@@ -54,21 +59,32 @@ pub struct Prepared {
 }
 
 impl Prepared {
+    /// The place in the schedule that is behind the end of every one.
+    pub const LAST: u32 = u32::MAX;
+
     /// Writes the body and lets go of the rest.
     ///
     /// # Errors
     /// Those of [`payload`]: none that can be named.
     pub fn new(job: DeliveryJob, public_url: Option<&str>) -> Result<Self, serde_json::Error> {
-        let body = payload(&job.event, public_url)?;
+        let step = job.attempts.saturating_sub(job.attempts_before).saturating_add(1);
+        let (event_id, body, step) = match job.occasion {
+            Occasion::Completion(event) => {
+                let body = payload(&event, public_url)?;
+                (event.id, body, step)
+            }
+            Occasion::Test { event_id, at_ms } => (event_id, test_payload(&job.endpoint.id, at_ms)?, Self::LAST),
+        };
         Ok(Self {
             pk: job.pk,
             epoch: job.epoch,
             n: job.attempts.saturating_add(1),
+            step,
             endpoint_pk: job.endpoint.pk,
+            signer: Signer::from(&job.endpoint),
             endpoint_id: job.endpoint.id,
-            tenant: job.endpoint.tenant,
             url: job.endpoint.url,
-            event_id: job.event.id,
+            event_id,
             body,
         })
     }
@@ -115,7 +131,7 @@ pub struct ClientError(#[from] reqwest::Error);
 pub struct Sender {
     client: reqwest::Client,
     guard: NetGuard,
-    secrets: WebhookSecrets,
+    keyring: Keyring,
     allow_http: bool,
     timeout: Duration,
 }
@@ -127,9 +143,24 @@ impl Sender {
     /// [`ClientError`] where TLS cannot be set up.
     pub fn new(settings: &WebhookSettings) -> Result<Self, ClientError> {
         let guard = NetGuard::new(&settings.allow_networks);
+        let resolver = guard.resolver();
+        Self::resolving(settings, guard, resolver)
+    }
+
+    /// The same with names looked up elsewhere than the system does; what is found is judged alike.
+    ///
+    /// # Errors
+    /// [`ClientError`] where TLS cannot be set up.
+    pub fn over(settings: &WebhookSettings, resolver: Arc<dyn Resolve>) -> Result<Self, ClientError> {
+        let guard = NetGuard::new(&settings.allow_networks);
+        let resolver = guard.resolver_over(resolver);
+        Self::resolving(settings, guard, resolver)
+    }
+
+    fn resolving(settings: &WebhookSettings, guard: NetGuard, resolver: GuardedResolver) -> Result<Self, ClientError> {
         let client = reqwest::Client::builder()
             .user_agent(concat!("Paceline/", env!("CARGO_PKG_VERSION")))
-            .dns_resolver(guard.resolver())
+            .dns_resolver(resolver)
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
@@ -143,7 +174,7 @@ impl Sender {
         Ok(Self {
             client,
             guard,
-            secrets: settings.secrets.clone(),
+            keyring: Keyring::new(settings.secrets.clone()),
             allow_http: settings.allow_http,
             timeout: settings.timeout,
         })
@@ -155,7 +186,7 @@ impl Sender {
     /// [`SendError`] where there was no answer.
     pub async fn send(&self, delivery: &Prepared, at_ms: WallMs) -> Result<Answer, SendError> {
         let url = self.target(&delivery.url)?;
-        let head = self.head(delivery, at_ms.div_euclid(1000))?;
+        let head = self.head(delivery, at_ms)?;
         let call = self.client.post(url).headers(head).body(delivery.body.clone()).send();
         let response = match tokio::time::timeout(self.timeout, call).await {
             Ok(Ok(response)) => response,
@@ -179,8 +210,10 @@ impl Sender {
         Ok(url)
     }
 
-    fn head(&self, delivery: &Prepared, timestamp_s: i64) -> Result<HeaderMap, SendError> {
-        let signature = self.secrets.sign(&delivery.tenant, &delivery.event_id, timestamp_s, &delivery.body)?;
+    fn head(&self, delivery: &Prepared, at_ms: WallMs) -> Result<HeaderMap, SendError> {
+        let timestamp_s = at_ms.div_euclid(1000);
+        let Prepared { signer, event_id, body, .. } = delivery;
+        let signature = self.keyring.sign(signer, event_id, timestamp_s, body, at_ms)?;
         let mut head = HeaderMap::with_capacity(4);
         head.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         head.insert(HeaderName::from_static(HEADER_WEBHOOK_ID), HeaderValue::from_str(&delivery.event_id)?);

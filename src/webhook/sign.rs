@@ -29,7 +29,7 @@ const PREFIX: &str = "whsec_";
 /// Sizes of a secret that the scheme allows, in bytes.
 const KEY_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
 /// Size of a derived secret, in bytes.
-const TENANT_KEY_BYTES: usize = 32;
+const DERIVED_KEY_BYTES: usize = 32;
 /// Label of a derived secret. Changing it changes every tenant's secret.
 const TENANT_LABEL: &[u8] = b"paceline/webhook/tenant/v1\0";
 /// Secrets that sign at the same time at most: a rotation needs two.
@@ -57,8 +57,14 @@ pub enum WebhookSecretError {
 
 /// A body that cannot be signed.
 #[derive(Debug, thiserror::Error)]
-#[error("the event cannot be signed: {0}")]
-pub struct SignError(#[from] standardwebhooks::WebhookError);
+pub enum SignError {
+    /// The body is not UTF-8.
+    #[error("the event cannot be signed: {0}")]
+    Body(#[from] standardwebhooks::WebhookError),
+    /// What would sign it cannot be used.
+    #[error("the event cannot be signed: {0}")]
+    Key(#[from] super::keyring::KeyringError),
+}
 
 /// The secrets that sign callbacks, newest first. Shows as `***` wherever it is printed.
 #[derive(Clone)]
@@ -89,10 +95,16 @@ impl WebhookSecrets {
 
     /// The secret to tell the receivers of a tenant (empty: of jobs without one), as `whsec_<base64>`.
     pub fn told_to(&self, tenant: &str) -> Secret {
-        let key = self.active.first().map(|base| key_for(base, tenant)).unwrap_or_default();
-        let mut text = PREFIX.to_owned();
-        STANDARD.encode_string(key.as_slice(), &mut text);
-        Secret::new(text)
+        told(&self.active.first().map(|base| key_for(base, tenant)).unwrap_or_default())
+    }
+
+    /// 32 bytes for another purpose, from every active secret, newest first; `label` ends in a zero byte.
+    pub(super) fn derive<'a>(
+        &'a self,
+        info: impl Fn() -> Vec<u8> + 'a,
+        label: &'a [u8],
+    ) -> impl Iterator<Item = Zeroizing<Vec<u8>>> + 'a {
+        self.active.iter().map(move |base| expand(base, &[label, &info()]))
     }
 
     /// The value of `webhook-signature`. `timestamp_s` is the value of `webhook-timestamp`, in
@@ -103,8 +115,7 @@ impl WebhookSecrets {
     pub fn sign(&self, tenant: &str, id: &str, timestamp_s: i64, body: &[u8]) -> Result<String, SignError> {
         let mut signatures = Vec::with_capacity(self.active.len());
         for base in &self.active {
-            let signer = Webhook::from_bytes(key_for(base, tenant).to_vec())?;
-            signatures.push(signer.sign(id, timestamp_s, body)?);
+            signatures.push(sign_with(&key_for(base, tenant), id, timestamp_s, body)?);
         }
         Ok(signatures.join(" "))
     }
@@ -116,7 +127,20 @@ impl fmt::Debug for WebhookSecrets {
     }
 }
 
-fn decode(secret: &Secret) -> Result<Zeroizing<Vec<u8>>, WebhookSecretError> {
+/// One signature, `v1,…`.
+pub(super) fn sign_with(key: &[u8], id: &str, timestamp_s: i64, body: &[u8]) -> Result<String, SignError> {
+    Ok(Webhook::from_bytes(key.to_vec())?.sign(id, timestamp_s, body)?)
+}
+
+/// A key as its receiver is told of it.
+pub(super) fn told(key: &[u8]) -> Secret {
+    let mut text = PREFIX.to_owned();
+    STANDARD.encode_string(key, &mut text);
+    Secret::new(text)
+}
+
+/// The bytes of a secret of the scheme.
+pub(super) fn decode(secret: &Secret) -> Result<Zeroizing<Vec<u8>>, WebhookSecretError> {
     let text = secret.expose().strip_prefix(PREFIX).ok_or(WebhookSecretError::Prefix)?;
     let key = Zeroizing::new(STANDARD.decode(text).map_err(|_| WebhookSecretError::NotBase64)?);
     if KEY_BYTES.contains(&key.len()) { Ok(key) } else { Err(WebhookSecretError::Length { bytes: key.len() }) }
@@ -126,9 +150,13 @@ fn key_for(base: &Zeroizing<Vec<u8>>, tenant: &str) -> Zeroizing<Vec<u8>> {
     if tenant.is_empty() {
         return base.clone();
     }
-    let mut key = Zeroizing::new(vec![0; TENANT_KEY_BYTES]);
+    expand(base, &[TENANT_LABEL, tenant.as_bytes()])
+}
+
+fn expand(base: &[u8], info: &[&[u8]]) -> Zeroizing<Vec<u8>> {
+    let mut key = Zeroizing::new(vec![0; DERIVED_KEY_BYTES]);
     // The only error is an output of more than 255 hashes; this one is a single hash long.
-    let expanded = Hkdf::<Sha256>::new(None, base).expand_multi_info(&[TENANT_LABEL, tenant.as_bytes()], &mut key);
+    let expanded = Hkdf::<Sha256>::new(None, base).expand_multi_info(info, &mut key);
     debug_assert!(expanded.is_ok(), "one hash is never too long");
     key
 }

@@ -166,7 +166,7 @@ async fn in_place(world: &World, plan: &Plan, seed: u64, services: Option<&Servi
     let healed = Instant::now();
     let expected = expected(&jobs, &cancelled);
     let malformed = jobs.len() - expected.len();
-    let mut open = drained(world, expected.len(), malformed, owners(plan), healed).await;
+    let mut open = drained(world, expected.len(), malformed, owners(world.mode, plan), healed).await;
     let drained = healed.elapsed();
     if open.is_none() && drained > DRAINS_WITHIN {
         open = Some(format!("all had ended only {drained:?} after the last fault"));
@@ -234,9 +234,14 @@ const BURIED: &str = "SELECT COUNT(*) FROM dead_letters WHERE job_pk IS NULL AND
 /// Those that died are forgotten after their jobs were rescued.
 const OWNERS: &str = "SELECT COUNT(*) FROM owners";
 
-/// As whom the living are listed: a notifier has a name of its own beside its process's.
-fn owners(plan: &Plan) -> i64 {
-    let names = plan.members.iter().map(|member| if member.roles.contains("notifier") { 2 } else { 1 });
+/// As whom the living are listed: a notifier has a name of its own beside its process's, and another one for what it
+/// publishes to the broker.
+fn owners(mode: Mode, plan: &Plan) -> i64 {
+    let names = plan.members.iter().map(|member| match (member.roles.contains("notifier"), mode) {
+        (false, _) => 1,
+        (true, Mode::Embedded) => 2,
+        (true, Mode::Scaled) => 3,
+    });
     names.sum()
 }
 

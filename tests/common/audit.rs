@@ -134,7 +134,8 @@ impl Facts {
             .rows("SELECT job_pk, run, n, at_ms, latency_ms, outcome, status, error FROM attempts ORDER BY job_pk, run, n")
             .await;
         let events: Vec<EventRow> = world.rows("SELECT pk, id, job_pk, run, state FROM events").await;
-        let deliveries: Vec<DeliveryRow> = world.rows("SELECT event_pk, state, attempts, owner FROM deliveries").await;
+        let deliveries: Vec<DeliveryRow> =
+            world.rows("SELECT event_pk, state, attempts, owner FROM deliveries WHERE kind = 'webhook'").await;
         let calls = case.provider.ledger().into_iter().filter(|call| call.verdict == Verdict::Accepted);
         Self {
             jobs: jobs.into_iter().map(|job| (job.id.clone(), job)).collect(),

@@ -1,7 +1,8 @@
 //! RabbitMQ as a producer and an operator see it.
 
 use lapin::options::{
-    BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions,
+    BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueBindOptions, QueueDeclareOptions,
+    QueueDeleteOptions, QueuePurgeOptions,
 };
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
@@ -107,6 +108,32 @@ impl Broker {
     pub async fn declare(&self, name: &str, arguments: FieldTable) -> Result<(), lapin::Error> {
         let options = QueueDeclareOptions { durable: true, ..Default::default() };
         self.channel().await.queue_declare(name.into(), options, arguments).await.map(drop)
+    }
+
+    /// A queue that gets a copy of what an exchange gets under such routing keys.
+    pub async fn listen(&self, queue: &str, exchange: &str, keys: &str) {
+        let channel = self.channel().await;
+        let options = QueueDeclareOptions { durable: true, ..Default::default() };
+        channel.queue_declare(queue.into(), options, FieldTable::default()).await.expect("declared");
+        let options = QueueBindOptions::default();
+        channel
+            .queue_bind(queue.into(), exchange.into(), keys.into(), options, FieldTable::default())
+            .await
+            .expect("bound");
+        channel.close(200, "done".into()).await.ok();
+    }
+
+    /// Takes every message out of a queue: properties and body.
+    pub async fn take_all(&self, queue: &str) -> Vec<Vec<u8>> {
+        let channel = self.channel().await;
+        let mut all = Vec::new();
+        while let Some(message) =
+            channel.basic_get(queue.into(), BasicGetOptions { no_ack: true }).await.expect("an answer")
+        {
+            all.push([format!("{:?} ", message.properties).into_bytes(), message.delivery.data.clone()].concat());
+        }
+        channel.close(200, "done".into()).await.ok();
+        all
     }
 
     pub async fn close(self) {

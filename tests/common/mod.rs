@@ -9,6 +9,7 @@ pub mod audit;
 pub mod broker;
 pub mod cut;
 pub mod proxy;
+pub mod raw;
 pub mod services;
 pub mod store;
 pub mod tools;

@@ -103,6 +103,11 @@ impl World {
         self.env.borrow_mut().push((name.to_owned(), value.to_owned()));
     }
 
+    /// Takes it out of the environment again.
+    pub fn unset(&self, name: &str) {
+        self.env.borrow_mut().retain(|(known, _)| known != name);
+    }
+
     /// What [`World::set`] put there.
     pub fn get(&self, name: &str) -> String {
         let env = self.env.borrow();
@@ -172,6 +177,19 @@ impl World {
     /// Runs a command of the command line to its end.
     pub async fn run(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().await.expect("it runs")
+    }
+
+    /// The same with something on its standard input.
+    pub async fn run_with(&self, arguments: &[&str], input: &[u8]) -> Output {
+        use tokio::io::AsyncWriteExt as _;
+        let mut command = self.command(arguments);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("it starts");
+        let mut stdin = child.stdin.take().expect("a pipe");
+        // One that ends without reading it closes the pipe.
+        stdin.write_all(input).await.ok();
+        drop(stdin);
+        child.wait_with_output().await.expect("it runs")
     }
 
     /// Schema and topology, before any process runs.

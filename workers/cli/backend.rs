@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::Method;
-use paceline::api::{Control, Desk, Submitted, Tenancy};
+use paceline::api::{Control, Desk, HookRules, Hooks, OPERATOR, Submitted, Tenancy, learn_keys};
 use paceline::clock::{Clock, SystemClock};
 use paceline::config::Config;
 use paceline::job::{is_job_id, is_name};
 use paceline::store::{Origin, Store, StoreOptions};
+use paceline::vault::MasterKeys;
 use serde::Serialize;
 use serde_json::Value;
 use url::form_urlencoded::Serializer;
@@ -18,9 +19,7 @@ use url::form_urlencoded::Serializer;
 use super::Globals;
 use super::failure::{Exit, Failure};
 use super::http::HttpApi;
-
-/// Who gives orders at the command line, where it holds the store itself.
-const OPERATOR: &str = "command line";
+use crate::system::publishes;
 
 /// Whether a store that is not there yet may be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +40,8 @@ pub enum Backend {
         desk: Desk,
         /// What can be ordered of it.
         control: Control,
+        /// Its endpoints and deliveries.
+        hooks: Hooks,
         /// To be closed at the end.
         store: Store,
         /// Its URL without a password.
@@ -74,9 +75,17 @@ impl Backend {
         })?;
         let clock = Arc::new(SystemClock::new());
         let catalog = Arc::new(config.catalog());
-        let control = Control::new(store.clone(), Arc::clone(&catalog), Arc::clone(&clock) as Arc<dyn Clock>);
+        learn_keys(&store, &catalog.added).await?;
+        let masters = MasterKeys::of_process().map_err(|error| Failure::usage(error.to_string()))?;
+        let control = Control::new(store.clone(), Arc::clone(&catalog), Arc::clone(&clock) as Arc<dyn Clock>)
+            .with_masters(Arc::new(masters));
+        if publishes(&config) {
+            store.publish_completions();
+        }
+        let rules = HookRules::of(&config.webhooks).map_err(|e| Failure::usage(format!("webhooks.secret: {e}")))?;
+        let hooks = Hooks::new(store.clone(), Arc::clone(&clock) as Arc<dyn Clock>, rules);
         let desk = Desk::new(store.clone(), catalog, clock, config.api.envelope_bytes_max);
-        Ok(Self::Store { desk, control, store, place })
+        Ok(Self::Store { desk, control, hooks, store, place })
     }
 
     /// Where it is, for people.
@@ -235,11 +244,155 @@ impl Backend {
         }
     }
 
+    /// `GET /v1/providers/{name}/keys`
+    pub async fn keys(&self, name: &str) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::GET, &["v1", "providers", name, "keys"], "", None).await?),
+            Self::Store { control, .. } => value(&control.keys(name).await?),
+        }
+    }
+
+    /// `POST /v1/providers/{name}/keys`
+    pub async fn add_key(&self, name: &str, body: Vec<u8>) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::POST, &["v1", "providers", name, "keys"], "", Some(body)).await?),
+            Self::Store { control, .. } => value(&control.add_key(name, &body, OPERATOR).await?),
+        }
+    }
+
+    /// `POST /v1/providers/{name}/keys/{label}/rotate`
+    pub async fn rotate_key(&self, name: &str, label: &str, body: Vec<u8>) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => {
+                let path = ["v1", "providers", name, "keys", label, "rotate"];
+                json(api.call(Method::POST, &path, "", Some(body)).await?)
+            }
+            Self::Store { control, .. } => value(&control.rotate_key(name, label, &body, OPERATOR).await?),
+        }
+    }
+
+    /// `DELETE /v1/providers/{name}/keys/{label}`
+    pub async fn remove_key(&self, name: &str, label: &str) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => {
+                json(api.call(Method::DELETE, &["v1", "providers", name, "keys", label], "", None).await?)
+            }
+            Self::Store { control, .. } => value(&control.remove_key(name, label, OPERATOR).await?),
+        }
+    }
+
+    /// `POST /v1/vault/rekey`
+    pub async fn rekey(&self) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::POST, &["v1", "vault", "rekey"], "", None).await?),
+            Self::Store { control, .. } => value(&control.rekey(OPERATOR).await?),
+        }
+    }
+
+    /// `GET /v1/audit`
+    pub async fn acts(&self, query: &str) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::GET, &["v1", "audit"], query, None).await?),
+            Self::Store { control, .. } => value(&control.acts(query).await?),
+        }
+    }
+
     /// `POST /v1/providers/{name}/budgets/{budget}/resume`
     pub async fn resume_budget(&self, name: &str, budget: &str) -> Result<Value, Failure> {
         match self {
             Self::Http(api) => order(api, &[name, "budgets", budget, "resume"]).await,
             Self::Store { control, .. } => value(&control.resume_budget(name, budget, OPERATOR).await?),
+        }
+    }
+
+    /// `POST /v1/endpoints`
+    pub async fn register_endpoint(&self, body: Vec<u8>) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::POST, &["v1", "endpoints"], "", Some(body)).await?),
+            Self::Store { hooks, .. } => value(&hooks.register(Tenancy::all(), &body).await?),
+        }
+    }
+
+    /// `GET /v1/endpoints`
+    pub async fn endpoints(&self, query: &str) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::GET, &["v1", "endpoints"], query, None).await?),
+            Self::Store { hooks, .. } => value(&hooks.endpoints(Tenancy::all(), query).await?),
+        }
+    }
+
+    /// `GET /v1/endpoints/{id}`
+    pub async fn endpoint(&self, id: &str) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::GET, &["v1", "endpoints", id], "", None).await?),
+            Self::Store { hooks, .. } => value(&hooks.endpoint(&Tenancy::all(), id).await?),
+        }
+    }
+
+    /// `POST /v1/endpoints/{id}/disable` and `/enable`
+    pub async fn enable_endpoint(&self, id: &str, enabled: bool) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => {
+                let path = ["v1", "endpoints", id, if enabled { "enable" } else { "disable" }];
+                json(api.call(Method::POST, &path, "", None).await?)
+            }
+            Self::Store { hooks, .. } => value(&hooks.enable(&Tenancy::all(), id, enabled).await?),
+        }
+    }
+
+    /// `DELETE /v1/endpoints/{id}`
+    pub async fn delete_endpoint(&self, id: &str) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::DELETE, &["v1", "endpoints", id], "", None).await?),
+            Self::Store { hooks, .. } => value(&hooks.delete(&Tenancy::all(), id).await?),
+        }
+    }
+
+    /// `POST /v1/endpoints/{id}/rotate`
+    pub async fn rotate_endpoint(&self, id: &str, body: Vec<u8>) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::POST, &["v1", "endpoints", id, "rotate"], "", Some(body)).await?),
+            Self::Store { hooks, .. } => value(&hooks.rotate(&Tenancy::all(), id, &body).await?),
+        }
+    }
+
+    /// `POST /v1/endpoints/{id}/test`
+    pub async fn test_endpoint(&self, id: &str) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::POST, &["v1", "endpoints", id, "test"], "", None).await?),
+            Self::Store { hooks, .. } => value(&hooks.test(&Tenancy::all(), id).await?),
+        }
+    }
+
+    /// `POST /v1/endpoints/{id}/resend`
+    pub async fn resend_endpoint(&self, id: &str, body: Vec<u8>) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::POST, &["v1", "endpoints", id, "resend"], "", Some(body)).await?),
+            Self::Store { hooks, .. } => value(&hooks.resend_since(&Tenancy::all(), id, &body).await?),
+        }
+    }
+
+    /// `GET /v1/deliveries`
+    pub async fn deliveries(&self, query: &str) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::GET, &["v1", "deliveries"], query, None).await?),
+            Self::Store { hooks, .. } => value(&hooks.deliveries(Tenancy::all(), query).await?),
+        }
+    }
+
+    /// `GET /v1/deliveries/{id}`
+    pub async fn delivery(&self, id: &str) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::GET, &["v1", "deliveries", id], "", None).await?),
+            Self::Store { hooks, .. } => value(&hooks.delivery(&Tenancy::all(), id).await?),
+        }
+    }
+
+    /// `POST /v1/deliveries/{id}/resend`
+    pub async fn resend_delivery(&self, id: &str) -> Result<Value, Failure> {
+        match self {
+            Self::Http(api) => json(api.call(Method::POST, &["v1", "deliveries", id, "resend"], "", None).await?),
+            Self::Store { hooks, .. } => value(&hooks.resend(&Tenancy::all(), id).await?),
         }
     }
 

@@ -135,6 +135,12 @@ fn print_provider(provider: &Provider, out: &Out) -> Result<(), Failure> {
     let pool = &provider.pool;
     out.line(format!("\nprovider   {} at {}", provider.name, provider.base_url))?;
     out.line(format!("  auth     {}", auth(&provider.auth)))?;
+    out.line(format!(
+        "  timeout  {} to connect, {} until the answer begins, {} in all",
+        HumanDuration(provider.policy.connect_timeout()),
+        HumanDuration(provider.policy.first_byte_timeout()),
+        HumanDuration(provider.policy.timeout)
+    ))?;
     let keys: Vec<&str> = pool.keys.iter().map(|key| key.label.as_str()).collect();
     out.line(format!("  keys     {}", keys.join(", ")))?;
     let lanes: Vec<String> = pool.lanes.iter().map(|lane| format!("{} {}", lane.name, lane.weight)).collect();
@@ -194,6 +200,7 @@ fn effective(config: &Config, reviews: &[Review]) -> Value {
 fn provider(provider: &Provider, review: &Review) -> Value {
     let pool = &provider.pool;
     let limits = |list: &[paceline::pace::LimitSpec]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let millis = |span: std::time::Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
     let budgets = pool.budgets.iter().map(|b| json!({ "name": b.name, "limits": limits(&b.limits) }));
     let routes = provider.routes.iter().zip(&pool.routes).map(|(route, spec)| {
         json!({ "method": route.method, "path": route.path, "limits": limits(&spec.limits), "key_limits": limits(&spec.key_limits) })
@@ -202,7 +209,9 @@ fn provider(provider: &Provider, review: &Review) -> Value {
         "name": provider.name,
         "base_url": provider.base_url.as_str(),
         "auth": auth(&provider.auth),
-        "timeout_ms": u64::try_from(provider.policy.timeout.as_millis()).unwrap_or(u64::MAX),
+        "timeout_ms": millis(provider.policy.timeout),
+        "connect_timeout_ms": millis(provider.policy.connect_timeout()),
+        "first_byte_timeout_ms": millis(provider.policy.first_byte_timeout()),
         "keys": pool.keys.iter().map(|key| key.label.as_str()).collect::<Vec<_>>(),
         "lanes": pool.lanes.iter().map(|lane| (lane.name.clone(), json!(lane.weight))).collect::<serde_json::Map<_, _>>(),
         "limits": limits(&pool.limits),

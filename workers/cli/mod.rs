@@ -4,11 +4,14 @@
 //! line, its variant in [`Command`], its arm in [`Command::run`]; nothing else knows the list.
 
 mod arguments;
+mod audit;
 mod backend;
 mod bench;
 mod check;
 mod dead;
+mod deliveries;
 mod demo;
+mod endpoints;
 mod enqueue;
 mod failure;
 mod http;
@@ -25,6 +28,7 @@ mod ready;
 mod replays;
 mod schedules;
 mod schema;
+mod secret_input;
 mod serve;
 mod topology;
 
@@ -107,9 +111,9 @@ Exit codes:
   1    failed, or something was refused
   2    the command line or the configuration is wrong
   3    neither the API nor the store can be reached
-  4    there is no such job, dead letter, provider, budget or key
+  4    there is no such job, dead letter, endpoint, delivery, provider, budget or key
   5    conflict, or too late for that
-  6    `jobs wait`: the time was up, or a job did not succeed
+  6    `jobs wait`, `endpoints test`: the time was up, or a job did not succeed
   141  the reader of the output went away
 
 Examples:
@@ -131,9 +135,14 @@ enum Command {
     #[command(subcommand)]
     Dead(dead::Command),
     #[command(subcommand)]
+    Endpoints(Box<endpoints::Command>),
+    #[command(subcommand)]
+    Deliveries(deliveries::Command),
+    #[command(subcommand)]
     Providers(providers::Command),
     #[command(subcommand)]
     Keys(keys::Command),
+    Audit(audit::Args),
     Check(check::Args),
     Plan(Box<plan::Args>),
     Migrate(migrate::Args),
@@ -156,8 +165,11 @@ impl Command {
             Self::Enqueue(args) => enqueue::run(*args, globals, out).await,
             Self::Jobs(command) => jobs::run(command, globals, out).await,
             Self::Dead(command) => dead::run(command, globals, out).await,
+            Self::Endpoints(command) => endpoints::run(*command, globals, out).await,
+            Self::Deliveries(command) => deliveries::run(command, globals, out).await,
             Self::Providers(command) => providers::run(command, globals, out).await,
             Self::Keys(command) => keys::run(command, globals, out).await,
+            Self::Audit(args) => audit::run(args, globals, out).await,
             Self::Check(args) => check::run(args, globals, out).await,
             Self::Plan(args) => plan::run(*args, globals, out).await,
             Self::Migrate(args) => migrate::run(args, globals, out).await,

@@ -166,27 +166,31 @@ fn budgets(provider: &Value, out: &Out) -> Result<(), Failure> {
     let head = ["BUDGET", "STATE", "UNTIL", "ALLOWED/S", "ACHIEVED/S", "429S", "SIGNALS"];
     out.table(head, &rows, "no budgets")?;
     out.line("")?;
-    let rows: Vec<_> = key_rows(provider).map(|[_, row @ ..]| row).collect();
+    let rows: Vec<_> = key_rows(provider).collect();
     out.table(["KEY", "BUDGET", "STATE", "UNTIL", "USED", "BY"], &rows, "no keys")?;
     out.line("")
 }
 
-/// Provider, label, budget, state, until, use, and who disabled it: of every key that is listed.
-pub fn key_rows(provider: &Value) -> impl Iterator<Item = [String; 7]> {
+/// Label, budget, state, until, use, and who disabled it: of every key that is listed.
+fn key_rows(provider: &Value) -> impl Iterator<Item = [String; 6]> {
     of(provider, "budgets").flat_map(move |budget| {
         of(budget, "keys").map(move |key| {
-            let used: Vec<String> = of(key, "limits").map(used).collect();
             [
-                cell(&provider["name"]),
                 cell(&key["label"]),
                 cell(&budget["name"]),
                 cell(&key["state"]),
                 time(&key["until"]),
-                if used.is_empty() { "-".to_owned() } else { used.join(" ") },
+                used_of(key),
                 cell(&key["disabled_by"]),
             ]
         })
     })
+}
+
+/// How much of the limits of a key is used.
+pub fn used_of(key: &Value) -> String {
+    let used: Vec<String> = of(key, "limits").map(used).collect();
+    if used.is_empty() { "-".to_owned() } else { used.join(" ") }
 }
 
 /// `3/10 requests`

@@ -1,10 +1,17 @@
 //! `paceline topology`: what stands in RabbitMQ.
 
 use clap::Subcommand;
+use lapin::Connection;
+use paceline::clock::SystemClock;
 use paceline::config::{Config, QueueConfig};
-use paceline::inlet::{self, topology::Topology};
+use paceline::inlet::leftovers::{self, Leftover, Pruned};
+use paceline::inlet::topology::{JOBS, Topology};
+use paceline::inlet::{self, InletError};
+use paceline::store::Store;
+use serde_json::json;
 
 use super::Globals;
+use super::backend::{Missing, open_store};
 use super::failure::{Exit, Failure};
 use super::output::Out;
 
@@ -17,6 +24,22 @@ pub enum Command {
     ///
     /// `paceline serve` does this by itself. Use it where producers start first.
     Apply,
+    /// Drain and delete queues of providers and lanes that are no longer configured
+    ///
+    /// What waits in them becomes dead letters (unroutable), body and headers kept; then the queue is
+    /// deleted. Queues that somebody consumes are left alone. It can be stopped and run again at any time.
+    Prune(Prune),
+}
+
+/// What to prune.
+#[derive(Debug, clap::Args)]
+pub struct Prune {
+    /// Only this queue; also one that was declared before the store remembered queues
+    #[arg(long, value_name = "NAME")]
+    queue: Option<String>,
+    /// Show what there is, change nothing
+    #[arg(long)]
+    dry_run: bool,
 }
 
 /// Prints or declares.
@@ -33,6 +56,7 @@ pub async fn run(command: Command, globals: &Globals, out: &Out) -> Result<Exit,
         }
         Command::Apply => {
             apply(&config, &topology).await?;
+            remember(&config, &topology).await;
             out.line(format!(
                 "declared {} exchanges, {} queues, {} bindings",
                 topology.exchanges.len(),
@@ -40,6 +64,7 @@ pub async fn run(command: Command, globals: &Globals, out: &Out) -> Result<Exit,
                 topology.bindings.len()
             ))?;
         }
+        Command::Prune(prune) => return self::prune(&prune, &config, &topology, out).await,
     }
     Ok(Exit::Done)
 }
@@ -59,13 +84,99 @@ fn print(topology: &Topology, out: &Out) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn apply(config: &Config, topology: &Topology) -> Result<(), Failure> {
+fn unreachable(error: InletError) -> Failure {
+    Failure::new(Exit::Unreachable, format!("RabbitMQ: {error}"))
+}
+
+async fn connect(config: &Config) -> Result<Connection, Failure> {
     let QueueConfig::Amqp(url) = &config.queue else {
         return Err(Failure::usage("there is no RabbitMQ in the configuration: set queue.url or AMQP_URL"));
     };
-    let unreachable = |e: inlet::InletError| Failure::new(Exit::Unreachable, format!("RabbitMQ: {e}"));
-    let connection = inlet::connect(url, "paceline topology").await.map_err(unreachable)?;
+    inlet::connect(url, "paceline topology").await.map_err(unreachable)
+}
+
+async fn close(connection: &Connection) -> Result<(), Failure> {
+    connection.close(200, "done".into()).await.map_err(|e| unreachable(e.into()))
+}
+
+async fn apply(config: &Config, topology: &Topology) -> Result<(), Failure> {
+    let connection = connect(config).await?;
     let channel = connection.create_channel().await.map_err(|e| unreachable(e.into()))?;
     topology.declare(&channel).await.map_err(|e| Failure::new(Exit::Failed, format!("RabbitMQ refuses: {e}")))?;
-    connection.close(200, "done".into()).await.map_err(|e| unreachable(e.into()))
+    close(&connection).await
+}
+
+/// For `prune`. A store that is not there yet is no reason to fail: `serve` remembers them, too.
+async fn remember(config: &Config, topology: &Topology) {
+    let names: Vec<String> = topology.job_queues().map(str::to_owned).collect();
+    let remembered = async {
+        let (store, _) = open_store(config, Missing::Fail).await?;
+        let remembered = store.remember_queues(&names).await;
+        store.close().await;
+        remembered.map_err(Failure::from)
+    };
+    if let Err(failure) = remembered.await {
+        tracing::info!("the store does not know of these queues yet: {}", failure.message);
+    }
+}
+
+async fn prune(prune: &Prune, config: &Config, topology: &Topology, out: &Out) -> Result<Exit, Failure> {
+    if let Some(queue) = &prune.queue {
+        if topology.job_queues().any(|name| name == queue) {
+            return Err(Failure::usage(format!("{queue} belongs to a configured provider and lane")));
+        }
+        if !queue.starts_with(&format!("{JOBS}.")) {
+            return Err(Failure::usage(format!("{queue} is no queue of jobs: these begin with {JOBS}.")));
+        }
+    }
+    let connection = connect(config).await?;
+    let (store, _) = open_store(config, Missing::Fail).await?;
+    let done = prune_all(prune, &connection, &store, topology, out).await;
+    store.close().await;
+    close(&connection).await?;
+    done
+}
+
+async fn prune_all(
+    prune: &Prune,
+    connection: &Connection,
+    store: &Store,
+    topology: &Topology,
+    out: &Out,
+) -> Result<Exit, Failure> {
+    let found = match &prune.queue {
+        Some(queue) => leftovers::look(connection, queue).await.map_err(unreachable)?.into_iter().collect(),
+        None => leftovers::leftovers(connection, store, topology).await.map_err(unreachable)?,
+    };
+    let (mut shown, mut exit) = (Vec::new(), Exit::Done);
+    for Leftover { queue, messages, consumers } in found {
+        let in_use = consumers > 0;
+        let pruned = match prune.dry_run || in_use {
+            true => None,
+            false => Some(leftovers::prune(connection, store, &SystemClock::new(), &queue).await.map_err(unreachable)?),
+        };
+        let deleted = pruned.is_some_and(|pruned| pruned.deleted);
+        if !prune.dry_run && !deleted {
+            exit = Exit::Failed;
+        }
+        let buried = pruned.map_or(0, |pruned| pruned.buried);
+        if !out.is_json() {
+            let what = match pruned {
+                _ if in_use => format!("{messages} messages; somebody consumes it: left alone"),
+                None => format!("{messages} messages"),
+                Some(Pruned { deleted: true, .. }) => format!("{buried} messages are dead letters now; deleted"),
+                Some(_) => format!("{buried} messages are dead letters now; not empty, left for another time"),
+            };
+            out.line(format!("{queue}  {what}"))?;
+        }
+        shown.push(json!({
+            "queue": queue, "messages": messages, "consumers": consumers, "buried": buried, "deleted": deleted,
+        }));
+    }
+    if out.is_json() {
+        out.json(&json!({ "queues": shown, "dry_run": prune.dry_run }))?;
+    } else if shown.is_empty() {
+        out.line("every queue belongs to a configured provider and lane")?;
+    }
+    Ok(exit)
 }

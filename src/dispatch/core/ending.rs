@@ -19,9 +19,15 @@ impl Core {
     /// What the end of a call means for its key, its budget and its job.
     pub(super) fn conclude(&mut self, pk: JobPk, open: Open, end: CallEnd, now: Now, random: &mut dyn FnMut() -> f64) {
         self.open -= 1;
-        let Open { flight, pass, sent, .. } = open;
+        let Open { flight, pass, sent, secret, .. } = open;
         let (key, probe) = (flight.key(), flight.is_probe());
         self.count(key, Step::Ends, now.mono);
+        if matches!(end, CallEnd::Withheld) {
+            // Whoever has the lease now makes the call.
+            self.pool.unsent(flight, now.mono);
+            self.note_health(pass, None, now);
+            return self.record(pk, Next::Release, None, false, now);
+        }
         let Some(held) = self.jobs.get(&pk) else { return self.note_health(pass, None, now) };
         let reply = match &end {
             CallEnd::Answered(answer) => Reply::Answered {
@@ -31,7 +37,7 @@ impl Core {
                 throttled: answer.told.limited,
             },
             CallEnd::Lost(_) => Reply::Lost,
-            CallEnd::NotSent(_) | CallEnd::Impossible(_) => Reply::NotSent,
+            CallEnd::NotSent(_) | CallEnd::Withheld | CallEnd::Impossible(_) => Reply::NotSent,
         };
         let ruling = match &end {
             CallEnd::Answered(answer) => answer.ruling.map(|ruling| ruling.outcome),
@@ -71,14 +77,17 @@ impl Core {
             error: end.error(outcome),
         };
         match &end {
-            CallEnd::NotSent(_) | CallEnd::Impossible(_) => self.pool.unsent(flight, now.mono),
+            CallEnd::NotSent(_) | CallEnd::Withheld | CallEnd::Impossible(_) => self.pool.unsent(flight, now.mono),
             CallEnd::Answered(answer) => {
                 self.pool.body_told(&flight, now.mono, &answer.told);
                 self.pool.finish(flight, now.mono, answer.cost);
             }
             CallEnd::Lost(_) => self.pool.finish(flight, now.mono, None),
         }
-        self.judge_key(key, (probe, sent.mono), outcome, &end, now);
+        // What is said of a secret that was replaced meanwhile is not said of the next one.
+        if secret == self.pool.secret_of(key) {
+            self.judge_key(key, (probe, sent.mono), outcome, &end, now);
+        }
         self.commands.push(Command::Note(Note::Called(outcome, latency_ms)));
         let impossible = matches!(end, CallEnd::Impossible(_));
         self.note_health(pass, (!impossible).then_some(outcome), now);

@@ -1,12 +1,13 @@
 //! The pacing groups of a provider: which of them this dispatcher holds, and how much it may send of each.
 
+use super::leave::Leave;
 use super::message::{Allowance, Now};
 use super::{Core, Doors, Stage};
 use crate::pace::{GroupId, Hold, KeyId, Left, Pin, Pool, Saved, Since, Time};
 use crate::store::{JobPk, Next};
 
 /// One group, as this dispatcher holds it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Group {
     held: bool,
     /// What may be sent still.
@@ -16,6 +17,8 @@ struct Group {
     starting: u64,
     /// Since somebody asked last.
     sent: Sent,
+    /// For calls on their way to a connection.
+    leave: Leave,
 }
 
 /// What was sent of one group since somebody asked last.
@@ -59,8 +62,17 @@ impl Groups {
     pub(super) fn new(count: usize) -> Self {
         let allowed = Allowance { until: Time::MAX, calls: u64::MAX, open: u64::MAX };
         let sent = |number: usize| Sent { group: GroupId(number as u32), calls: 0, open: 0 };
-        let group = |number| Group { held: true, allowed, open: 0, starting: 0, sent: sent(number) };
+        let leave = || Leave::until(allowed.until);
+        let group = |number| Group { held: true, allowed, open: 0, starting: 0, sent: sent(number), leave: leave() };
         Self { list: (0..count).map(group).collect(), held: count, sent: Vec::new(), look_at: Time::MAX }
+    }
+
+    /// One group more, which is not held.
+    pub(super) fn add(&mut self) {
+        let group = GroupId(self.list.len() as u32);
+        let allowed = Allowance { until: Time::ZERO, calls: 0, open: 0 };
+        let sent = Sent { group, calls: 0, open: 0 };
+        self.list.push(Group { held: false, allowed, leave: Leave::until(Time::ZERO), open: 0, starting: 0, sent });
     }
 
     fn get(&mut self, group: GroupId) -> Option<&mut Group> {
@@ -212,6 +224,12 @@ impl Core {
         group.is_some_and(|group| group.may_send(now))
     }
 
+    /// Whether calls with a permit for this key may still leave, from now on.
+    pub fn leave(&self, key: KeyId) -> Leave {
+        let group = self.pool.group_of(key).and_then(|group| self.groups.list.get(group.0 as usize));
+        group.map_or_else(|| Leave::until(Time::ZERO), |group| group.leave.clone())
+    }
+
     /// Whether anything may be sent of anything.
     pub fn holds_something(&self, now: Time) -> bool {
         self.groups.held > 0 && self.groups.list.iter().any(|group| group.held && now < group.allowed.until)
@@ -253,8 +271,9 @@ impl Core {
     }
 
     /// Tells the pool whether permits of a group may be given.
-    fn settle(&mut self, group: GroupId, now: Time) {
+    pub(super) fn settle(&mut self, group: GroupId, now: Time) {
         let Some(state) = self.groups.get(group) else { return };
+        state.leave.set(if state.held { state.allowed.until } else { Time::ZERO });
         let hold = match state {
             state if !state.held => Hold::Away,
             state if state.has_room(now) => Hold::Open,

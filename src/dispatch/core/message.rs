@@ -51,6 +51,8 @@ pub enum CallEnd {
     Answered(Box<Answered>),
     /// It surely was not sent.
     NotSent(String),
+    /// The same, since the lease ended before it could leave: nobody's fault.
+    Withheld,
     /// It may have been sent.
     Lost(String),
     /// It cannot be made at all.
@@ -62,6 +64,11 @@ pub enum CallEnd {
 pub enum Event {
     /// Jobs were claimed for this dispatcher.
     Claimed(Vec<Claimed>),
+    /// A call left only now: it had to wait for a connection.
+    Left {
+        /// Whose.
+        pk: JobPk,
+    },
     /// The first byte of an answer came.
     Head {
         /// Whose.
@@ -165,6 +172,7 @@ impl CallEnd {
                 format!("status {}: {}", answer.response.status, body.replace(char::is_control, " ").trim())
             }
             Self::NotSent(text) | Self::Lost(text) | Self::Impossible(text) => text.clone(),
+            Self::Withheld => return None,
         };
         if text.len() > ERROR_BYTES_MAX {
             let end = (0..=ERROR_BYTES_MAX).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);

@@ -54,7 +54,7 @@ impl Core {
 }
 
 /// This key and the budget it belongs to; or this budget and its keys.
-fn names_beside(pool: &Pool, name: &str) -> Vec<String> {
+pub(super) fn names_beside(pool: &Pool, name: &str) -> Vec<String> {
     let numbers = || (0..pool.key_count()).filter_map(|n| u32::try_from(n).ok().map(KeyId));
     let budget = pool.budget_named(name).or_else(|| pool.budget_of(pool.key_named(name)?));
     let keys = numbers().filter(|key| budget.is_some() && pool.budget_of(*key) == budget);

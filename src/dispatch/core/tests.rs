@@ -129,3 +129,27 @@ fn nothing_leaves_beyond_what_the_lease_allows() {
     assert_eq!(sent_with(Time::MAX, 3, 9), 3, "so many calls are written ahead");
     assert_eq!(sent_with(Time::MAX, 9, 2), 2, "and so many open ones");
 }
+
+#[test]
+fn a_call_that_was_withheld_goes_back_as_if_it_had_never_had_a_permit() {
+    let mut core = core();
+    assert_eq!(step(&mut core, Event::Claimed(vec![claimed(7, 1, 1), claimed(8, 1, 1)])).0, [7]);
+    let (calls, records) = step(&mut core, Event::Ended { pk: 7, end: CallEnd::Withheld });
+    assert_eq!(calls, [8], "its place is free");
+    assert!(matches!(records[..], [Record { next: Next::Release, attempt: None, failures: 0, .. }]), "{records:?}");
+}
+
+#[test]
+fn calls_may_leave_as_long_as_their_lease_is_held() {
+    let mut core = core();
+    let (key, at) = (KeyId(0), |seconds| Time::ZERO + Duration::from_secs(seconds));
+    let leave = core.leave(key);
+    assert!(leave.is_given(at(1_000)), "without any bound");
+    let until = |seconds| Allowance { until: at(seconds), calls: 9, open: 9 };
+    core.allow(GroupId(0), until(10), at(4));
+    assert!(leave.is_given(at(9)) && !leave.is_given(at(10)));
+    core.allow(GroupId(0), until(12), at(6));
+    assert!(leave.is_given(at(11)), "the lease was renewed meanwhile");
+    step(&mut core, Event::Suspend(vec![GroupId(0)]));
+    assert!(!leave.is_given(at(7)), "it is somebody else's");
+}

@@ -38,7 +38,7 @@ impl Core {
     }
 
     /// When that changes.
-    pub(super) fn window_changes_at(&self, now: Now) -> Option<Time> {
+    pub fn window_changes_at(&self, now: Now) -> Option<Time> {
         let until = self.window.known?.1.until_ms?;
         let ahead = u64::try_from(until.saturating_sub(now.wall)).unwrap_or(0);
         Some(now.mono + std::time::Duration::from_millis(ahead))

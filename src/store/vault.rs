@@ -1,0 +1,425 @@
+//! Stored provider keys: rows that only a master key opens.
+//!
+//! Every change locks the row of the master key first: one goes after the other, and all of them
+//! seal with the same one. Which that is, the store says: a process that does not hold it changes
+//! nothing.
+
+use super::audit::{self, Act, ActKind};
+use super::dialect::{Db, Tx, on_db};
+use super::wakes::Pending;
+use super::{StoreError, Subject, orders};
+use crate::clock::WallMs;
+use crate::secrets::Secret;
+use crate::vault::{MasterKey, MasterKeys, Place, VaultError};
+
+/// Stored keys of one provider at most, removed ones too.
+pub const STORED_KEYS_MAX: usize = 10_000;
+
+/// A stored key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredKey {
+    /// Whose.
+    pub provider: String,
+    /// Its label.
+    pub label: String,
+    /// Its share where several keys could serve.
+    pub weight: u32,
+    /// The declared budget that it belongs to; `None`: its own.
+    pub budget: Option<String>,
+    /// Rises with every secret, and with its removal.
+    pub version: i64,
+    /// The encrypted secret; `None`: it was removed.
+    pub sealed: Option<Sealed>,
+    /// Tells its secret from others; without the master key no guess can be tested by it.
+    pub fingerprint: Option<String>,
+    /// When the key was added.
+    pub added_ms: WallMs,
+    /// When its secret was last given or removed.
+    pub changed_ms: WallMs,
+    /// By whom.
+    pub changed_by: String,
+}
+
+/// An encrypted secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sealed {
+    /// Nonce and ciphertext.
+    pub bytes: Vec<u8>,
+    /// Which master key opens it.
+    pub master: String,
+}
+
+impl StoredKey {
+    /// Decrypts the secret; `None`: it was removed.
+    ///
+    /// # Errors
+    /// [`VaultError`] where the master key is missing or another one, or the row was changed.
+    pub fn open(&self, masters: &MasterKeys) -> Result<Option<Secret>, VaultError> {
+        let Some(sealed) = &self.sealed else { return Ok(None) };
+        masters.find(&sealed.master)?.open(self.place(), &sealed.bytes).map(Some)
+    }
+
+    fn place(&self) -> Place<'_> {
+        Place { provider: &self.provider, label: &self.label, version: self.version }
+    }
+}
+
+/// Which key somebody acts on, who, and with which master keys.
+#[derive(Debug, Clone, Copy)]
+pub struct KeyAct<'a> {
+    /// Whose key.
+    pub provider: &'a str,
+    /// Which.
+    pub label: &'a str,
+    /// Who acts.
+    pub by: &'a str,
+    /// Of this process.
+    pub masters: &'a MasterKeys,
+    /// When.
+    pub now_ms: WallMs,
+}
+
+/// A key to be added.
+#[derive(Debug, Clone, Copy)]
+pub struct NewKey<'a> {
+    /// Its secret.
+    pub secret: &'a Secret,
+    /// Its share, at least 1.
+    pub weight: u32,
+    /// A declared budget.
+    pub budget: Option<&'a str>,
+}
+
+/// Why a stored key was not changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum KeyRefused {
+    /// It has a secret already.
+    #[error("there is a key of this label already: rotate it to give it another secret")]
+    Exists,
+    /// There is none, or it was removed.
+    #[error("no secret is stored for this key: add one")]
+    Missing,
+    /// It would be counted twice.
+    #[error("the key {0} has the same secret: what is sent with both would count as one at the provider")]
+    SameSecret(String),
+    /// It was added with another weight or budget, under which what was spent with it is kept.
+    #[error("the key was removed, and had {0} before: add it with the same")]
+    Changed(String),
+    /// No more fit.
+    #[error("{STORED_KEYS_MAX} keys of this provider are stored already")]
+    TooMany,
+    /// The master key is missing, or another one.
+    #[error(transparent)]
+    Master(#[from] VaultError),
+}
+
+type KeyResult<T> = Result<T, KeyRefused>;
+
+/// provider, label, weight, budget, version, sealed, master, fingerprint, added, changed, by.
+type Row =
+    (String, String, i64, Option<String>, i64, Option<Vec<u8>>, Option<String>, Option<String>, WallMs, WallMs, String);
+
+const COLUMNS: &str = "provider, label, weight, budget, version, sealed, master, fingerprint, added_ms, changed_ms,
+    changed_by";
+
+fn stored(row: Row) -> StoredKey {
+    let (provider, label, weight, budget, version, sealed, master, fingerprint, added_ms, changed_ms, changed_by) = row;
+    let sealed = sealed.zip(master).map(|(bytes, master)| Sealed { bytes, master });
+    let weight = super::number(weight).max(1);
+    StoredKey { provider, label, weight, budget, version, sealed, fingerprint, added_ms, changed_ms, changed_by }
+}
+
+/// The stored keys of that provider, or of all; removed ones too.
+pub(super) async fn list(db: &Db, provider: Option<&str>) -> Result<Vec<StoredKey>, StoreError> {
+    let sql = format!("SELECT {COLUMNS} FROM vault_keys WHERE $1 IS NULL OR provider = $1 ORDER BY provider, label");
+    let sql = sqlx::AssertSqlSafe(sql);
+    let rows: Vec<Row> = on_db!(read db, |c| sqlx::query_as(sql).bind(provider).fetch_all(c).await)?;
+    Ok(rows.into_iter().map(stored).collect())
+}
+
+async fn list_in(tx: &mut Tx, provider: Option<&str>) -> Result<Vec<StoredKey>, StoreError> {
+    let sql = format!("SELECT {COLUMNS} FROM vault_keys WHERE $1 IS NULL OR provider = $1 ORDER BY provider, label");
+    let sql = sqlx::AssertSqlSafe(sql);
+    let rows: Vec<Row> = on_db!(tx, |c| sqlx::query_as(sql).bind(provider).fetch_all(c).await)?;
+    Ok(rows.into_iter().map(stored).collect())
+}
+
+/// Adds a key, or gives one its secret that was removed; it is in use then.
+pub(super) async fn add(
+    tx: &mut Tx,
+    act: KeyAct<'_>,
+    new: NewKey<'_>,
+    wakes: &mut Pending,
+) -> Result<KeyResult<StoredKey>, StoreError> {
+    let changed = try_add(tx, act, new).await?;
+    if changed.is_ok() {
+        put_back(tx, act, wakes).await?;
+    }
+    settle(tx, act, ActKind::KeyAdd, changed, wakes).await
+}
+
+async fn try_add(tx: &mut Tx, act: KeyAct<'_>, new: NewKey<'_>) -> Result<KeyResult<StoredKey>, StoreError> {
+    let master = match locked_master(tx, act).await? {
+        Ok(master) => master,
+        Err(refused) => return Ok(Err(refused.into())),
+    };
+    let keys = list_in(tx, Some(act.provider)).await?;
+    let known = keys.iter().find(|key| key.label == act.label);
+    if let Some(refused) = refusal(&keys, known, act, new, master) {
+        return Ok(Err(refused));
+    }
+    let key = StoredKey {
+        provider: act.provider.to_owned(),
+        label: act.label.to_owned(),
+        weight: new.weight,
+        budget: new.budget.map(str::to_owned),
+        version: known.map_or(1, |known| known.version + 1),
+        sealed: None,
+        fingerprint: None,
+        added_ms: act.now_ms,
+        changed_ms: act.now_ms,
+        changed_by: act.by.to_owned(),
+    };
+    seal_and_put(tx, key, new.secret, master).await
+}
+
+fn refusal(
+    keys: &[StoredKey],
+    known: Option<&StoredKey>,
+    act: KeyAct<'_>,
+    new: NewKey<'_>,
+    master: &MasterKey,
+) -> Option<KeyRefused> {
+    match known {
+        Some(known) if known.sealed.is_some() => return Some(KeyRefused::Exists),
+        Some(known) if known.weight != new.weight || known.budget.as_deref() != new.budget => {
+            let budget = known.budget.as_ref().map(|budget| format!(" and the budget {budget}")).unwrap_or_default();
+            return Some(KeyRefused::Changed(format!("the weight {}{budget}", known.weight)));
+        }
+        None if keys.len() >= STORED_KEYS_MAX => return Some(KeyRefused::TooMany),
+        _ => {}
+    }
+    same_secret(keys, act, new.secret, master)
+}
+
+fn same_secret(keys: &[StoredKey], act: KeyAct<'_>, secret: &Secret, master: &MasterKey) -> Option<KeyRefused> {
+    let fingerprint = master.fingerprint(act.provider, secret);
+    let same = keys.iter().find(|key| key.label != act.label && key.fingerprint.as_ref() == Some(&fingerprint));
+    same.map(|key| KeyRefused::SameSecret(key.label.clone()))
+}
+
+/// Gives a key another secret. Whether it is in use stays as it is.
+pub(super) async fn rotate(
+    tx: &mut Tx,
+    act: KeyAct<'_>,
+    secret: &Secret,
+    wakes: &mut Pending,
+) -> Result<KeyResult<StoredKey>, StoreError> {
+    let changed = try_rotate(tx, act, secret).await?;
+    settle(tx, act, ActKind::KeyRotate, changed, wakes).await
+}
+
+async fn try_rotate(tx: &mut Tx, act: KeyAct<'_>, secret: &Secret) -> Result<KeyResult<StoredKey>, StoreError> {
+    let master = match locked_master(tx, act).await? {
+        Ok(master) => master,
+        Err(refused) => return Ok(Err(refused.into())),
+    };
+    let keys = list_in(tx, Some(act.provider)).await?;
+    let Some(known) = keys.iter().find(|key| key.label == act.label && key.sealed.is_some()) else {
+        return Ok(Err(KeyRefused::Missing));
+    };
+    if let Some(refused) = same_secret(&keys, act, secret, master) {
+        return Ok(Err(refused));
+    }
+    let (changed_ms, changed_by) = (act.now_ms, act.by.to_owned());
+    let key = StoredKey { version: known.version + 1, changed_ms, changed_by, ..known.clone() };
+    seal_and_put(tx, key, secret, master).await
+}
+
+/// Erases the secret of a key, which is out of use from then on. Its label stays, with what was spent.
+pub(super) async fn remove(
+    tx: &mut Tx,
+    act: KeyAct<'_>,
+    wakes: &mut Pending,
+) -> Result<KeyResult<StoredKey>, StoreError> {
+    lock(tx).await?;
+    let keys = list_in(tx, Some(act.provider)).await?;
+    let known = keys.into_iter().find(|key| key.label == act.label && key.sealed.is_some());
+    let changed = match known {
+        None => Err(KeyRefused::Missing),
+        Some(known) => {
+            let (changed_ms, changed_by) = (act.now_ms, act.by.to_owned());
+            let key = StoredKey { version: known.version + 1, sealed: None, changed_ms, changed_by, ..known };
+            put(tx, &key).await?;
+            Ok(key)
+        }
+    };
+    settle(tx, act, ActKind::KeyRemove, changed, wakes).await
+}
+
+/// Encrypts every secret anew with the current master key, all or none; how many there were.
+pub(super) async fn rekey(
+    tx: &mut Tx,
+    masters: &MasterKeys,
+    by: &str,
+    now_ms: WallMs,
+) -> Result<KeyResult<u64>, StoreError> {
+    let current = match masters.current() {
+        Ok(current) => current,
+        Err(error) => return Ok(Err(error.into())),
+    };
+    let active = lock(tx).await?;
+    let mut done = 0;
+    let mut opened = Vec::new();
+    for key in list_in(tx, None).await? {
+        match key.open(masters) {
+            Ok(Some(secret)) => opened.push((key, Some(secret))),
+            Ok(None) => opened.push((key, None)),
+            Err(error) => return refuse_rekey(tx, error.into(), by, now_ms).await,
+        }
+    }
+    for (key, secret) in opened {
+        match secret {
+            Some(secret) if key.sealed.as_ref().is_some_and(|sealed| sealed.master != current.id()) => {
+                match seal_and_put(tx, key, &secret, current).await? {
+                    Ok(_) => done += 1,
+                    Err(refused) => return Err(StoreError::Corrupt(refused.to_string())),
+                }
+            }
+            // Nobody can tell the removed secret any more.
+            None if active.as_deref() != Some(current.id()) => put(tx, &StoredKey { fingerprint: None, ..key }).await?,
+            _ => {}
+        }
+    }
+    set_master(tx, current, now_ms).await?;
+    let detail = format!("{done} secrets, master key {}", current.id());
+    let act =
+        Act { who: by, kind: ActKind::VaultRekey, target: "vault", done: true, detail: Some(&detail), at_ms: now_ms };
+    audit::write(tx, act).await?;
+    Ok(Ok(done))
+}
+
+async fn refuse_rekey(
+    tx: &mut Tx,
+    refused: KeyRefused,
+    by: &str,
+    now_ms: WallMs,
+) -> Result<KeyResult<u64>, StoreError> {
+    let detail = refused.to_string();
+    let (kind, detail) = (ActKind::VaultRekey, Some(detail.as_str()));
+    audit::write(tx, Act { who: by, kind, target: "vault", done: false, detail, at_ms: now_ms }).await?;
+    Ok(Err(refused))
+}
+
+/// An operator's word that took the key out of use ends with its new secret.
+async fn put_back(tx: &mut Tx, act: KeyAct<'_>, wakes: &mut Pending) -> Result<(), StoreError> {
+    let subject = Subject::Key(act.label.to_owned());
+    let given =
+        orders::Given { provider: act.provider, subject: &subject, held: false, by: act.by, now_ms: act.now_ms };
+    orders::give(tx, given, wakes).await.map(drop)
+}
+
+/// Writes the act down, and wakes whoever uses the key.
+async fn settle(
+    tx: &mut Tx,
+    act: KeyAct<'_>,
+    kind: ActKind,
+    changed: KeyResult<StoredKey>,
+    wakes: &mut Pending,
+) -> Result<KeyResult<StoredKey>, StoreError> {
+    let target = format!("{}/{}", act.provider, act.label);
+    let detail = match &changed {
+        Ok(key) => format!("version {}", key.version),
+        Err(refused) => refused.to_string(),
+    };
+    let (done, detail) = (changed.is_ok(), Some(detail.as_str()));
+    audit::write(tx, Act { who: act.by, kind, target: &target, done, detail, at_ms: act.now_ms }).await?;
+    if done {
+        wakes.orders(act.provider);
+    }
+    Ok(changed)
+}
+
+/// The master key to seal with; nobody else changes anything until the end of the transaction.
+async fn locked_master<'a>(tx: &mut Tx, act: KeyAct<'a>) -> Result<Result<&'a MasterKey, VaultError>, StoreError> {
+    if lock(tx).await?.is_none()
+        && let Ok(current) = act.masters.current()
+    {
+        let sql = "INSERT INTO vault_master (one, master, since_ms) VALUES (1, $1, $2) ON CONFLICT (one) DO NOTHING";
+        on_db!(tx, |c| sqlx::query(sql).bind(current.id()).bind(act.now_ms).execute(c).await.map(drop))?;
+    }
+    // Somebody else's may have been first.
+    let Some(active) = lock(tx).await? else {
+        return Ok(Err(VaultError::NoMaster));
+    };
+    match (act.masters.find(&active), act.masters.current()) {
+        // As long as there is nothing that it opens, any other will do.
+        (Err(VaultError::WrongMaster { .. }), Ok(current)) if !has_secrets(tx).await? => {
+            set_master(tx, current, act.now_ms).await?;
+            Ok(Ok(current))
+        }
+        (found, _) => Ok(found),
+    }
+}
+
+async fn has_secrets(tx: &mut Tx) -> Result<bool, StoreError> {
+    let sql = "SELECT COUNT(*) FROM vault_keys WHERE sealed IS NOT NULL";
+    let rows: Vec<(i64,)> = on_db!(tx, |c| sqlx::query_as(sql).fetch_all(c).await)?;
+    Ok(rows.first().is_some_and(|row| row.0 > 0))
+}
+
+/// The id of the active master key; where there is one, its row is locked.
+async fn lock(tx: &mut Tx) -> Result<Option<String>, StoreError> {
+    let sql = sqlx::AssertSqlSafe(format!("SELECT master FROM vault_master WHERE one = 1{}", tx.for_update()));
+    let rows: Vec<(String,)> = on_db!(tx, |c| sqlx::query_as(sql).fetch_all(c).await)?;
+    Ok(rows.into_iter().next().map(|row| row.0))
+}
+
+async fn set_master(tx: &mut Tx, master: &MasterKey, now_ms: WallMs) -> Result<(), StoreError> {
+    let sql = "INSERT INTO vault_master (one, master, since_ms) VALUES (1, $1, $2)
+        ON CONFLICT (one) DO UPDATE SET master = excluded.master, since_ms = excluded.since_ms";
+    on_db!(tx, |c| sqlx::query(sql).bind(master.id()).bind(now_ms).execute(c).await.map(drop))?;
+    Ok(())
+}
+
+async fn seal_and_put(
+    tx: &mut Tx,
+    key: StoredKey,
+    secret: &Secret,
+    master: &MasterKey,
+) -> Result<KeyResult<StoredKey>, StoreError> {
+    let bytes = match master.seal(key.place(), secret) {
+        Ok(bytes) => bytes,
+        Err(error) => return Ok(Err(error.into())),
+    };
+    let sealed = Some(Sealed { bytes, master: master.id().to_owned() });
+    let fingerprint = Some(master.fingerprint(&key.provider, secret));
+    let key = StoredKey { sealed, fingerprint, ..key };
+    put(tx, &key).await?;
+    Ok(Ok(key))
+}
+
+async fn put(tx: &mut Tx, key: &StoredKey) -> Result<(), StoreError> {
+    let sql = "INSERT INTO vault_keys (provider, label, weight, budget, version, sealed, master, fingerprint, added_ms,
+            changed_ms, changed_by)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+        ON CONFLICT (provider, label) DO UPDATE SET version = excluded.version, sealed = excluded.sealed,
+            master = excluded.master, fingerprint = excluded.fingerprint, changed_ms = excluded.changed_ms,
+            changed_by = excluded.changed_by";
+    on_db!(tx, |c| sqlx::query(sql)
+        .bind(&key.provider)
+        .bind(&key.label)
+        .bind(i64::from(key.weight))
+        .bind(&key.budget)
+        .bind(key.version)
+        .bind(key.sealed.as_ref().map(|sealed| &sealed.bytes))
+        .bind(key.sealed.as_ref().map(|sealed| &sealed.master))
+        .bind(&key.fingerprint)
+        .bind(key.added_ms)
+        .bind(key.changed_ms)
+        .bind(&key.changed_by)
+        .execute(c)
+        .await
+        .map(drop))?;
+    Ok(())
+}
