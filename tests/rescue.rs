@@ -1,10 +1,11 @@
-//! Who is taken for dead, and who is not.
+//! Who is taken for dead, and who is not; and what nobody knows to hold.
 
 mod common;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use common::proxy::Proxy;
 use common::store::{Fixture, on_postgres};
 use common::{holds, until};
 use paceline::clock::{Clock, SystemClock};
@@ -12,16 +13,21 @@ use paceline::config::StoreConfig;
 use paceline::job::{Catalog, Given, Job, ProviderRules};
 use paceline::schedule::Scheduler;
 use paceline::secrets::Secret;
-use paceline::store::{Inserted, NewJob, Origin};
+use paceline::store::{Inserted, NewJob, Origin, Store, StoreError, StoreOptions};
 use tokio_util::sync::CancellationToken;
 
-async fn claimed(f: &Fixture, owner: &str) {
+const SOON: Duration = Duration::from_secs(20);
+
+fn job_for(owner: &str) -> NewJob {
     let mut catalog = Catalog::default();
     catalog.providers.insert("geo".to_owned(), ProviderRules::default());
     let envelope = br#"{"id":"held","provider":"geo","request":{"path":"/"}}"#;
     let job = Job::parse(envelope, &Given::default(), &catalog).expect("a job");
-    let new = NewJob { job, origin: Origin::default(), owner: Some(owner.to_owned()) };
-    let inserted = f.store.insert(vec![new], SystemClock::new().wall_ms()).await.expect("inserted");
+    NewJob { job, origin: Origin::default(), owner: Some(owner.to_owned()) }
+}
+
+async fn claimed(f: &Fixture, owner: &str) {
+    let inserted = f.store.insert(vec![job_for(owner)], SystemClock::new().wall_ms()).await.expect("inserted");
     assert!(matches!(inserted[..], [Inserted::Created(Some(_))]));
 }
 
@@ -52,6 +58,40 @@ async fn a_scheduler_that_begins_after_an_outage_rescues_the_dead_and_not_the_li
         assert_eq!(f.number("SELECT COUNT(*) FROM jobs WHERE owner = 'living'").await, 1, "it keeps what it holds");
         stop.cancel();
         running.await.expect("it ends");
+    })
+    .await;
+}
+
+/// The connection breaks while PostgreSQL is committing a job and its claim: it comes to the end of that when somebody has
+/// already looked whether there is anything to let go of.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_that_outlives_its_connection_leaves_nothing_held() {
+    on_postgres(async |f| {
+        for slow in [
+            "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(2); RETURN NULL; END'",
+            "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON jobs DEFERRABLE INITIALLY DEFERRED
+                FOR EACH ROW EXECUTE FUNCTION slow()",
+        ] {
+            f.execute(slow).await;
+        }
+        let database = url::Url::parse(&f.options.url).expect("a URL");
+        let target = format!("{}:{}", database.host_str().expect("a host"), database.port().unwrap_or(5432));
+        let proxy = Proxy::start(target).await;
+        let options = StoreOptions { url: proxy.url(&f.options.url), ..f.options.clone() };
+        let store = Store::open(&options).await.expect("it opens");
+        let cut = async {
+            let sql = "SELECT COUNT(*) FROM pg_stat_activity
+                WHERE datname = current_database() AND query = 'COMMIT' AND state = 'active'";
+            until("it is being committed", SOON, async || holds(f.number(sql).await == 1)).await;
+            proxy.cut();
+        };
+        let (answer, ()) = tokio::join!(store.insert(vec![job_for("me")], SystemClock::new().wall_ms()), cut);
+        assert!(matches!(answer, Err(StoreError::Unavailable(_))), "{answer:?}");
+        until("it is committed, and held by nobody", SOON, async || {
+            holds(f.number("SELECT COUNT(*) FROM jobs WHERE owner IS NULL").await == 1)
+        })
+        .await;
+        store.close().await;
     })
     .await;
 }

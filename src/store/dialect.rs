@@ -127,6 +127,15 @@ impl Db {
         self.is_sqlite()
     }
 
+    /// Whether PostgreSQL has neither committed nor rolled back the transaction of that number: one whose connection is
+    /// gone may take its time. Of one that is too old to be known it says that it is over, and so it is.
+    pub async fn is_in_progress(&self, transaction: &str) -> Result<bool, StoreError> {
+        let Self::Postgres(pool) = self else { return Ok(false) };
+        let sql = "SELECT pg_xact_status($1::xid8)";
+        let (status,): (Option<String>,) = sqlx::query_as(sql).bind(transaction).fetch_one(pool).await?;
+        Ok(status.as_deref() == Some("in progress"))
+    }
+
     /// The database's clock in milliseconds, as an expression.
     pub const fn now_ms(&self) -> &'static str {
         match self {
@@ -142,6 +151,14 @@ impl Db {
 }
 
 impl Tx {
+    /// PostgreSQL's number of it, which nothing else ever has; nothing on SQLite.
+    pub async fn number(&mut self) -> Result<String, StoreError> {
+        let Self::Postgres(tx) = self else { return Ok(String::new()) };
+        let sql = "SELECT pg_current_xact_id()::text";
+        let (number,): (String,) = sqlx::query_as(sql).fetch_one(&mut **tx).await?;
+        Ok(number)
+    }
+
     pub async fn commit(self) -> Result<(), StoreError> {
         match self {
             Self::Postgres(tx) => tx.commit().await?,

@@ -78,23 +78,31 @@ impl Pending {
 /// Claims whose commit is under way. A connection that breaks now leaves open whether they are
 /// made: their owner, who lives, would hold jobs that it never heard of.
 struct Doubt<'a> {
-    claims: Vec<Record>,
-    lost: &'a mpsc::UnboundedSender<Vec<Record>>,
+    claims: Option<LostClaims>,
+    lost: &'a mpsc::UnboundedSender<LostClaims>,
 }
 
 impl Doubt<'_> {
     fn dispel(mut self) {
-        self.claims.clear();
+        self.claims = None;
     }
 }
 
 impl Drop for Doubt<'_> {
     fn drop(&mut self) {
-        if !self.claims.is_empty() {
+        if let Some(claims) = self.claims.take() {
             // With the task that lets go of them, the store is gone as well.
-            self.lost.send(std::mem::take(&mut self.claims)).ok();
+            self.lost.send(claims).ok();
         }
     }
+}
+
+/// Claims that nobody heard of, and PostgreSQL's number of the transaction that made them, if it was committed. The
+/// server may still be committing it when its connection is long gone.
+#[derive(Debug)]
+pub(super) struct LostClaims {
+    claims: Vec<Record>,
+    transaction: String,
 }
 
 /// The process's end of it.
@@ -106,7 +114,7 @@ pub(super) struct Wakes {
     /// Providers that were claimed for here, or leases of which were asked for: woken after a time without notifications.
     providers: Arc<Mutex<BTreeSet<String>>>,
     /// Claims that nobody heard of.
-    lost: mpsc::UnboundedSender<Vec<Record>>,
+    lost: mpsc::UnboundedSender<LostClaims>,
     /// Completions are to be published to the broker, too.
     publishes: Arc<AtomicBool>,
     /// Counts commits with completions, of this process and of those that were asked to tell.
@@ -117,7 +125,7 @@ pub(super) struct Wakes {
 
 impl Wakes {
     /// And the claims that get lost, for [`Wakes::let_go`].
-    pub fn new() -> (Self, mpsc::UnboundedReceiver<Vec<Record>>) {
+    pub fn new() -> (Self, mpsc::UnboundedReceiver<LostClaims>) {
         let (lost, claims) = mpsc::unbounded_channel();
         let wakes = Self {
             sender: broadcast::channel(BACKLOG).0,
@@ -141,14 +149,36 @@ impl Wakes {
         Pending { publishes: self.publishes.load(Ordering::Relaxed), ..Pending::default() }
     }
 
-    /// Lets go of claims that nobody heard of, as soon as the database is back; for ever.
-    pub async fn let_go(self, db: Db, mut lost: mpsc::UnboundedReceiver<Vec<Record>>) {
+    /// Lets go of claims that nobody heard of, as soon as the database is back and knows what became of them; for ever.
+    pub async fn let_go(self, db: Db, mut lost: mpsc::UnboundedReceiver<LostClaims>) {
         while let Some(claims) = lost.recv().await {
-            while let Err(error) = self.release(&db, &claims).await {
-                tracing::warn!(%error, jobs = claims.len(), "claims may have been lost with a connection: trying to let go of them");
-                tokio::time::sleep(RETRY).await;
+            let mut open = vec![claims];
+            while !open.is_empty() {
+                open.extend(std::iter::from_fn(|| lost.try_recv().ok()));
+                if let Err(error) = self.settle(&db, &mut open).await {
+                    let jobs: usize = open.iter().map(|lost| lost.claims.len()).sum();
+                    tracing::warn!(%error, jobs, "claims may have been lost with a connection: trying to let go of them");
+                }
+                if !open.is_empty() {
+                    tokio::time::sleep(RETRY).await;
+                }
             }
         }
+    }
+
+    /// Lets go of those whose transactions have come to an end; the others stay.
+    async fn settle(&self, db: &Db, open: &mut Vec<LostClaims>) -> Result<(), StoreError> {
+        let mut left = 0;
+        while let Some(lost) = open.get(left) {
+            if db.is_in_progress(&lost.transaction).await? {
+                left += 1;
+                continue;
+            }
+            // What was rolled back is not there: nothing is let go of then.
+            self.release(db, &lost.claims).await?;
+            open.swap_remove(left);
+        }
+        Ok(())
     }
 
     async fn release(&self, db: &Db, claims: &[Record]) -> Result<(), StoreError> {
@@ -197,7 +227,11 @@ impl Wakes {
     pub async fn commit(&self, mut tx: Tx, mut pending: Pending) -> Result<(), StoreError> {
         if matches!(tx, Tx::Postgres(_)) {
             self.notify(&mut tx, &pending).await?;
-            let doubt = Doubt { claims: std::mem::take(&mut pending.claims), lost: &self.lost };
+            let claims = match std::mem::take(&mut pending.claims) {
+                none if none.is_empty() => None,
+                claims => Some(LostClaims { claims, transaction: tx.number().await? }),
+            };
+            let doubt = Doubt { claims, lost: &self.lost };
             tx.commit().await?;
             doubt.dispel();
         } else {
