@@ -17,6 +17,9 @@ const TOKEN: &str = "schemathesis-token-0123456789";
 const EXAMPLES: &str = "10";
 const SEED: &str = "20261120";
 
+/// A secret that can sign.
+const SIGNING: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+
 /// Everything is checked, at each answer.
 const CONFIG: &str = r#"
 [checks]
@@ -66,6 +69,10 @@ async fn narrowed(world: &World, token: &str) -> Value {
         ("/components/schemas/RetryOverrides/properties/base", json!({ "enum": ["250ms", "1s", null] })),
         ("/components/schemas/RetryOverrides/properties/cap", json!({ "enum": ["1m", null] })),
         ("/components/schemas/RetryOverrides/properties/max_elapsed", json!({ "enum": ["1h", null] })),
+        ("/components/schemas/NewKey/properties/budget", json!({ "enum": [null] })),
+        ("/components/schemas/NewEndpoint/properties/secret", json!({ "enum": [SIGNING, null] })),
+        ("/components/schemas/Rotation/properties/secret", json!({ "enum": [SIGNING, null] })),
+        ("/components/schemas/Rotation/properties/overlap", json!({ "enum": ["1h", null] })),
         ("/components/schemas/ReplayChanges/properties/lane", lane),
         ("/components/schemas/ReplayChanges/properties/not_before", json!({ "enum": ["2099-01-01T00:00:00Z", null] })),
     ] {
@@ -89,6 +96,12 @@ async fn narrowed(world: &World, token: &str) -> Value {
         change_parameters(&mut document, "id", &under, |parameter| {
             parameter["examples"] = json!({ "there": { "value": there } })
         });
+    }
+    // These lists have one page.
+    for list in ["audit", "deliveries", "endpoints"] {
+        let pointer = format!("/paths/~1v1~1{list}/get/parameters");
+        let parameters = document.pointer_mut(&pointer).and_then(Value::as_array_mut).expect("parameters");
+        parameters.retain(|parameter| parameter["name"] != "cursor");
     }
     // A purge wants a filter or all=true, not both: parameters cannot say that.
     let purge = document["paths"]["/v1/dead-letters"]["delete"]["parameters"].as_array_mut().expect("parameters");
@@ -141,6 +154,8 @@ async fn nothing_is_found(mode: Mode, phases: &str) {
         let program = python().await.with_file_name("schemathesis");
         let run = tokio::process::Command::new(program)
             .args(["--config-file", "schemathesis.toml", "run", "openapi.json", "--checks", "all", "--mode", "all"])
+            // Wrong tokens are answered 429 soon: tests/auth.rs tries every route with them.
+            .args(["--exclude-checks", "ignored_auth"])
             .args(["--phases", phases, "--seed", SEED, "--max-examples", EXAMPLES])
             .args(["--continue-on-failure", "--no-shrink", "--request-timeout", "20", "--warnings", "off"])
             .args(["--url", &format!("http://127.0.0.1:{}", world.port)])

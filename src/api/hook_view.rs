@@ -24,6 +24,7 @@ pub struct RegisterBody {
     pub(super) url: String,
     /// Only these events; all where it is absent.
     #[serde(default)]
+    #[schemars(with = "Option<Vec<EventKind>>", length(min = 1))]
     pub(super) events: Option<BTreeSet<EventKind>>,
     /// Whose completions, where the token is bound to no tenant.
     #[serde(default)]
@@ -200,7 +201,7 @@ pub struct DeletedJson {
 
 /// A delivery.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
-#[schemars(rename = "Delivery")]
+#[schemars(rename = "WebhookDelivery")]
 pub struct DeliveryJson {
     /// `dl_…`
     id: String,
