@@ -199,7 +199,8 @@ async fn event_ids(world: &World) -> BTreeSet<String> {
 async fn killed_while_it_publishes_no_event_is_lost() {
     in_world(Mode::Scaled, async |world| {
         let provider = provider().await;
-        world.provider(&provider.base_url(), &[("a1", KEY)], "");
+        // Slowly, so that there is something to publish whenever it dies.
+        world.provider(&provider.base_url(), &[("a1", KEY)], "key_limits = [ { requests = 40, per = \"1s\" } ]");
         world.prepare().await;
         let broker = Broker::connect().await;
         let (_channel, _, mut events) = listen(&broker, world, &["job.*"]).await;

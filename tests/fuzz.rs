@@ -443,6 +443,11 @@ async fn whatever_a_producer_publishes_becomes_a_job_or_a_dead_letter() {
             // An id of its own, so that each of them leaves something: what is given twice is one job.
             let properties = match properties.message_id() {
                 Some(id) if id.as_str().len() > 1 => properties.with_message_id(format!("m{n}").into()),
+                // What cannot be an id is one all the same of a message that is no job.
+                Some(id) if !id.as_str().is_empty() => {
+                    let id = format!("{}{n}", id.as_str());
+                    properties.with_message_id(id.into())
+                }
                 _ => properties,
             };
             broker.publish_as(&key, properties, &body).await;

@@ -70,6 +70,7 @@ async fn narrowed(world: &World, token: &str) -> Value {
         ("/components/schemas/RetryOverrides/properties/cap", json!({ "enum": ["1m", null] })),
         ("/components/schemas/RetryOverrides/properties/max_elapsed", json!({ "enum": ["1h", null] })),
         ("/components/schemas/NewKey/properties/budget", json!({ "enum": [null] })),
+        ("/components/schemas/NewEndpoint/properties/url", json!({ "enum": ["https://hooks.example.com/acme"] })),
         ("/components/schemas/NewEndpoint/properties/secret", json!({ "enum": [SIGNING, null] })),
         ("/components/schemas/Rotation/properties/secret", json!({ "enum": [SIGNING, null] })),
         ("/components/schemas/Rotation/properties/overlap", json!({ "enum": ["1h", null] })),

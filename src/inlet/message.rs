@@ -66,7 +66,8 @@ pub(super) fn buried(delivery: &Delivery, reason: DeadReason, error: String) -> 
 
 /// Of what the producer said and nobody on the way changes; the broker's own word is whether it was delivered before.
 fn identity(delivery: &Delivery, reason: DeadReason) -> Identity {
-    let message_id = delivery.properties.message_id().as_ref().map(|id| id.as_str());
+    // An empty one tells nothing apart.
+    let message_id = delivery.properties.message_id().as_ref().map(|id| id.as_str()).filter(|id| !id.is_empty());
     let mut hash = Sha256::new();
     let place = [delivery.exchange.as_str(), delivery.routing_key.as_str(), message_id.unwrap_or_default()];
     for part in [reason.as_str()].into_iter().chain(place).map(str::as_bytes).chain([&delivery.data[..]]) {
