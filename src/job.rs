@@ -17,7 +17,7 @@ pub use envelope::{
     Callback, Catalog, Delivery, Envelope, EventKind, Given, Instant, Job, ProviderRules, REPLAY_LANE, RetryOverrides,
     hook_url, split_routing_key,
 };
-pub(crate) use object::{object, optional_object};
+pub(crate) use object::{object, optional_object, optional_whole};
 pub use reason::DeadReason;
 pub use request::{Body, Request, is_reserved};
 pub use schema::envelope_schema;

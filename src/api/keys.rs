@@ -27,7 +27,7 @@ use super::routes::Routes;
 use super::view::PageJson;
 use crate::clock::rfc3339;
 use crate::config::{Scope, is_sendable};
-use crate::job::{Invalid, ProviderRules, is_name};
+use crate::job::{Invalid, ProviderRules, is_name, optional_whole};
 use crate::secrets::Secret;
 use crate::store::{KeyAct, KeyRefused, NewKey, Store, StoreError, StoredKey};
 
@@ -342,7 +342,9 @@ fn wanted(body: &[u8]) -> Result<Wanted, Problem> {
     let weight = match fields.remove("weight") {
         None | Some(Value::Null) => None,
         Some(value) => {
-            let weight = value.as_u64().and_then(|weight| u32::try_from(weight).ok());
+            // Read from its text: 2.0 is 2.
+            let text = value.to_string();
+            let weight: Option<u32> = optional_whole(&mut serde_json::Deserializer::from_str(&text)).ok().flatten();
             let weight = weight.filter(|weight| (1..=WEIGHT_MAX).contains(weight));
             Some(weight.ok_or_else(|| wrong("weight", format!("expected a whole number, 1 to {WEIGHT_MAX}")))?)
         }
@@ -534,7 +536,7 @@ mod tests {
 
     #[test]
     fn wrong_fields_are_named_and_nothing_of_them_is_repeated() {
-        let fine = wanted(br#"{"label":"a1","secret":"hunter2","weight":2,"budget":"org"}"#).expect("fine");
+        let fine = wanted(br#"{"label":"a1","secret":"hunter2","weight":2.0,"budget":"org"}"#).expect("fine");
         assert_eq!((fine.secret.expose(), fine.weight, fine.budget.as_deref()), ("hunter2", Some(2), Some("org")));
         for (body, path) in [
             (r#""hunter2""#, "$"),
@@ -546,6 +548,7 @@ mod tests {
             (r#"{"label":"a1","secret":"hunter2 and a blank"}"#, "$.secret"),
             (r#"{"label":"a1","secret":""}"#, "$.secret"),
             (r#"{"label":"a1","secret":"x","weight":"hunter2"}"#, "$.weight"),
+            (r#"{"label":"a1","secret":"x","weight":2.5}"#, "$.weight"),
             (r#"{"label":"a1","secret":"x","weight":0}"#, "$.weight"),
             (r#"{"label":"a1","secret":"x","weight":1001}"#, "$.weight"),
             (r#"{"label":"a1","secret":"x","budget":{"hunter2":1}}"#, "$.budget"),

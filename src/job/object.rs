@@ -62,7 +62,7 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for Distinct<T> {
 ///
 /// # Errors
 /// Whatever else is there.
-pub(super) fn optional_whole<'de, D: Deserializer<'de>, T: TryFrom<u64>>(
+pub(crate) fn optional_whole<'de, D: Deserializer<'de>, T: TryFrom<u64>>(
     deserializer: D,
 ) -> Result<Option<T>, D::Error> {
     let Some(Whole(number)) = Option::deserialize(deserializer)? else { return Ok(None) };
