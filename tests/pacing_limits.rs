@@ -579,3 +579,38 @@ fn balanced_does_not_wait_for_slow_answers() {
         assert!(safety != Safety::Strict || share < 0.6);
     }
 }
+
+/// How many such calls go at once.
+fn room(pool: &mut Pool, routes: &[usize]) -> usize {
+    let ask = Ask { routes: routes.iter().fold(Routes::NONE, |set, route| set.with(*route)), ..Ask::default() };
+    let mut sent = 0;
+    while let Acquire::Granted(permit) = pool.acquire(&ask, t(0)) {
+        pool.depart(permit, t(0));
+        sent += 1;
+    }
+    sent
+}
+
+/// Of many routes each call is held by the limits of those that it matches, and by no other's: of the provider as a whole
+/// and of each key.
+#[test]
+fn each_route_has_limits_of_its_own() {
+    let limit = |calls: usize| vec![LimitSpec::requests(calls as u64, seconds(10.0), Algorithm::SlidingWindow)];
+    for of_keys in [false, true] {
+        // The route with the number n lets n + 1 calls through, the last one there can be 128.
+        let route = |n: usize| match of_keys {
+            false => RouteSpec { limits: limit(n + 1), key_limits: Vec::new() },
+            true => RouteSpec { limits: Vec::new(), key_limits: limit(n + 1) },
+        };
+        let spec = PoolSpec { routes: (0..128).map(route).collect(), ..one_key(limit(1_000)) };
+        let mut pool = Pool::new(&spec, Time::ZERO).unwrap();
+        assert_eq!(room(&mut pool, &[2, 5]), 3, "the narrower of two");
+        assert_eq!(room(&mut pool, &[2]), 0);
+        assert_eq!(room(&mut pool, &[5]), 3, "what it shared with the other counts");
+        for n in [0, 1, 63, 64, 127] {
+            assert_eq!(room(&mut pool, &[n]), n + 1, "route {n}");
+        }
+        assert_eq!(room(&mut pool, &[0, 126]), 0);
+        assert_eq!(room(&mut pool, &[126, 125]), 126);
+    }
+}
