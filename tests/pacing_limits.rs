@@ -585,7 +585,7 @@ fn room(pool: &mut Pool, routes: &[usize]) -> usize {
     let ask = Ask { routes: routes.iter().fold(Routes::NONE, |set, route| set.with(*route)), ..Ask::default() };
     let mut sent = 0;
     while let Acquire::Granted(permit) = pool.acquire(&ask, t(0)) {
-        pool.depart(permit, t(0));
+        drop(pool.depart(permit, t(0)));
         sent += 1;
     }
     sent
