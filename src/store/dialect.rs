@@ -84,6 +84,9 @@ pub(super) enum Tx {
     Sqlite(Transaction<'static, Sqlite>),
 }
 
+/// What PostgreSQL says of a transaction number that it has not given out: invalid_parameter_value.
+const NOT_BEGUN: &str = "22023";
+
 impl Db {
     /// Begins a transaction that may write. On SQLite it holds the only write lock from the first
     /// moment on: a lock that is taken over later can fail in the middle.
@@ -132,8 +135,13 @@ impl Db {
     pub async fn is_in_progress(&self, transaction: &str) -> Result<bool, StoreError> {
         let Self::Postgres(pool) = self else { return Ok(false) };
         let sql = "SELECT pg_xact_status($1::xid8)";
-        let (status,): (Option<String>,) = sqlx::query_as(sql).bind(transaction).fetch_one(pool).await?;
-        Ok(status.as_deref() == Some("in progress"))
+        let asked: Result<(Option<String>,), _> = sqlx::query_as(sql).bind(transaction).fetch_one(pool).await;
+        match asked {
+            Ok((status,)) => Ok(status.as_deref() == Some("in progress")),
+            // A server that never came so far, such as a replica that took over: nothing is in progress there.
+            Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some(NOT_BEGUN) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// The database's clock in milliseconds, as an expression.
