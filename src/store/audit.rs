@@ -1,7 +1,7 @@
 //! What operators did: written in the transaction of the act, so that neither is there without the other.
 
 use super::dialect::{Db, Tx, on_db};
-use super::{Page, StoreError};
+use super::{Page, Store, StoreError, act};
 use crate::clock::WallMs;
 
 /// Longest detail that is kept, in characters.
@@ -121,7 +121,7 @@ pub(super) async fn amend(tx: &mut Tx, pk: i64, detail: &str) -> Result<(), Stor
 }
 
 /// Acts, newest first.
-pub(super) async fn list(db: &Db, cursor: Option<i64>, limit: u32) -> Result<Page<ActView>, StoreError> {
+async fn list(db: &Db, cursor: Option<i64>, limit: u32) -> Result<Page<ActView>, StoreError> {
     let sql = "SELECT pk, at_ms, who, act, target, outcome, detail FROM audit WHERE pk < $1 ORDER BY pk DESC LIMIT $2";
     let items: Vec<ActView> = on_db!(read db, |c| {
         sqlx::query_as(sql).bind(cursor.unwrap_or(i64::MAX)).bind(i64::from(limit)).fetch_all(c).await
@@ -131,7 +131,7 @@ pub(super) async fn list(db: &Db, cursor: Option<i64>, limit: u32) -> Result<Pag
 }
 
 /// Removes acts older than `before_ms`, and those beyond [`ROWS_MAX`]; at most `limit`. How many.
-pub(super) async fn remove(tx: &mut Tx, before_ms: WallMs, limit: u32) -> Result<u64, StoreError> {
+async fn remove(tx: &mut Tx, before_ms: WallMs, limit: u32) -> Result<u64, StoreError> {
     let sql = "DELETE FROM audit WHERE pk IN (SELECT pk FROM audit
         WHERE at_ms < $1 OR pk <= (SELECT MAX(pk) FROM audit) - $2 ORDER BY pk LIMIT $3)";
     Ok(on_db!(tx, |c| sqlx::query(sql)
@@ -146,4 +146,30 @@ pub(super) async fn remove(tx: &mut Tx, before_ms: WallMs, limit: u32) -> Result
 /// What both databases can keep of it.
 fn kept(detail: &str) -> String {
     detail.chars().filter(|c| *c != '\0').take(DETAIL_CHARS_MAX).collect()
+}
+
+impl Store {
+    /// What operators did, newest first.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn acts(&self, cursor: Option<i64>, limit: u32) -> Result<Page<ActView>, StoreError> {
+        self.db().in_time(list(self.db(), cursor, limit)).await
+    }
+
+    /// Writes down what an operator did that needs no transaction of its own here.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn write_act(&self, act: Act<'_>) -> Result<(), StoreError> {
+        act!(self, |tx, _wakes| write(tx, act).await.map(drop))
+    }
+
+    /// Removes acts older than that, and the oldest where there are too many; at most `limit`.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn retain_acts(&self, before_ms: WallMs, limit: u32) -> Result<u64, StoreError> {
+        act!(self, |tx, _wakes| remove(tx, before_ms, limit).await)
+    }
 }

@@ -6,10 +6,12 @@
 
 use std::time::{Duration, Instant};
 
-use super::StoreError;
+use tokio::sync::watch;
+
 use super::deliveries::{EventRow, event_of};
 use super::dialect::{Db, on_db};
 use super::types::Event;
+use super::{Store, StoreError};
 use crate::job::EventKind;
 
 /// Completions that are read at once, at most.
@@ -67,7 +69,7 @@ pub struct CompletionFilter {
     pub tenant: Option<String>,
 }
 
-pub(super) async fn settled(db: &Db, horizon: &mut Horizon) -> Result<i64, StoreError> {
+async fn settled(db: &Db, horizon: &mut Horizon) -> Result<i64, StoreError> {
     let (position, oldest, next): (i64, i64, i64) = match db {
         // One statement, so one snapshot. A transaction has its number before it inserts an event, since it changes a
         // job first.
@@ -85,7 +87,7 @@ pub(super) async fn settled(db: &Db, horizon: &mut Horizon) -> Result<i64, Store
     Ok(horizon.look(position, oldest, next, Instant::now()))
 }
 
-pub(super) async fn between(
+async fn between(
     db: &Db,
     (after, up_to): (i64, i64),
     filter: &CompletionFilter,
@@ -111,6 +113,50 @@ pub(super) async fn between(
         .fetch_all(c)
         .await)?;
     rows.into_iter().map(event_of).collect()
+}
+
+impl Store {
+    /// From now on every completion that this process records is published to the broker, too, by
+    /// whoever claims it there ([`Store::claim_publications`]).
+    pub fn publish_completions(&self) {
+        self.inner.wakes.publish();
+    }
+
+    /// Changes whenever a job may have ended, here or (on PostgreSQL, for some time after [`Store::await_completions`])
+    /// in another process. As with wakes, some may be missed.
+    pub fn completions(&self) -> watch::Receiver<u64> {
+        self.inner.wakes.completions()
+    }
+
+    /// Asks the other processes to tell of completions for the next 15 seconds.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn await_completions(&self) -> Result<(), StoreError> {
+        self.db().in_time(self.inner.wakes.ask_for_completions(self.db())).await
+    }
+
+    /// The position up to which no completion can come in between any more, by what was seen at the last call.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn settled_completions(&self, horizon: &mut Horizon) -> Result<i64, StoreError> {
+        self.db().in_time(settled(self.db(), horizon)).await
+    }
+
+    /// Completions after the one position up to the other, in their order, at most [`COMPLETIONS_MAX`], each with its
+    /// position. Of a body that is larger than `body_bytes_max` only enough is read to tell.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn completions_between(
+        &self,
+        range: (i64, i64),
+        filter: &CompletionFilter,
+        body_bytes_max: usize,
+    ) -> Result<Vec<(i64, Event)>, StoreError> {
+        self.db().in_time(between(self.db(), range, filter, body_bytes_max)).await
+    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,10 @@ use super::dialect::{Db, Rows, Tx, on_db};
 use super::events::Ended;
 use super::jobs::{Conditions, Rerun, rerun, state_of};
 use super::wakes::Pending;
-use super::{Buried, DeadFilter, DeadView, Identity, JobPk, Page, Replay, Replayed, StoreError, attempts, number};
+use super::writer::Request;
+use super::{
+    Buried, DeadFilter, DeadView, Identity, JobPk, Page, Replay, Replayed, Store, StoreError, act, attempts, number,
+};
 use crate::clock::WallMs;
 use crate::job::{Job, JobState, REPLAY_LANE};
 
@@ -149,7 +152,7 @@ async fn views(db: &Db, rows: Vec<Row>) -> Result<Vec<DeadView>, StoreError> {
         .collect())
 }
 
-pub(super) async fn letter(db: &Db, tenant: Option<&str>, id: &str) -> Result<Option<DeadView>, StoreError> {
+async fn letter(db: &Db, tenant: Option<&str>, id: &str) -> Result<Option<DeadView>, StoreError> {
     let sql = format!("{VIEW} WHERE d.id = $1 AND ($2 IS NULL OR d.tenant = $2) ORDER BY d.tenant LIMIT 1");
     let sql = sqlx::AssertSqlSafe(sql);
     let rows: Vec<Row> =
@@ -169,12 +172,7 @@ pub(super) fn conditions(filter: &DeadFilter) -> (String, Vec<&str>) {
         .parts()
 }
 
-pub(super) async fn list(
-    db: &Db,
-    filter: &DeadFilter,
-    cursor: Option<i64>,
-    limit: u32,
-) -> Result<Page<DeadView>, StoreError> {
+async fn list(db: &Db, filter: &DeadFilter, cursor: Option<i64>, limit: u32) -> Result<Page<DeadView>, StoreError> {
     let (text, values) = conditions(filter);
     let (a, b) = (values.len() + 1, values.len() + 2);
     let sql = sqlx::AssertSqlSafe(format!("{VIEW} WHERE TRUE{text} AND d.pk < ${a} ORDER BY d.pk DESC LIMIT ${b}"));
@@ -192,7 +190,7 @@ pub(super) async fn list(
 }
 
 /// Removes at most `limit` letters; their jobs stay until retention takes them.
-pub(super) async fn purge(tx: &mut Tx, filter: &DeadFilter, limit: u32) -> Result<u64, StoreError> {
+async fn purge(tx: &mut Tx, filter: &DeadFilter, limit: u32) -> Result<u64, StoreError> {
     let (text, values) = conditions(filter);
     let n = values.len() + 1;
     let sql = sqlx::AssertSqlSafe(format!(
@@ -210,7 +208,7 @@ pub(super) async fn purge(tx: &mut Tx, filter: &DeadFilter, limit: u32) -> Resul
 
 /// The same, written down as what an operator did: as a new act, or as more of the one in the row `act_pk`, which is
 /// returned.
-pub(super) async fn purge_audited(
+async fn purge_audited(
     tx: &mut Tx,
     filter: &DeadFilter,
     limit: u32,
@@ -296,4 +294,71 @@ pub(super) async fn depth(db: &Db) -> Result<i64, StoreError> {
     let sql = "SELECT COUNT(*) FROM dead_letters WHERE replayed_ms IS NULL";
     let row: (i64,) = on_db!(read db, |c| sqlx::query_as(sql).fetch_one(c).await)?;
     Ok(row.0)
+}
+
+impl Store {
+    /// Keeps a message that never became a job; the id of its dead letter.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]; doing it again may keep it twice.
+    pub async fn bury(&self, message: Buried, now_ms: WallMs) -> Result<String, StoreError> {
+        self.inner.arrivals.ask(|reply| Request::Bury(Box::new(message), now_ms, reply)).await
+    }
+
+    /// A dead letter with its attempts.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn dead_letter(&self, tenant: Option<&str>, id: &str) -> Result<Option<DeadView>, StoreError> {
+        self.db().in_time(letter(self.db(), tenant, id)).await
+    }
+
+    /// Dead letters, newest first.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn dead_letters(
+        &self,
+        filter: &DeadFilter,
+        cursor: Option<i64>,
+        limit: u32,
+    ) -> Result<Page<DeadView>, StoreError> {
+        self.db().in_time(list(self.db(), filter, cursor, limit)).await
+    }
+
+    /// Runs a dead job again, as its next run. A deadline that would have passed when that run is
+    /// due is dropped: with it the replay would expire at once.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn replay(
+        &self,
+        tenant: Option<&str>,
+        id: &str,
+        how: &Replay,
+        now_ms: WallMs,
+    ) -> Result<Replayed, StoreError> {
+        act!(self, |tx, wakes| replay(tx, tenant, id, how, now_ms, wakes).await)
+    }
+
+    /// Removes dead letters, at most `limit`; their jobs stay until retention takes them.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn purge_dead(&self, filter: &DeadFilter, limit: u32) -> Result<u64, StoreError> {
+        act!(self, |tx, _wakes| purge(tx, filter, limit).await)
+    }
+
+    /// The same, written down as an act; its row, for the next batch of the same purge.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn purge_dead_by(
+        &self,
+        filter: &DeadFilter,
+        limit: u32,
+        by: &PurgeAct<'_>,
+    ) -> Result<(u64, i64), StoreError> {
+        act!(self, |tx, _wakes| purge_audited(tx, filter, limit, by).await)
+    }
 }

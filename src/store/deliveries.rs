@@ -6,8 +6,10 @@ use std::time::Duration;
 use super::dialect::{Db, Rows, Tx, on_db};
 use super::endpoints::Target;
 use super::events::{Ended, kind_of, response_of};
+use super::writer::Request;
 use super::{
-    DeliveryJob, DeliveryNext, DeliveryRecord, Endpoint, Event, Occasion, OwnerId, Publication, StoreError, endpoints,
+    DeliveryJob, DeliveryNext, DeliveryRecord, Endpoint, Event, Occasion, OwnerId, Publication, Store, StoreError, act,
+    endpoints,
 };
 use crate::clock::WallMs;
 use crate::job::{Callback, JobState};
@@ -271,7 +273,7 @@ pub(super) fn test_event_id(pk: i64, created_ms: WallMs) -> String {
 type PublicationRow = (i64, i64, i64, i64, i64, Option<String>);
 
 /// Claims what is to be published to the broker, oldest first.
-pub(super) async fn claim_publications(tx: &mut Tx, claim: &Claim) -> Result<Vec<Publication>, StoreError> {
+async fn claim_publications(tx: &mut Tx, claim: &Claim) -> Result<Vec<Publication>, StoreError> {
     let sql = format!(
         "WITH due AS MATERIALIZED (
             SELECT pk, due_ms, COALESCE((SELECT length(e.body) FROM events e WHERE e.pk = deliveries.event_pk), 0) AS bytes
@@ -314,7 +316,7 @@ pub(super) async fn claim_publications(tx: &mut Tx, claim: &Claim) -> Result<Vec
 }
 
 /// When the next delivery of that kind is due, or the claim of one lapses.
-pub(super) async fn next_due(db: &Db, kind: &str) -> Result<Option<WallMs>, StoreError> {
+async fn next_due(db: &Db, kind: &str) -> Result<Option<WallMs>, StoreError> {
     let sql = "SELECT due_ms FROM deliveries WHERE kind = $1 AND state = 'pending' ORDER BY due_ms, pk LIMIT 1";
     let row: Option<(WallMs,)> = on_db!(read db, |c| sqlx::query_as(sql).bind(kind).fetch_optional(c).await)?;
     Ok(row.map(|r| r.0))
@@ -425,4 +427,65 @@ pub(super) async fn depth(db: &Db) -> Result<i64, StoreError> {
     let sql = "SELECT COUNT(*) FROM deliveries WHERE state = 'pending'";
     let row: (i64,) = on_db!(read db, |c| sqlx::query_as(sql).fetch_one(c).await)?;
     Ok(row.0)
+}
+
+impl Store {
+    /// Writes what becomes of a claimed delivery; a late record changes nothing.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]; doing it again is safe.
+    pub async fn record_delivery(&self, record: DeliveryRecord) -> Result<(), StoreError> {
+        self.inner.outcomes.ask(|reply| Request::RecordDelivery(Box::new(record), reply)).await
+    }
+
+    /// Claims deliveries that are due, oldest first, until `now_ms` + `lease`: then they are due again.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn claim_deliveries(
+        &self,
+        owner: &OwnerId,
+        limit: u32,
+        now_ms: WallMs,
+        lease: Duration,
+    ) -> Result<Vec<DeliveryJob>, StoreError> {
+        self.introduce(owner).await?;
+        let wanted = Claim { owner: owner.clone(), limit, now_ms, lease };
+        if self.db().is_sqlite() {
+            return self.inner.outcomes.ask(|reply| Request::ClaimDeliveries(wanted, reply)).await;
+        }
+        act!(self, |tx, _wakes| claim(tx, &wanted).await)
+    }
+
+    /// The same for what is published to the broker.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn claim_publications(
+        &self,
+        owner: &OwnerId,
+        limit: u32,
+        now_ms: WallMs,
+        lease: Duration,
+    ) -> Result<Vec<Publication>, StoreError> {
+        self.introduce(owner).await?;
+        let claim = Claim { owner: owner.clone(), limit, now_ms, lease };
+        act!(self, |tx, _wakes| claim_publications(tx, &claim).await)
+    }
+
+    /// When the next webhook is due, or the claim of one lapses.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn next_delivery_due(&self) -> Result<Option<WallMs>, StoreError> {
+        self.db().in_time(next_due(self.db(), "webhook")).await
+    }
+
+    /// The same for what is published to the broker.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn next_publication_due(&self) -> Result<Option<WallMs>, StoreError> {
+        self.db().in_time(next_due(self.db(), "amqp")).await
+    }
 }

@@ -3,7 +3,7 @@
 
 use super::dialect::{Db, Rows, Tx, on_db};
 use super::wakes::Pending;
-use super::{JobPk, StoreError};
+use super::{JobPk, Store, StoreError, act};
 use crate::clock::WallMs;
 
 /// The condition of the index `jobs_due`.
@@ -59,12 +59,7 @@ pub(super) fn due(tx: &Tx, nothing_away: bool) -> String {
 }
 
 /// When the next unclaimed job of that lane is due that is not pinned to one of `away`.
-pub(super) async fn next_due(
-    db: &Db,
-    provider: &str,
-    lane: &str,
-    away: &[String],
-) -> Result<Option<WallMs>, StoreError> {
+async fn next_due(db: &Db, provider: &str, lane: &str, away: &[String]) -> Result<Option<WallMs>, StoreError> {
     let first =
         |place: &str| format!("SELECT MIN(due_ms) AS due_ms FROM jobs WHERE {place} AND provider = $1 AND lane = $2");
     let sql = if away.is_empty() {
@@ -89,7 +84,7 @@ pub(super) async fn next_due(
 
 /// The providers and lanes that unclaimed jobs wait for. One step down the indexes each, however many
 /// jobs wait.
-pub(super) async fn awaited(db: &Db) -> Result<Vec<(String, String)>, StoreError> {
+async fn awaited(db: &Db) -> Result<Vec<(String, String)>, StoreError> {
     let of = |name: &str, place: &str| {
         let next = |column: &str| {
             format!(
@@ -119,7 +114,7 @@ pub(super) async fn awaited(db: &Db) -> Result<Vec<(String, String)>, StoreError
 }
 
 /// Moves unclaimed jobs of one lane to another, a batch of them. How many were moved.
-pub(super) async fn move_lane(
+async fn move_lane(
     tx: &mut Tx,
     provider: &str,
     (from, to): (&str, &str),
@@ -163,7 +158,7 @@ pub(super) struct Freed<'a> {
 
 /// Makes jobs due that wait for a key or the end of a pause. When the last one of a full batch would have
 /// been due; `None`: there are no more.
-pub(super) async fn free(tx: &mut Tx, which: Freed<'_>, wakes: &mut Pending) -> Result<Option<WallMs>, StoreError> {
+async fn free(tx: &mut Tx, which: Freed<'_>, wakes: &mut Pending) -> Result<Option<WallMs>, StoreError> {
     let lock = tx.skip_locked();
     let named = tx.is_in_json_list("pin", "$5");
     let first = |place: &str, more: &str| {
@@ -214,4 +209,62 @@ pub(super) async fn count(db: &Db, provider: &str, lane: &str, most: u32) -> Res
         sqlx::query_as(sql).bind(provider).bind(lane).bind(i64::from(most)).fetch_one(c).await
     })?;
     Ok(row.0)
+}
+
+impl Store {
+    /// When the next unclaimed job of that lane is due, if any: for the polling fallback to sleep until then.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn next_due(&self, provider: &str, lane: &str) -> Result<Option<WallMs>, StoreError> {
+        self.next_due_but(provider, lane, &[]).await
+    }
+
+    /// The same without what is pinned to one of `away`.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn next_due_but(
+        &self,
+        provider: &str,
+        lane: &str,
+        away: &[String],
+    ) -> Result<Option<WallMs>, StoreError> {
+        self.db().in_time(next_due(self.db(), provider, lane, away)).await
+    }
+
+    /// The providers and lanes that unclaimed jobs wait for, in their order: some may not be configured any more.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn awaited(&self) -> Result<Vec<(String, String)>, StoreError> {
+        self.db().in_time(awaited(self.db())).await
+    }
+
+    /// Moves up to `limit` unclaimed jobs from one lane of a provider to another. How many were moved.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn move_lane(&self, provider: &str, from: &str, to: &str, limit: u32) -> Result<u64, StoreError> {
+        act!(self, |tx, wakes| move_lane(tx, provider, (from, to), limit, wakes).await)
+    }
+
+    /// Makes jobs due that wait since a key, a budget or the provider was out of use: those without
+    /// a pin, and those pinned to one of `pins` (`None`: to anything). At most `limit` of one lane,
+    /// the first ones that are due after `after_ms`; whoever wants more goes on behind the time that is
+    /// returned.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]; doing it again is safe.
+    pub async fn free_waiting(
+        &self,
+        place: (&str, &str),
+        pins: Option<&[String]>,
+        after_ms: WallMs,
+        limit: u32,
+        now_ms: WallMs,
+    ) -> Result<Option<WallMs>, StoreError> {
+        let which = Freed { place, pins, after_ms, limit, now_ms };
+        act!(self, |tx, wakes| free(tx, which, wakes).await)
+    }
 }

@@ -5,7 +5,7 @@ use sha2::{Digest, Sha256};
 
 use super::dialect::{Db, Rows, Tx, on_db};
 use super::outcomes::HitView;
-use super::{Next, Record, StoreError, StoredResponse};
+use super::{Next, Record, Store, StoreError, StoredResponse};
 use crate::clock::WallMs;
 use crate::job::{Callback, EventKind, JobState};
 
@@ -110,13 +110,23 @@ pub(super) fn response_of(row: ResponseRow) -> Option<StoredResponse> {
 }
 
 /// The answer of the job's present run, once that has ended.
-pub(super) async fn result(db: &Db, tenant: Option<&str>, id: &str) -> Result<Option<StoredResponse>, StoreError> {
+async fn result(db: &Db, tenant: Option<&str>, id: &str) -> Result<Option<StoredResponse>, StoreError> {
     let sql = "SELECT e.status, e.headers, e.content_type, e.truncated, e.body
         FROM jobs j JOIN events e ON e.job_pk = j.pk AND e.run = j.run
         WHERE j.id = $1 AND ($2 IS NULL OR j.tenant = $2) ORDER BY j.tenant LIMIT 1";
     let row: Option<ResponseRow> =
         on_db!(read db, |c| sqlx::query_as(sql).bind(id).bind(tenant).fetch_optional(c).await)?;
     Ok(row.and_then(response_of))
+}
+
+impl Store {
+    /// The provider's answer in the job's present run, once that has ended with one.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn result(&self, tenant: Option<&str>, id: &str) -> Result<Option<StoredResponse>, StoreError> {
+        self.db().in_time(result(self.db(), tenant, id)).await
+    }
 }
 
 #[cfg(test)]

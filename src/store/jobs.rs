@@ -1,14 +1,16 @@
 //! Letting jobs in, claiming them, looking at them, withdrawing them.
 
+use std::collections::BTreeSet;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::dialect::{Db, Rows, Tx, on_db};
 use super::wakes::Pending;
+use super::writer::Request;
 use super::{
     Attempt, Cancelled, Claimed, DeadReason, Inserted, JobFilter, JobPk, JobView, NewJob, Next, Origin, OwnerId, Page,
-    Record, StoreError, attempts, due, number, outcomes,
+    Record, Store, StoreError, act, attempts, due, number, outcomes,
 };
 use crate::clock::WallMs;
 use crate::job::{Job, JobState};
@@ -325,7 +327,7 @@ fn view(row: ViewRow, attempts: Vec<(u32, Attempt)>) -> Result<JobView, StoreErr
 }
 
 /// The job of that id; without a tenant the first one that has it.
-pub(super) async fn job(db: &Db, tenant: Option<&str>, id: &str) -> Result<Option<JobView>, StoreError> {
+async fn job(db: &Db, tenant: Option<&str>, id: &str) -> Result<Option<JobView>, StoreError> {
     let sql = format!("{VIEW} WHERE id = $1 AND ($2 IS NULL OR tenant = $2) ORDER BY tenant LIMIT 1");
     let sql = sqlx::AssertSqlSafe(sql);
     let row: Option<ViewRow> = on_db!(read db, |c| sqlx::query_as(sql).bind(id).bind(tenant).fetch_optional(c).await)?;
@@ -366,12 +368,7 @@ impl<'a> Conditions<'a> {
     }
 }
 
-pub(super) async fn list(
-    db: &Db,
-    filter: &JobFilter,
-    cursor: Option<i64>,
-    limit: u32,
-) -> Result<Page<JobView>, StoreError> {
+async fn list(db: &Db, filter: &JobFilter, cursor: Option<i64>, limit: u32) -> Result<Page<JobView>, StoreError> {
     let (text, values) = Conditions::default()
         .equal("state", filter.state.map(JobState::as_str))
         // Lets the rare ends use their index. Most jobs succeed: those are found on the way down.
@@ -405,7 +402,7 @@ pub(super) async fn list(
 }
 
 /// Withdraws a job that nobody holds; asks its owner where somebody does.
-pub(super) async fn cancel(
+async fn cancel(
     tx: &mut Tx,
     tenant: Option<&str>,
     id: &str,
@@ -441,7 +438,7 @@ pub(super) async fn cancel(
 const CANCELS_MAX: i64 = 1_000;
 
 /// What somebody asked an owner to let go of, and it has not yet.
-pub(super) async fn cancel_requests(db: &Db, owner: &str, provider: &str) -> Result<Vec<JobPk>, StoreError> {
+async fn cancel_requests(db: &Db, owner: &str, provider: &str) -> Result<Vec<JobPk>, StoreError> {
     let sql = "SELECT pk FROM jobs WHERE owner = $1 AND cancel_requested AND provider = $2 ORDER BY pk LIMIT $3";
     let rows: Vec<(JobPk,)> =
         on_db!(read db, |c| sqlx::query_as(sql).bind(owner).bind(provider).bind(CANCELS_MAX).fetch_all(c).await)?;
@@ -500,4 +497,99 @@ pub(super) async fn depth(db: &Db) -> Result<Vec<(String, String, String, i64)>,
         unclaimed.join(" UNION ALL ")
     ));
     Ok(on_db!(read db, |c| sqlx::query_as(sql).fetch_all(c).await)?)
+}
+
+impl Store {
+    /// Lets jobs in; the answers are in their order.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]: whether it was committed is not known. Doing it again is safe:
+    /// what is there already is answered with [`Inserted::Exists`].
+    pub async fn insert(&self, jobs: Vec<NewJob>, now_ms: WallMs) -> Result<Vec<Inserted>, StoreError> {
+        let owners: BTreeSet<&OwnerId> = jobs.iter().filter_map(|job| job.owner.as_ref()).collect();
+        for owner in owners {
+            self.introduce(owner).await?;
+        }
+        let arrivals = jobs.into_iter().map(|job| Arrival::prepare(job, now_ms)).collect::<Result<Vec<_>, _>>()?;
+        self.inner.arrivals.ask(|reply| Request::Insert(arrivals, now_ms, reply)).await
+    }
+
+    /// Claims jobs that are due, oldest first, at most `limit` and about 16 MiB of them.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]. A claim whose answer is lost is found again by
+    /// [`Store::rescue`] when its owner falls silent.
+    pub async fn claim_due(
+        &self,
+        owner: &OwnerId,
+        provider: &str,
+        lane: &str,
+        limit: u32,
+        now_ms: WallMs,
+    ) -> Result<Vec<Claimed>, StoreError> {
+        self.claim_due_but(owner, provider, lane, &Arc::default(), limit, now_ms).await
+    }
+
+    /// The same without what is pinned to one of `away`: keys and budgets that others pace.
+    ///
+    /// # Errors
+    /// As [`Store::claim_due`].
+    pub async fn claim_due_but(
+        &self,
+        owner: &OwnerId,
+        provider: &str,
+        lane: &str,
+        away: &Arc<[String]>,
+        limit: u32,
+        now_ms: WallMs,
+    ) -> Result<Vec<Claimed>, StoreError> {
+        self.introduce(owner).await?;
+        self.inner.wakes.interested_in(provider);
+        let (owner, provider, lane) = (owner.clone(), provider.to_owned(), lane.to_owned());
+        let wanted = Claim { owner, provider, lane, away: Arc::clone(away), limit, now_ms };
+        if self.db().is_sqlite() {
+            return self.inner.outcomes.ask(|reply| Request::Claim(wanted, reply)).await;
+        }
+        act!(self, |tx, wakes| claim(tx, &wanted, wakes).await)
+    }
+
+    /// A job with its attempts.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn job(&self, tenant: Option<&str>, id: &str) -> Result<Option<JobView>, StoreError> {
+        self.db().in_time(job(self.db(), tenant, id)).await
+    }
+
+    /// Jobs, newest first.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn jobs(&self, filter: &JobFilter, cursor: Option<i64>, limit: u32) -> Result<Page<JobView>, StoreError> {
+        self.db().in_time(list(self.db(), filter, cursor, limit)).await
+    }
+
+    /// Counts the jobs that have not ended: provider, lane, state, jobs. Walks over all of them.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn queue_depth(&self) -> Result<Vec<(String, String, String, i64)>, StoreError> {
+        self.db().in_time(depth(self.db())).await
+    }
+
+    /// Withdraws a job; asks its dispatcher ([`Wake::Cancel`]) where one holds it.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn cancel(&self, tenant: Option<&str>, id: &str, now_ms: WallMs) -> Result<Cancelled, StoreError> {
+        act!(self, |tx, wakes| cancel(tx, tenant, id, now_ms, wakes).await)
+    }
+
+    /// The jobs of a provider in the owner's hands that somebody asked to cancel: for whoever was not woken.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn cancel_requests(&self, owner: &OwnerId, provider: &str) -> Result<Vec<JobPk>, StoreError> {
+        self.db().in_time(cancel_requests(self.db(), owner, provider)).await
+    }
 }

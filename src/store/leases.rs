@@ -20,7 +20,7 @@ use sqlx::AssertSqlSafe;
 use super::dialect::{Db, Rows, on_db};
 use super::wakes::Wakes;
 use super::{
-    DispatcherSeen, LeaseSeen, LeaseState, LeaseSurvey, LeaseTake, LeaseView, LeaseWrite, LeasesTaken, OwnerId,
+    DispatcherSeen, LeaseSeen, LeaseState, LeaseSurvey, LeaseTake, LeaseView, LeaseWrite, LeasesTaken, OwnerId, Store,
     StoreError, Wake,
 };
 
@@ -72,7 +72,7 @@ impl Seen {
 
 /// Takes what is nobody's, has run out, is the asker's own, or whose owner `is_dead`; the answers are in the order
 /// of the names.
-pub(super) async fn take(
+async fn take(
     db: &Db,
     asker: Asker<'_>,
     asked: Asked<'_>,
@@ -228,12 +228,7 @@ impl<'a> Asker<'a> {
 }
 
 /// Prolongs leases and keeps their states; `false` at those that are somebody else's.
-pub(super) async fn renew(
-    db: &Db,
-    asker: Asker<'_>,
-    ttl: Duration,
-    writes: &[LeaseWrite],
-) -> Result<Vec<bool>, StoreError> {
+async fn renew(db: &Db, asker: Asker<'_>, ttl: Duration, writes: &[LeaseWrite]) -> Result<Vec<bool>, StoreError> {
     let mut left: BTreeMap<&str, &LeaseWrite> = writes.iter().map(|write| (write.name.as_str(), write)).collect();
     let mut written = BTreeSet::new();
     if db.keeps_order() {
@@ -290,12 +285,7 @@ impl<'a> Asker<'a> {
 
 /// Lets go of leases with their states complete, and wakes whoever waits for them; `false` at those that are somebody
 /// else's, or nobody's.
-pub(super) async fn release(
-    db: &Db,
-    wakes: &Wakes,
-    asker: Asker<'_>,
-    writes: &[LeaseWrite],
-) -> Result<Vec<bool>, StoreError> {
+async fn release(db: &Db, wakes: &Wakes, asker: Asker<'_>, writes: &[LeaseWrite]) -> Result<Vec<bool>, StoreError> {
     let update = format!(
         "UPDATE leases SET owner = NULL, renewed_ms = {now}, expires_ms = {now}, clean = TRUE, state = v.state
          FROM v WHERE leases.provider = v.provider AND leases.name = v.name AND leases.owner = v.owner
@@ -325,7 +315,7 @@ pub(super) async fn release(
 }
 
 /// Says that the asker dispatches the provider with these groups, and wakes the others: they may give some away.
-pub(super) async fn announce(db: &Db, wakes: &Wakes, asker: Asker<'_>, structure: &str) -> Result<(), StoreError> {
+async fn announce(db: &Db, wakes: &Wakes, asker: Asker<'_>, structure: &str) -> Result<(), StoreError> {
     // Where that is known already, nobody is woken: two that announce themselves again and again would keep each
     // other awake.
     let insert = "INSERT INTO dispatchers (provider, owner, structure) VALUES ($1, $2, $3)
@@ -350,7 +340,7 @@ pub(super) async fn announce(db: &Db, wakes: &Wakes, asker: Asker<'_>, structure
 }
 
 /// Says that the asker takes nothing of the provider any more.
-pub(super) async fn withdraw(db: &Db, asker: Asker<'_>) -> Result<(), StoreError> {
+async fn withdraw(db: &Db, asker: Asker<'_>) -> Result<(), StoreError> {
     let sql = "DELETE FROM dispatchers WHERE provider = $1 AND owner = $2";
     let Asker { provider, owner } = asker;
     on_db!(write db, |c| sqlx::query(sql).bind(provider).bind(owner).execute(c).await.map(drop))?;
@@ -358,7 +348,7 @@ pub(super) async fn withdraw(db: &Db, asker: Asker<'_>) -> Result<(), StoreError
 }
 
 /// Who holds what of a provider, and who dispatches it with a heartbeat no older than `fresh`.
-pub(super) async fn survey(
+async fn survey(
     db: &Db,
     provider: &str,
     fresh: Duration,
@@ -387,7 +377,7 @@ pub(super) async fn survey(
 }
 
 /// All of them, by provider and name.
-pub(super) async fn list(db: &Db) -> Result<Vec<LeaseView>, StoreError> {
+async fn list(db: &Db) -> Result<Vec<LeaseView>, StoreError> {
     let sql = format!(
         "SELECT provider, name, owner, epoch, expires_ms - {now}, clean FROM leases ORDER BY provider, name",
         now = db.now_ms()
@@ -415,4 +405,120 @@ fn duration(ms: i64) -> Duration {
 fn millis(ttl: Duration) -> i64 {
     const CENTURY_MS: i64 = 100 * 366 * 86_400_000;
     i64::try_from(ttl.as_millis()).map_or(CENTURY_MS, |ms| ms.min(CENTURY_MS))
+}
+
+impl Store {
+    /// Takes leases of pacing groups that are nobody's, have run out, or are the owner's already. On an
+    /// exclusive store nobody but this process can live: leases of others are taken at once.
+    ///
+    /// `groups` are all that the owner knows of the provider. While somebody holds another one of it,
+    /// nothing is taken: its configuration is another one, and both may have the same budgets.
+    ///
+    /// The owner may spend nothing before its first renewal has said how much: if it dies before,
+    /// its successor knows only what was written by then.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]: what was taken is not known. Asking again is safe.
+    pub async fn leases_take(
+        &self,
+        provider: &str,
+        names: &[&str],
+        groups: &[String],
+        owner: &OwnerId,
+        ttl: Duration,
+    ) -> Result<LeasesTaken, StoreError> {
+        self.inner.wakes.interested_in(provider);
+        let (asker, asked) = (Asker { provider, owner }, Asked { names, groups });
+        let work = async {
+            if self.inner.lock.is_some() {
+                Box::pin(self.introduce(owner)).await?;
+            }
+            take(self.db(), asker, asked, ttl, |other| self.is_surely_dead(other)).await
+        };
+        self.db().in_lease_time(work).await
+    }
+
+    /// Prolongs leases, and writes what was spent and will be until the next time. The answers are in the order of the
+    /// writes; `false`: somebody else has it, and nothing was changed.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]: whether any was prolonged is not known; the owner must count on
+    /// the time that it had before. Doing it again is safe: what comes in late changes nothing.
+    pub async fn leases_renew(
+        &self,
+        provider: &str,
+        owner: &OwnerId,
+        ttl: Duration,
+        writes: &[LeaseWrite],
+    ) -> Result<Vec<bool>, StoreError> {
+        let asker = Asker { provider, owner };
+        self.db().in_lease_time(renew(self.db(), asker, ttl, writes)).await
+    }
+
+    /// Lets go of leases, with all that was spent; whoever waits for them is woken ([`Wake::Lease`]). Nothing
+    /// may be spent from the moment of asking on. The answers are in the order of the writes; `false`: it is not the
+    /// owner's (any more), and nothing was changed.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]: whether any was let go of is not known. Doing it again is safe.
+    pub async fn leases_release(
+        &self,
+        provider: &str,
+        owner: &OwnerId,
+        writes: &[LeaseWrite],
+    ) -> Result<Vec<bool>, StoreError> {
+        let asker = Asker { provider, owner };
+        self.db().in_lease_time(release(self.db(), &self.inner.wakes, asker, writes)).await
+    }
+
+    /// Who holds what of a provider, and who dispatches it with a heartbeat no older than `fresh`.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn lease_survey(&self, provider: &str, fresh: Duration) -> Result<LeaseSurvey, StoreError> {
+        self.inner.wakes.interested_in(provider);
+        let survey = survey(self.db(), provider, fresh, |other| self.is_surely_dead(other));
+        self.db().in_lease_time(survey).await
+    }
+
+    /// Says that the owner dispatches a provider, whose pacing groups `structure` stands for: it wants its share of them.
+    /// The other dispatchers are woken ([`Wake::Lease`]). Good until it retires, or is rescued.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]; doing it again is safe.
+    pub async fn announce_dispatcher(
+        &self,
+        provider: &str,
+        owner: &OwnerId,
+        structure: &str,
+    ) -> Result<(), StoreError> {
+        let asker = Asker { provider, owner };
+        let work = async {
+            Box::pin(self.introduce(owner)).await?;
+            announce(self.db(), &self.inner.wakes, asker, structure).await
+        };
+        self.db().in_lease_time(work).await
+    }
+
+    /// Says that the owner takes no lease of a provider any more.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]; doing it again is safe.
+    pub async fn withdraw_dispatcher(&self, provider: &str, owner: &OwnerId) -> Result<(), StoreError> {
+        let asker = Asker { provider, owner };
+        self.db().in_lease_time(withdraw(self.db(), asker)).await
+    }
+
+    /// On an exclusive store nobody lives but the owners of this process.
+    fn is_surely_dead(&self, owner: &str) -> bool {
+        self.inner.lock.is_some() && !self.known_owners().contains(owner)
+    }
+
+    /// Every lease there ever was, by provider and name.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn leases(&self) -> Result<Vec<LeaseView>, StoreError> {
+        self.db().in_lease_time(list(self.db())).await
+    }
 }

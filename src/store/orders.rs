@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use super::audit::{self, Act, ActKind};
 use super::dialect::{Db, Tx, on_db};
 use super::wakes::Pending;
-use super::{Order, StoreError, Subject};
+use super::{Order, Store, StoreError, Subject, act};
 use crate::clock::WallMs;
 
 /// What an operator says, and who.
@@ -53,7 +53,7 @@ pub(super) async fn give(tx: &mut Tx, given: Given<'_>, wakes: &mut Pending) -> 
 }
 
 /// The same, written down as what an operator did.
-pub(super) async fn give_audited(tx: &mut Tx, given: Given<'_>, wakes: &mut Pending) -> Result<Order, StoreError> {
+async fn give_audited(tx: &mut Tx, given: Given<'_>, wakes: &mut Pending) -> Result<Order, StoreError> {
     let order = give(tx, given, wakes).await?;
     let (kind, name) = match (given.subject, given.held) {
         (Subject::Provider, true) => (ActKind::ProviderPause, None),
@@ -69,7 +69,7 @@ pub(super) async fn give_audited(tx: &mut Tx, given: Given<'_>, wakes: &mut Pend
 }
 
 /// Every order about that provider, or about all of them.
-pub(super) async fn list(db: &Db, provider: Option<&str>) -> Result<Vec<Order>, StoreError> {
+async fn list(db: &Db, provider: Option<&str>) -> Result<Vec<Order>, StoreError> {
     let sql = "SELECT provider, subject, name, held, version, given_by, given_ms FROM orders
         WHERE $1 IS NULL OR provider = $1 ORDER BY provider, subject, name";
     let rows: Vec<Row> = on_db!(read db, |c| sqlx::query_as(sql).bind(provider).fetch_all(c).await)?;
@@ -77,7 +77,7 @@ pub(super) async fn list(db: &Db, provider: Option<&str>) -> Result<Vec<Order>, 
 }
 
 /// The providers that are held.
-pub(super) async fn paused(db: &Db) -> Result<BTreeSet<String>, StoreError> {
+async fn paused(db: &Db) -> Result<BTreeSet<String>, StoreError> {
     let sql = "SELECT provider FROM orders WHERE subject = 'provider' AND held";
     let rows: Vec<(String,)> = on_db!(read db, |c| sqlx::query_as(sql).fetch_all(c).await)?;
     Ok(rows.into_iter().map(|row| row.0).collect())
@@ -91,4 +91,40 @@ fn order((provider, subject, name, held, version, by, at_ms): Row) -> Result<Ord
         other => return Err(StoreError::Corrupt(format!("an order about a {other:?}"))),
     };
     Ok(Order { provider, subject, held, version: u64::try_from(version).unwrap_or(0), by, at_ms })
+}
+
+impl Store {
+    /// Keeps what an operator wants of a provider, a key or a budget, and wakes its dispatchers
+    /// ([`Wake::Orders`]): `held` takes it out of use until the next order; else it is in use,
+    /// whatever was learnt before.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]; doing it again is safe.
+    pub async fn give_order(
+        &self,
+        provider: &str,
+        subject: &Subject,
+        held: bool,
+        by: &str,
+        now_ms: WallMs,
+    ) -> Result<Order, StoreError> {
+        let given = Given { provider, subject, held, by, now_ms };
+        act!(self, |tx, wakes| give_audited(tx, given, wakes).await)
+    }
+
+    /// The last order about every subject that there ever was one about: of that provider, or of all.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn orders(&self, provider: Option<&str>) -> Result<Vec<Order>, StoreError> {
+        self.db().in_time(list(self.db(), provider)).await
+    }
+
+    /// The providers that an operator paused.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn paused_providers(&self) -> Result<BTreeSet<String>, StoreError> {
+        self.db().in_time(paused(self.db())).await
+    }
 }

@@ -5,7 +5,8 @@ use std::collections::{HashMap, HashSet};
 
 use super::dialect::{Rows, Tx};
 use super::wakes::Pending;
-use super::{JobPk, Next, Record, Recorded, StoreError, attempts, dead, deliveries, events};
+use super::writer::Request;
+use super::{JobPk, Next, Record, Recorded, Store, StoreError, attempts, dead, deliveries, events};
 use crate::clock::WallMs;
 use crate::job::{JobEvent, JobState, transition};
 
@@ -201,5 +202,16 @@ impl<'a> From<&'a Hit> for HitView<'a> {
             callback: hit.9.as_deref(),
             reply_to: hit.10.as_deref(),
         }
+    }
+}
+
+impl Store {
+    /// Writes what becomes of a claimed job.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]: whether it was committed is not known. Doing it again is safe,
+    /// and answered with [`Recorded::Superseded`] where the first one ended the job.
+    pub async fn record(&self, record: Record) -> Result<Recorded, StoreError> {
+        self.inner.outcomes.ask(|reply| Request::Record(Box::new(record), reply)).await
     }
 }

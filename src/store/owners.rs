@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use super::dialect::{Db, Tx, on_db};
 use super::wakes::{Pending, Wakes};
-use super::{Attempt, DeadReason, JobPk, Next, OwnerId, Record, Recorded, StoreError, number, outcomes, reports};
+use super::{
+    Attempt, DeadReason, JobPk, Next, OwnerId, Record, Recorded, Store, StoreError, act, number, outcomes, reports,
+};
 use crate::clock::WallMs;
 use crate::job::JobState;
 
@@ -14,7 +16,7 @@ use crate::job::JobState;
 const BATCH: i64 = 256;
 
 /// Says that the owner lives, by the database's clock.
-pub(super) async fn heartbeat(tx: &mut Tx, owner: &str, role: &str) -> Result<(), StoreError> {
+async fn heartbeat(tx: &mut Tx, owner: &str, role: &str) -> Result<(), StoreError> {
     let now = tx.now_ms();
     let sql = format!(
         "INSERT INTO owners (id, role, started_ms, seen_ms) VALUES ($1, $2, {now}, {now})
@@ -35,7 +37,7 @@ enum Why {
 }
 
 /// Lets go of everything that `owner` holds, and forgets it.
-pub(super) async fn retire(db: &Db, wakes: &Wakes, owner: &str, now_ms: WallMs) -> Result<u64, StoreError> {
+async fn retire(db: &Db, wakes: &Wakes, owner: &str, now_ms: WallMs) -> Result<u64, StoreError> {
     let_go(db, wakes, owner, Why::Retired, now_ms).await
 }
 
@@ -49,7 +51,7 @@ pub(super) struct Living<'a> {
 
 /// Lets go of everything that dead owners hold: those silent for `silent_for`, and those that
 /// never said they live. Whoever holds a lease that has not run out lives: it was renewed just now.
-pub(super) async fn rescue(
+async fn rescue(
     db: &Db,
     wakes: &Wakes,
     living: Option<&Living<'_>>,
@@ -163,4 +165,62 @@ async fn free_deliveries(tx: &mut Tx, owner: &str, now_ms: WallMs, wakes: &mut P
         wakes.deliveries();
     }
     Ok(())
+}
+
+impl Store {
+    /// Says that the owner lives, by the database's clock.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn heartbeat(&self, owner: &OwnerId, role: &str) -> Result<(), StoreError> {
+        act!(self, |tx, _wakes| heartbeat(tx, owner, role).await)?;
+        self.known_owners().insert(owner.clone());
+        Ok(())
+    }
+
+    /// Lets go of all that the owner holds, at an orderly end: jobs are due again at once. An
+    /// `at_most_once` job whose call was begun and not recorded is dead (`outcome_unknown`). Leases
+    /// are for their owner to release.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn retire(&self, owner: &OwnerId, now_ms: WallMs) -> Result<u64, StoreError> {
+        let released = retire(self.db(), &self.inner.wakes, owner, now_ms).await?;
+        self.known_owners().remove(owner);
+        Ok(released)
+    }
+
+    /// Does the same for owners that died: whose heartbeat is older than `silent_for`, or that
+    /// never had one. On an exclusive store nobody but this process can live: everything that
+    /// others hold is let go of, whatever `silent_for` says. Several may rescue at once.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn rescue(&self, silent_for: Duration, now_ms: WallMs) -> Result<u64, StoreError> {
+        let only_here = self.inner.lock.is_some();
+        let living = only_here.then_some(Living { here: &self.inner.owners, only_here });
+        rescue(self.db(), &self.inner.wakes, living.as_ref(), silent_for, now_ms).await
+    }
+
+    /// The same, but the owners that live in this process do, whatever their heartbeats say: after an
+    /// outage of the database these are old.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn rescue_others(&self, silent_for: Duration, now_ms: WallMs) -> Result<u64, StoreError> {
+        let living = Living { here: &self.inner.owners, only_here: self.inner.lock.is_some() };
+        rescue(self.db(), &self.inner.wakes, Some(&living), silent_for, now_ms).await
+    }
+
+    pub(super) fn known_owners(&self) -> std::sync::MutexGuard<'_, BTreeSet<OwnerId>> {
+        self.inner.owners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nobody holds anything without a heartbeat: a rescuer would take it for dead.
+    pub(super) async fn introduce(&self, owner: &OwnerId) -> Result<(), StoreError> {
+        if self.known_owners().contains(owner) {
+            return Ok(());
+        }
+        self.heartbeat(owner, "").await
+    }
 }

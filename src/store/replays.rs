@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::audit::{self, Act, ActKind};
 use super::dialect::{Db, Tx, on_db};
 use super::wakes::Pending;
-use super::{DeadFilter, Page, Replay, Replayed, StoreError, dead, due};
+use super::{DeadFilter, Page, Replay, Replayed, Store, StoreError, act, dead, due};
 use crate::clock::WallMs;
 use crate::job::REPLAY_LANE;
 
@@ -132,7 +132,7 @@ fn view(row: Row) -> Result<ReplayView, StoreError> {
 }
 
 /// Dead letters that fit, and the last row among them.
-pub(super) async fn count(db: &Db, filter: &DeadFilter) -> Result<(i64, i64), StoreError> {
+async fn count(db: &Db, filter: &DeadFilter) -> Result<(i64, i64), StoreError> {
     let (text, values) = dead::conditions(filter);
     let sql = format!("SELECT COUNT(*), COALESCE(MAX(d.pk), 0) FROM dead_letters d WHERE d.job_pk IS NOT NULL{text}");
     let sql = sqlx::AssertSqlSafe(sql);
@@ -146,7 +146,7 @@ pub(super) async fn count(db: &Db, filter: &DeadFilter) -> Result<(i64, i64), St
 }
 
 /// Writes a replay down; whoever looks for work goes through its letters.
-pub(super) async fn begin(
+async fn begin(
     tx: &mut Tx,
     tenant: Option<&str>,
     order: &ReplayOrder,
@@ -176,18 +176,13 @@ pub(super) async fn begin(
     Ok(id)
 }
 
-pub(super) async fn show(db: &Db, tenant: Option<&str>, id: &str) -> Result<Option<ReplayView>, StoreError> {
+async fn show(db: &Db, tenant: Option<&str>, id: &str) -> Result<Option<ReplayView>, StoreError> {
     let sql = sqlx::AssertSqlSafe(format!("{VIEW} WHERE id = $1 AND ($2 IS NULL OR tenant = $2)"));
     let row: Option<Row> = on_db!(read db, |c| sqlx::query_as(sql).bind(id).bind(tenant).fetch_optional(c).await)?;
     row.map(view).transpose()
 }
 
-pub(super) async fn list(
-    db: &Db,
-    tenant: Option<&str>,
-    cursor: Option<i64>,
-    limit: u32,
-) -> Result<Page<ReplayView>, StoreError> {
+async fn list(db: &Db, tenant: Option<&str>, cursor: Option<i64>, limit: u32) -> Result<Page<ReplayView>, StoreError> {
     let sql = format!("{VIEW} WHERE pk < $1 AND ($2 IS NULL OR tenant = $2) ORDER BY pk DESC LIMIT $3");
     let sql = sqlx::AssertSqlSafe(sql);
     let rows: Vec<Row> = on_db!(read db, |c| {
@@ -199,12 +194,7 @@ pub(super) async fn list(
 }
 
 /// Ends one that runs; `false`: it does not run, or there is none.
-pub(super) async fn stop(
-    tx: &mut Tx,
-    tenant: Option<&str>,
-    id: &str,
-    (by, now_ms): (&str, WallMs),
-) -> Result<bool, StoreError> {
+async fn stop(tx: &mut Tx, tenant: Option<&str>, id: &str, (by, now_ms): (&str, WallMs)) -> Result<bool, StoreError> {
     let sql = "UPDATE replays SET state = 'stopped', finished_ms = $3
         WHERE id = $1 AND ($2 IS NULL OR tenant = $2) AND state = 'running'";
     let stopped = on_db!(tx, |c| {
@@ -219,14 +209,14 @@ pub(super) async fn stop(
 }
 
 /// All that run, oldest first.
-pub(super) async fn running(db: &Db) -> Result<Vec<ReplayView>, StoreError> {
+async fn running(db: &Db) -> Result<Vec<ReplayView>, StoreError> {
     let sql = sqlx::AssertSqlSafe(format!("{VIEW} WHERE state = 'running' ORDER BY pk"));
     let rows: Vec<Row> = on_db!(read db, |c| sqlx::query_as(sql).fetch_all(c).await)?;
     rows.into_iter().map(view).collect()
 }
 
 /// The next letters of a replay: row, id, tenant, provider, envelope.
-pub(super) async fn next(db: &Db, replay: &ReplayView, limit: u32) -> Result<Vec<ReplayLetter>, StoreError> {
+async fn next(db: &Db, replay: &ReplayView, limit: u32) -> Result<Vec<ReplayLetter>, StoreError> {
     let (text, values) = dead::conditions(&replay.order.filter);
     let (a, b, n) = (values.len() + 1, values.len() + 2, values.len() + 3);
     let sql = format!(
@@ -244,13 +234,13 @@ pub(super) async fn next(db: &Db, replay: &ReplayView, limit: u32) -> Result<Vec
 }
 
 /// Jobs of a provider that wait in the lane of replays, counted up to `most`.
-pub(super) async fn waiting(db: &Db, provider: &str, most: u32) -> Result<i64, StoreError> {
+async fn waiting(db: &Db, provider: &str, most: u32) -> Result<i64, StoreError> {
     due::count(db, provider, REPLAY_LANE, most).await
 }
 
 /// Runs these letters again and moves on to the row `position`; `skipped` more cannot run. `false`: somebody else was
 /// there first, or it was stopped; nothing was changed.
-pub(super) async fn step(
+async fn step(
     tx: &mut Tx,
     replay: &ReplayView,
     (letters, skipped, position): (&[&ReplayLetter], i64, i64),
@@ -282,4 +272,102 @@ pub(super) async fn step(
         query.execute(c).await.map(drop)
     })?;
     Ok(true)
+}
+
+impl Store {
+    /// Counts the jobs that a replay by filter would run again, and begins it where `dry_run` is not set: how many,
+    /// and its id.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn begin_replay(
+        &self,
+        tenant: Option<&str>,
+        order: &ReplayOrder,
+        dry_run: bool,
+        by: &str,
+        now_ms: WallMs,
+    ) -> Result<(i64, Option<String>), StoreError> {
+        let found = self.db().in_time(count(self.db(), &order.filter)).await?;
+        if dry_run {
+            return Ok((found.0, None));
+        }
+        let id = act!(self, |tx, _wakes| begin(tx, tenant, order, found, (by, now_ms)).await)?;
+        Ok((found.0, Some(id)))
+    }
+
+    /// A replay by filter.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn replay_view(&self, tenant: Option<&str>, id: &str) -> Result<Option<ReplayView>, StoreError> {
+        self.db().in_time(show(self.db(), tenant, id)).await
+    }
+
+    /// Replays by filter, newest first.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn replays(
+        &self,
+        tenant: Option<&str>,
+        cursor: Option<i64>,
+        limit: u32,
+    ) -> Result<Page<ReplayView>, StoreError> {
+        self.db().in_time(list(self.db(), tenant, cursor, limit)).await
+    }
+
+    /// Ends a replay that runs; what it has queued again stays queued. `false`: it does not run.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn stop_replay(
+        &self,
+        tenant: Option<&str>,
+        id: &str,
+        by: &str,
+        now_ms: WallMs,
+    ) -> Result<bool, StoreError> {
+        act!(self, |tx, _wakes| stop(tx, tenant, id, (by, now_ms)).await)
+    }
+
+    /// All replays that run, oldest first.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn running_replays(&self) -> Result<Vec<ReplayView>, StoreError> {
+        self.db().in_time(running(self.db())).await
+    }
+
+    /// The next dead letters of a replay, at most `limit`.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn replay_letters(&self, replay: &ReplayView, limit: u32) -> Result<Vec<ReplayLetter>, StoreError> {
+        self.db().in_time(next(self.db(), replay, limit)).await
+    }
+
+    /// Jobs of a provider that wait in the lane of replays, counted up to `most`.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn waiting_replays(&self, provider: &str, most: u32) -> Result<i64, StoreError> {
+        self.db().in_time(waiting(self.db(), provider, most)).await
+    }
+
+    /// Queues `letters` again, counts `skipped` more, and moves the replay on to the row `position`, all or nothing.
+    /// `false`: somebody else was first, or it was stopped.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn advance_replay(
+        &self,
+        replay: &ReplayView,
+        letters: &[&ReplayLetter],
+        skipped: i64,
+        position: i64,
+        now_ms: WallMs,
+    ) -> Result<bool, StoreError> {
+        act!(self, |tx, wakes| step(tx, replay, (letters, skipped, position), now_ms, wakes).await)
+    }
 }

@@ -6,10 +6,10 @@ use std::time::Duration;
 use sqlx::AssertSqlSafe;
 
 use super::dialect::{Db, Tx, on_db};
-use super::{Report, ReportView, StoreError};
+use super::{OwnerId, Report, ReportView, Store, StoreError};
 
 /// Puts a report in the place of the one before; `None` takes it back.
-pub(super) async fn write(db: &Db, provider: &str, owner: &str, report: Option<&Report>) -> Result<(), StoreError> {
+async fn write(db: &Db, provider: &str, owner: &str, report: Option<&Report>) -> Result<(), StoreError> {
     let Some(report) = report else {
         let sql = "DELETE FROM reports WHERE provider = $1 AND owner = $2";
         return Ok(on_db!(write db, |c| sqlx::query(sql).bind(provider).bind(owner).execute(c).await.map(drop))?);
@@ -26,7 +26,7 @@ pub(super) async fn write(db: &Db, provider: &str, owner: &str, report: Option<&
 
 /// The reports about that provider, or about all of them. One that another version wrote, and that
 /// cannot be read, is left out.
-pub(super) async fn list(db: &Db, provider: Option<&str>) -> Result<Vec<ReportView>, StoreError> {
+async fn list(db: &Db, provider: Option<&str>) -> Result<Vec<ReportView>, StoreError> {
     let sql = format!(
         "SELECT provider, owner, {now} - written_ms, report FROM reports
          WHERE $1 IS NULL OR provider = $1 ORDER BY provider, owner",
@@ -50,4 +50,29 @@ pub(super) async fn forget(tx: &mut Tx, owner: &str) -> Result<(), StoreError> {
     let sql = "DELETE FROM reports WHERE owner = $1";
     on_db!(tx, |c| sqlx::query(sql).bind(owner).execute(c).await.map(drop))?;
     Ok(())
+}
+
+impl Store {
+    /// Tells how things stand with a provider in the process of this owner; `None` takes back what
+    /// was told. It is gone with its owner.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn write_report(
+        &self,
+        provider: &str,
+        owner: &OwnerId,
+        report: Option<&Report>,
+    ) -> Result<(), StoreError> {
+        self.introduce(owner).await?;
+        self.db().in_time(write(self.db(), provider, owner, report)).await
+    }
+
+    /// What was told of that provider, or of all.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn reports(&self, provider: Option<&str>) -> Result<Vec<ReportView>, StoreError> {
+        self.db().in_time(list(self.db(), provider)).await
+    }
 }

@@ -2,13 +2,13 @@
 
 use super::dialect::{Rows, Tx, on_db};
 use super::wakes::Pending;
-use super::{JobPk, Next, Record, Removed, StoreError, number, outcomes};
+use super::{JobPk, Next, Record, Removed, Store, StoreError, act, number, outcomes};
 use crate::clock::WallMs;
 use crate::job::JobState;
 
 /// Ends unclaimed jobs whose deadline has passed; at most `limit`. Claimed ones are their
 /// owner's business.
-pub(super) async fn expire(tx: &mut Tx, limit: u32, now_ms: WallMs, wakes: &mut Pending) -> Result<u64, StoreError> {
+async fn expire(tx: &mut Tx, limit: u32, now_ms: WallMs, wakes: &mut Pending) -> Result<u64, StoreError> {
     let sql = format!(
         "SELECT pk, epoch, run, failures FROM jobs
          WHERE deadline_ms IS NOT NULL AND owner IS NULL AND state IN ('queued', 'waiting') AND deadline_ms <= $1
@@ -41,7 +41,7 @@ pub(super) async fn expire(tx: &mut Tx, limit: u32, now_ms: WallMs, wakes: &mut 
 
 /// Removes jobs that ended before the given times, with all that belongs to them, and dead
 /// letters, replays and test events that old; at most `limit` of each. A job stays while a delivery of it is pending.
-pub(super) async fn remove(
+async fn remove(
     tx: &mut Tx,
     succeeded_before_ms: WallMs,
     dead_before_ms: WallMs,
@@ -123,4 +123,29 @@ async fn remove_jobs(tx: &mut Tx, pks: &[(JobPk,)]) -> Result<(), StoreError> {
         rows.execute(tx, delete).await?;
     }
     Ok(())
+}
+
+impl Store {
+    /// Ends unclaimed jobs whose deadline has passed, at most `limit`; how many.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn expire_due(&self, limit: u32, now_ms: WallMs) -> Result<u64, StoreError> {
+        act!(self, |tx, wakes| expire(tx, limit, now_ms, wakes).await)
+    }
+
+    /// Removes jobs that ended before the given times (expired and cancelled ones go with those
+    /// that succeeded), with all that belongs to them, and dead letters; at most `limit` of each.
+    /// A job stays while a delivery of it is pending.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn retain(
+        &self,
+        succeeded_before_ms: WallMs,
+        dead_before_ms: WallMs,
+        limit: u32,
+    ) -> Result<Removed, StoreError> {
+        act!(self, |tx, _wakes| remove(tx, succeeded_before_ms, dead_before_ms, limit).await)
+    }
 }

@@ -1,7 +1,7 @@
 //! Up to which time each schedule has made its jobs: one row each.
 
-use super::StoreError;
 use super::dialect::{Tx, on_db};
+use super::{Store, StoreError, act};
 use crate::clock::WallMs;
 
 /// A schedule that nobody has configured for so long begins anew when it comes back.
@@ -9,7 +9,7 @@ const FORGOTTEN_AFTER_MS: WallMs = 60_000;
 
 /// Up to which time a schedule is done; from now on where it is seen for the first time. Others of the same name that
 /// nobody looks at any more are forgotten.
-pub(super) async fn cursor(tx: &mut Tx, name: &str, spec: &str, now_ms: WallMs) -> Result<WallMs, StoreError> {
+async fn cursor(tx: &mut Tx, name: &str, spec: &str, now_ms: WallMs) -> Result<WallMs, StoreError> {
     let sql = "DELETE FROM schedules WHERE name = $1 AND spec <> $2 AND seen_ms < $3";
     let before = now_ms.saturating_sub(FORGOTTEN_AFTER_MS);
     on_db!(tx, |c| sqlx::query(sql).bind(name).bind(spec).bind(before).execute(c).await.map(drop))?;
@@ -24,8 +24,26 @@ pub(super) async fn cursor(tx: &mut Tx, name: &str, spec: &str, now_ms: WallMs) 
 }
 
 /// Everything up to that time is done. Never goes back.
-pub(super) async fn advance(tx: &mut Tx, name: &str, spec: &str, last_ms: WallMs) -> Result<(), StoreError> {
+async fn advance(tx: &mut Tx, name: &str, spec: &str, last_ms: WallMs) -> Result<(), StoreError> {
     let sql = "UPDATE schedules SET last_ms = $3 WHERE name = $1 AND spec = $2 AND last_ms < $3";
     on_db!(tx, |c| sqlx::query(sql).bind(name).bind(spec).bind(last_ms).execute(c).await.map(drop))?;
     Ok(())
+}
+
+impl Store {
+    /// Up to which time a schedule has made its jobs; from now on where nobody has seen it, or its cron line, before.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn schedule_cursor(&self, name: &str, spec: &str, now_ms: WallMs) -> Result<WallMs, StoreError> {
+        act!(self, |tx, _wakes| cursor(tx, name, spec, now_ms).await)
+    }
+
+    /// A schedule has made its jobs up to that time. Never goes back.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn schedule_advance(&self, name: &str, spec: &str, last_ms: WallMs) -> Result<(), StoreError> {
+        act!(self, |tx, _wakes| advance(tx, name, spec, last_ms).await)
+    }
 }

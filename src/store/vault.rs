@@ -7,7 +7,7 @@
 use super::audit::{self, Act, ActKind};
 use super::dialect::{Db, Tx, on_db};
 use super::wakes::Pending;
-use super::{StoreError, Subject, orders};
+use super::{Store, StoreError, Subject, act, orders};
 use crate::clock::WallMs;
 use crate::secrets::Secret;
 use crate::vault::{MasterKey, MasterKeys, Place, VaultError};
@@ -130,7 +130,7 @@ fn stored(row: Row) -> StoredKey {
 }
 
 /// The stored keys of that provider, or of all; removed ones too.
-pub(super) async fn list(db: &Db, provider: Option<&str>) -> Result<Vec<StoredKey>, StoreError> {
+async fn list(db: &Db, provider: Option<&str>) -> Result<Vec<StoredKey>, StoreError> {
     let sql = format!("SELECT {COLUMNS} FROM vault_keys WHERE $1 IS NULL OR provider = $1 ORDER BY provider, label");
     let sql = sqlx::AssertSqlSafe(sql);
     let rows: Vec<Row> = on_db!(read db, |c| sqlx::query_as(sql).bind(provider).fetch_all(c).await)?;
@@ -145,7 +145,7 @@ async fn list_in(tx: &mut Tx, provider: Option<&str>) -> Result<Vec<StoredKey>, 
 }
 
 /// Adds a key, or gives one its secret that was removed; it is in use then.
-pub(super) async fn add(
+async fn add(
     tx: &mut Tx,
     act: KeyAct<'_>,
     new: NewKey<'_>,
@@ -209,7 +209,7 @@ fn same_secret(keys: &[StoredKey], act: KeyAct<'_>, secret: &Secret, master: &Ma
 }
 
 /// Gives a key another secret. Whether it is in use stays as it is.
-pub(super) async fn rotate(
+async fn rotate(
     tx: &mut Tx,
     act: KeyAct<'_>,
     secret: &Secret,
@@ -237,11 +237,7 @@ async fn try_rotate(tx: &mut Tx, act: KeyAct<'_>, secret: &Secret) -> Result<Key
 }
 
 /// Erases the secret of a key, which is out of use from then on. Its label stays, with what was spent.
-pub(super) async fn remove(
-    tx: &mut Tx,
-    act: KeyAct<'_>,
-    wakes: &mut Pending,
-) -> Result<KeyResult<StoredKey>, StoreError> {
+async fn remove(tx: &mut Tx, act: KeyAct<'_>, wakes: &mut Pending) -> Result<KeyResult<StoredKey>, StoreError> {
     lock(tx).await?;
     let keys = list_in(tx, Some(act.provider)).await?;
     let known = keys.into_iter().find(|key| key.label == act.label && key.sealed.is_some());
@@ -258,12 +254,7 @@ pub(super) async fn remove(
 }
 
 /// Encrypts every secret anew with the current master key, all or none; how many there were.
-pub(super) async fn rekey(
-    tx: &mut Tx,
-    masters: &MasterKeys,
-    by: &str,
-    now_ms: WallMs,
-) -> Result<KeyResult<u64>, StoreError> {
+async fn rekey(tx: &mut Tx, masters: &MasterKeys, by: &str, now_ms: WallMs) -> Result<KeyResult<u64>, StoreError> {
     let current = match masters.current() {
         Ok(current) => current,
         Err(error) => return Ok(Err(error.into())),
@@ -422,4 +413,56 @@ async fn put(tx: &mut Tx, key: &StoredKey) -> Result<(), StoreError> {
         .await
         .map(drop))?;
     Ok(())
+}
+
+impl Store {
+    /// The stored keys of that provider, or of all, removed ones too: by provider and label.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn stored_keys(&self, provider: Option<&str>) -> Result<Vec<StoredKey>, StoreError> {
+        self.db().in_time(list(self.db(), provider)).await
+    }
+
+    /// Adds a key, or gives one its secret that was removed, and wakes the dispatchers ([`Wake::Orders`]): it is in use
+    /// then, whatever was ordered before.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]: whether it was added is not known; asking again tells.
+    pub async fn add_key(&self, act: KeyAct<'_>, new: NewKey<'_>) -> Result<Result<StoredKey, KeyRefused>, StoreError> {
+        act!(self, |tx, wakes| add(tx, act, new, wakes).await)
+    }
+
+    /// Gives a stored key another secret. Whether it is in use stays as it is, and what was spent counts on.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]; doing it again is safe.
+    pub async fn rotate_key(
+        &self,
+        act: KeyAct<'_>,
+        secret: &Secret,
+    ) -> Result<Result<StoredKey, KeyRefused>, StoreError> {
+        act!(self, |tx, wakes| rotate(tx, act, secret, wakes).await)
+    }
+
+    /// Erases the secret of a stored key. Its label stays, with what was spent.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]; doing it again is safe.
+    pub async fn remove_key(&self, act: KeyAct<'_>) -> Result<Result<StoredKey, KeyRefused>, StoreError> {
+        act!(self, |tx, wakes| remove(tx, act, wakes).await)
+    }
+
+    /// Encrypts every stored secret anew with the current master key, all or none; how many there were.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]; doing it again is safe.
+    pub async fn rekey(
+        &self,
+        masters: &MasterKeys,
+        by: &str,
+        now_ms: WallMs,
+    ) -> Result<Result<u64, KeyRefused>, StoreError> {
+        act!(self, |tx, _wakes| rekey(tx, masters, by, now_ms).await)
+    }
 }
