@@ -93,16 +93,17 @@ async fn between(
     filter: &CompletionFilter,
     body_bytes_max: usize,
 ) -> Result<Vec<(i64, Event)>, StoreError> {
-    let sql =
+    let sql = db.spelled(
         "SELECT e.pk, e.id, e.state, e.at_ms, e.attempts, e.reason, e.error, j.id, j.provider, j.tenant, j.metadata,
             e.status, e.headers, e.content_type, e.truncated, SUBSTR(e.body, 1, $7)
-        FROM events e JOIN jobs j ON j.pk = e.job_pk
+        FROM events e JOIN jobs j ON j.pk =[e.job_pk]
         WHERE e.pk > $1 AND e.pk <= $2
             AND ($3 IS NULL OR e.state = $3) AND ($4 IS NULL OR j.provider = $4) AND ($5 IS NULL OR j.tenant = $5)
-        ORDER BY e.pk LIMIT $6";
+        ORDER BY e.pk LIMIT $6",
+    );
     let state = filter.event.map(|event| event.as_str().trim_start_matches("job."));
     let body_bytes = i32::try_from(body_bytes_max + 1).unwrap_or(i32::MAX);
-    let rows: Vec<EventRow> = on_db!(read db, |c| sqlx::query_as(sql)
+    let rows: Vec<EventRow> = on_db!(read db, |c| sqlx::query_as(sqlx::AssertSqlSafe(sql))
         .bind(after)
         .bind(up_to)
         .bind(state)

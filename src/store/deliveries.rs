@@ -81,7 +81,7 @@ pub(super) async fn insert(tx: &mut Tx, ended: &[Ended<'_>], publishes: bool) ->
         .int("at_ms", due.iter().map(|d| Some(d.ended.record.at_ms)));
     let insert = "INSERT INTO deliveries (event_pk, kind, endpoint_pk, reply_to, state, due_ms, created_ms)
         SELECT e.pk, v.kind, v.endpoint_pk, v.reply_to, v.state, v.at_ms, v.at_ms
-        FROM v JOIN events e ON e.job_pk = v.job_pk AND e.run = v.run";
+        FROM v JOIN events e ON e.job_pk =[v.job_pk] AND e.run = v.run";
     rows.execute(tx, insert).await?;
     Ok(due.iter().any(|d| d.to.is_pending()))
 }
@@ -159,11 +159,12 @@ pub(super) async fn claim(tx: &mut Tx, claim: &Claim) -> Result<Vec<DeliveryJob>
                 THEN $3 ELSE NULL END,
             epoch = deliveries.epoch + 1,
             due_ms = $4
-        FROM bounded WHERE deliveries.pk = bounded.pk AND bounded.before < $5
+        FROM bounded WHERE deliveries.pk =[bounded.pk] AND bounded.before < $5
         RETURNING deliveries.pk, deliveries.epoch, deliveries.attempts, deliveries.attempts_before, deliveries.event_pk,
             deliveries.endpoint_pk, deliveries.state, deliveries.created_ms",
         lock = tx.skip_locked()
     );
+    let sql = tx.spelled(&sql);
     for _ in 0..SET_ASIDE_ROUNDS {
         let sql = sqlx::AssertSqlSafe(sql.as_str());
         let mut rows: Vec<ClaimedRow> = on_db!(tx, |c| sqlx::query_as(sql)
@@ -221,7 +222,7 @@ async fn events(tx: &mut Tx, pks: &HashSet<i64>) -> Result<HashMap<i64, Event>, 
     let select =
         "SELECT e.pk, e.id, e.state, e.at_ms, e.attempts, e.reason, e.error, j.id, j.provider, j.tenant, j.metadata,
             e.status, e.headers, e.content_type, e.truncated, e.body
-        FROM v JOIN events e ON e.pk = v.pk JOIN jobs j ON j.pk = e.job_pk";
+        FROM v JOIN events e ON e.pk =[v.pk] JOIN jobs j ON j.pk =[e.job_pk]";
     let events: Vec<EventRow> = keys.fetch(tx, select).await?;
     events.into_iter().map(event_of).collect()
 }
@@ -234,7 +235,7 @@ async fn load(tx: &mut Tx, mut rows: Vec<ClaimedRow>) -> Result<Vec<DeliveryJob>
     rows.iter().for_each(|row| *uses.entry(row.4).or_default() += 1);
     let endpoint_pks: HashSet<i64> = rows.iter().filter_map(|row| row.5).collect();
     let keys = Rows::new().int("pk", endpoint_pks.into_iter().map(Some));
-    let select = "SELECT n.pk, n.id, n.tenant, n.url, n.implicit, n.secrets FROM v JOIN endpoints n ON n.pk = v.pk";
+    let select = "SELECT n.pk, n.id, n.tenant, n.url, n.implicit, n.secrets FROM v JOIN endpoints n ON n.pk =[v.pk]";
     let endpoints = keys.fetch::<EndpointRow>(tx, select).await?.into_iter().map(endpoint_of);
     let endpoints = endpoints.collect::<Result<HashMap<i64, Endpoint>, _>>()?;
     rows.into_iter()
@@ -281,12 +282,12 @@ async fn claim_publications(tx: &mut Tx, claim: &Claim) -> Result<Vec<Publicatio
             WHERE kind = 'amqp' AND state = 'pending' AND due_ms <= $1 ORDER BY due_ms, pk LIMIT $2{lock}),
         bounded AS (SELECT pk, SUM(bytes) OVER (ORDER BY due_ms, pk) - bytes AS before FROM due)
         UPDATE deliveries SET owner = $3, epoch = deliveries.epoch + 1, due_ms = $4
-        FROM bounded WHERE deliveries.pk = bounded.pk AND bounded.before < $5
+        FROM bounded WHERE deliveries.pk =[bounded.pk] AND bounded.before < $5
         RETURNING deliveries.pk, deliveries.epoch, deliveries.attempts, deliveries.attempts_before, deliveries.event_pk,
             deliveries.reply_to",
         lock = tx.skip_locked()
     );
-    let sql = sqlx::AssertSqlSafe(sql);
+    let sql = sqlx::AssertSqlSafe(tx.spelled(&sql));
     let mut rows: Vec<PublicationRow> = on_db!(tx, |c| sqlx::query_as(sql)
         .bind(claim.now_ms)
         .bind(i64::from(claim.limit))
@@ -301,7 +302,7 @@ async fn claim_publications(tx: &mut Tx, claim: &Claim) -> Result<Vec<Publicatio
     let known = events(tx, &pks).await?;
     let keys = Rows::new().int("pk", pks.into_iter().map(Some));
     let select = "SELECT e.pk, j.correlation_id, j.traceparent
-        FROM v JOIN events e ON e.pk = v.pk JOIN jobs j ON j.pk = e.job_pk";
+        FROM v JOIN events e ON e.pk =[v.pk] JOIN jobs j ON j.pk =[e.job_pk]";
     let origins: Vec<(i64, Option<String>, Option<String>)> = keys.fetch(tx, select).await?;
     let origins: HashMap<i64, _> = origins.into_iter().map(|(pk, id, trace)| (pk, (id, trace))).collect();
     rows.into_iter()
@@ -355,7 +356,7 @@ async fn record_round(tx: &mut Tx, records: &[&DeliveryRecord]) -> Result<(), St
         .int("finished_ms", records.iter().map(|r| due(r).is_none().then_some(r.at_ms)));
     let update = "UPDATE deliveries SET state = v.state, attempts = v.n, owner = NULL,
             due_ms = COALESCE(v.due_ms, deliveries.due_ms), finished_ms = v.finished_ms
-        FROM v WHERE deliveries.pk = v.pk AND deliveries.epoch = v.epoch AND deliveries.state = 'pending'
+        FROM v WHERE deliveries.pk =[v.pk] AND deliveries.epoch = v.epoch AND deliveries.state || '' = 'pending'
         RETURNING deliveries.pk, deliveries.endpoint_pk";
     let hits: Vec<(i64, Option<i64>)> = rows.fetch(tx, update).await?;
     let hits: HashMap<i64, Option<i64>> = hits.into_iter().collect();
@@ -367,7 +368,7 @@ async fn record_round(tx: &mut Tx, records: &[&DeliveryRecord]) -> Result<(), St
         .filter_map(|r| hits.get(&r.pk).copied().flatten())
         .collect();
     let rows = Rows::new().int("pk", gone.into_iter().map(Some));
-    let disable = "UPDATE endpoints SET enabled = FALSE, disabled_reason = 'gone' FROM v WHERE endpoints.pk = v.pk";
+    let disable = "UPDATE endpoints SET enabled = FALSE, disabled_reason = 'gone' FROM v WHERE endpoints.pk =[v.pk]";
     // What else is pending for it is set aside when it is claimed, never in one great update.
     rows.execute(tx, disable).await?;
     let attempts = done.iter().filter_map(|r| Some((hits.get(&r.pk).copied().flatten()?, *r)));
@@ -398,7 +399,7 @@ async fn note_health<'a>(
             enabled = v.works OR COALESCE(endpoints.failing_since_ms, v.first_ms) > v.since_ms,
             disabled_reason = CASE WHEN v.works OR COALESCE(endpoints.failing_since_ms, v.first_ms) > v.since_ms
                 THEN endpoints.disabled_reason ELSE 'failing' END
-        FROM v WHERE endpoints.pk = v.pk AND endpoints.enabled
+        FROM v WHERE endpoints.pk =[v.pk] AND endpoints.enabled
             AND (endpoints.failing_since_ms IS NOT NULL OR NOT v.works)
         RETURNING endpoints.id, endpoints.enabled";
     let changed: Vec<(String, bool)> = rows.fetch(tx, update).await?;

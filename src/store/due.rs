@@ -191,7 +191,8 @@ async fn free(tx: &mut Tx, which: Freed<'_>, wakes: &mut Pending) -> Result<Opti
     let rows = Rows::new()
         .int("pk", found.iter().map(|row| Some(row.0)))
         .int("due_ms", found.iter().map(|_| Some(which.now_ms)));
-    let free = "UPDATE jobs SET due_ms = v.due_ms, state = 'queued', waiting_reason = NULL FROM v WHERE jobs.pk = v.pk";
+    let free =
+        "UPDATE jobs SET due_ms = v.due_ms, state = 'queued', waiting_reason = NULL FROM v WHERE jobs.pk =[v.pk]";
     rows.execute(tx, free).await?;
     wakes.jobs(which.place.0, true);
     Ok((found.len() >= which.limit as usize).then_some(last_ms))

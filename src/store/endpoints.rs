@@ -213,7 +213,7 @@ async fn find_implicit<'a>(
     let rows =
         Rows::new().text("tenant", wanted.iter().map(|w| Some(w.0))).text("url", wanted.iter().map(|w| Some(w.1)));
     let select = "SELECT n.tenant, n.url, n.pk, n.enabled FROM v
-        JOIN endpoints n ON n.tenant = v.tenant AND n.url = v.url AND n.implicit";
+        JOIN endpoints n ON n.tenant =[v.tenant] AND n.url = v.url AND n.implicit";
     let found: Vec<(String, String, i64, bool)> = rows.fetch(tx, select).await?;
     let target = |pk, enabled| Target { pk, enabled, events: None };
     let known: HashMap<(&str, &str), Target> =
@@ -238,7 +238,7 @@ pub(super) async fn named(
     let rows =
         Rows::new().text("tenant", wanted.iter().map(|w| Some(w.0))).text("id", wanted.iter().map(|w| Some(w.1)));
     let select = "SELECT n.tenant, n.id, n.pk, n.enabled, n.events FROM v
-        JOIN endpoints n ON n.id = v.id AND n.tenant = v.tenant";
+        JOIN endpoints n ON n.id =[v.id] AND n.tenant = v.tenant";
     let found: Vec<TargetRow> = rows.fetch(tx, select).await?;
     found.into_iter().map(target_of).collect()
 }
@@ -250,7 +250,7 @@ pub(super) async fn subscribers(
 ) -> Result<HashMap<String, Vec<Target>>, StoreError> {
     let rows = Rows::new().text("tenant", tenants.iter().map(|tenant| Some(*tenant)));
     let select = "SELECT n.tenant, n.id, n.pk, n.enabled, n.events FROM v
-        JOIN endpoints n ON n.tenant = v.tenant AND n.subscribe = 'all'";
+        JOIN endpoints n ON n.tenant =[v.tenant] AND n.subscribe = 'all'";
     let mut found: HashMap<String, Vec<Target>> = HashMap::new();
     for row in rows.fetch::<TargetRow>(tx, select).await? {
         let ((tenant, _), target) = target_of(row)?;

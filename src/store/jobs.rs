@@ -203,7 +203,7 @@ async fn identities<'a>(
     let rows = Rows::new()
         .text("id", arrivals.clone().map(|a| Some(a.job.id.as_str())))
         .text("tenant", arrivals.clone().map(|a| Some(a.job.tenant.as_str())));
-    let select = "SELECT j.id, j.tenant, j.hash, j.state FROM v JOIN jobs j ON j.id = v.id AND j.tenant = v.tenant";
+    let select = "SELECT j.id, j.tenant, j.hash, j.state FROM v JOIN jobs j ON j.id =[v.id] AND j.tenant = v.tenant";
     let found: Vec<(String, String, Vec<u8>, String)> = rows.fetch(tx, select).await?;
     let mut known = HashMap::with_capacity(found.len());
     for (id, tenant, hash, state) in found {
@@ -244,11 +244,12 @@ pub(super) async fn claim(tx: &mut Tx, claim: &Claim, wakes: &mut Pending) -> Re
         chosen AS (SELECT pk, due_ms, envelope_bytes FROM due ORDER BY due_ms, pk LIMIT $4),
         bounded AS (SELECT pk, SUM(envelope_bytes) OVER (ORDER BY due_ms, pk) - envelope_bytes AS before FROM chosen)
         UPDATE jobs SET owner = $5, epoch = jobs.epoch + 1, state = 'queued', waiting_reason = NULL
-        FROM bounded WHERE jobs.pk = bounded.pk AND bounded.before < $6
+        FROM bounded WHERE jobs.pk =[bounded.pk] AND bounded.before < $6
         RETURNING jobs.pk, jobs.epoch, jobs.run, jobs.attempts, jobs.failures, jobs.first_attempt_ms, jobs.backoff_ms,
             jobs.created_ms, jobs.due_ms, jobs.idempotency_key, jobs.envelope",
         due = due::due(tx, claim.away.is_empty())
     );
+    let sql = tx.spelled(&sql);
     let mut rows: Vec<ClaimedRow> = on_db!(tx, |c| {
         let query = sqlx::query_as(sqlx::AssertSqlSafe(sql))
             .bind(&claim.provider)

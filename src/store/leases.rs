@@ -151,7 +151,7 @@ async fn take_over(
     let update = format!(
         "UPDATE leases SET owner = v.owner, epoch = leases.epoch + 1, taken_ms = {now}, expires_ms = {now} + v.ttl,
             clean = FALSE
-         FROM v WHERE leases.provider = v.provider AND leases.name = v.name AND leases.epoch = v.epoch
+         FROM v WHERE leases.provider =[v.provider] AND leases.name = v.name AND leases.epoch = v.epoch
             AND leases.renewed_ms = v.renewed_ms AND leases.clean = v.clean AND leases.owner IS NOT DISTINCT FROM v.last
          RETURNING leases.name, leases.epoch, leases.state, {now} - leases.renewed_ms",
         now = db.now_ms()
@@ -191,7 +191,7 @@ async fn give_back(
     let taken: Vec<(&str, i64, bool)> = taken.collect();
     let update = format!(
         "UPDATE leases SET owner = NULL, expires_ms = {now}, clean = v.clean
-         FROM v WHERE leases.provider = v.provider AND leases.name = v.name AND leases.owner = v.owner
+         FROM v WHERE leases.provider =[v.provider] AND leases.name = v.name AND leases.owner = v.owner
             AND leases.epoch = v.epoch RETURNING leases.name",
         now = db.now_ms()
     );
@@ -208,7 +208,7 @@ async fn give_back(
 async fn states(db: &Db, provider: &str, names: &[&str]) -> Result<Vec<LeaseState>, StoreError> {
     let select = format!(
         "SELECT l.state, {now} - l.renewed_ms, l.clean FROM v
-         JOIN leases l ON l.provider = v.provider AND l.name = v.name WHERE l.state IS NOT NULL",
+         JOIN leases l ON l.provider =[v.provider] AND l.name = v.name WHERE l.state IS NOT NULL",
         now = db.now_ms()
     );
     let rows = Rows::new().text("provider", names.iter().map(|_| Some(provider)));
@@ -262,7 +262,7 @@ async fn write_states(
 ) -> Result<Vec<String>, StoreError> {
     let update = format!(
         "UPDATE leases SET renewed_ms = {now}, expires_ms = {now} + v.ttl, clean = FALSE, state = v.state
-         FROM v WHERE leases.provider = v.provider AND leases.name = v.name AND leases.owner = v.owner
+         FROM v WHERE leases.provider =[v.provider] AND leases.name = v.name AND leases.owner = v.owner
             AND leases.epoch = v.epoch AND leases.renewed_ms = COALESCE(v.last_ms, leases.renewed_ms)
          RETURNING leases.name",
         now = db.now_ms()
@@ -288,7 +288,7 @@ impl<'a> Asker<'a> {
 async fn release(db: &Db, wakes: &Wakes, asker: Asker<'_>, writes: &[LeaseWrite]) -> Result<Vec<bool>, StoreError> {
     let update = format!(
         "UPDATE leases SET owner = NULL, renewed_ms = {now}, expires_ms = {now}, clean = TRUE, state = v.state
-         FROM v WHERE leases.provider = v.provider AND leases.name = v.name AND leases.owner = v.owner
+         FROM v WHERE leases.provider =[v.provider] AND leases.name = v.name AND leases.owner = v.owner
             AND leases.epoch = v.epoch
          RETURNING leases.name",
         now = db.now_ms()

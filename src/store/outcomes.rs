@@ -118,7 +118,7 @@ const CHANGE: &str = "UPDATE jobs SET
     error = CASE WHEN v.ends THEN v.error ELSE COALESCE(v.error, jobs.error) END,
     finished_ms = CASE WHEN v.ends OR (v.goes_back AND jobs.cancel_requested) THEN v.at_ms ELSE NULL END
 FROM v
-WHERE jobs.pk = v.pk AND jobs.epoch = v.epoch AND jobs.run = v.run
+WHERE jobs.pk =[v.pk] AND jobs.epoch = v.epoch AND jobs.run = v.run
     AND jobs.state IN ('queued', 'waiting', 'running')
     AND (jobs.owner IS NOT NULL OR NOT v.holds)
 RETURNING jobs.pk, jobs.state, jobs.cancel_requested, jobs.tenant, jobs.id, jobs.provider, jobs.lane,

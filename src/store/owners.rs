@@ -153,7 +153,7 @@ fn farewell(held: &Held, now_ms: WallMs) -> Record {
 
 async fn mark_orphaned(tx: &mut Tx, held: &[Held]) -> Result<(), StoreError> {
     let rows = super::dialect::Rows::new().int("pk", held.iter().map(|h| Some(h.0)));
-    rows.execute(tx, "UPDATE jobs SET orphaned = TRUE FROM v WHERE jobs.pk = v.pk").await?;
+    rows.execute(tx, "UPDATE jobs SET orphaned = TRUE FROM v WHERE jobs.pk =[v.pk]").await?;
     Ok(())
 }
 

@@ -58,12 +58,12 @@ async fn remove(
     for (state, before_ms) in ages {
         let sql = format!(
             "SELECT pk FROM jobs WHERE state = $1 AND finished_ms IS NOT NULL AND finished_ms < $2
-             AND NOT EXISTS (SELECT 1 FROM events e JOIN deliveries d ON d.event_pk = e.pk
-                WHERE e.job_pk = jobs.pk AND d.state = 'pending')
+             AND NOT EXISTS (SELECT 1 FROM events e JOIN deliveries d ON d.event_pk =[e.pk]
+                WHERE e.job_pk =[jobs.pk] AND d.state || '' = 'pending')
              ORDER BY finished_ms LIMIT $3{}",
             tx.skip_locked()
         );
-        let sql = sqlx::AssertSqlSafe(sql);
+        let sql = sqlx::AssertSqlSafe(tx.spelled(&sql));
         let pks: Vec<(JobPk,)> =
             on_db!(tx, |c| sqlx::query_as(sql).bind(state).bind(before_ms).bind(left).fetch_all(c).await)?;
         left -= i64::try_from(pks.len()).unwrap_or(left);
@@ -100,8 +100,8 @@ async fn remove_tests(tx: &mut Tx, before_ms: WallMs, limit: u32) -> Result<(), 
         on_db!(tx, |c| sqlx::query_as(sql).bind(before_ms).bind(i64::from(limit)).fetch_all(c).await)?;
     let rows = Rows::new().int("pk", pks.iter().map(|pk| Some(pk.0)));
     for delete in [
-        "DELETE FROM delivery_attempts WHERE delivery_pk IN (SELECT pk FROM v)",
-        "DELETE FROM deliveries WHERE pk IN (SELECT pk FROM v)",
+        "DELETE FROM delivery_attempts WHERE delivery_pk IN {SELECT pk FROM v}",
+        "DELETE FROM deliveries WHERE pk IN {SELECT pk FROM v}",
     ] {
         rows.execute(tx, delete).await?;
     }
@@ -112,13 +112,13 @@ async fn remove_tests(tx: &mut Tx, before_ms: WallMs, limit: u32) -> Result<(), 
 async fn remove_jobs(tx: &mut Tx, pks: &[(JobPk,)]) -> Result<(), StoreError> {
     let rows = Rows::new().int("pk", pks.iter().map(|pk| Some(pk.0)));
     for delete in [
-        "DELETE FROM delivery_attempts WHERE delivery_pk IN (SELECT d.pk FROM v
-            JOIN events e ON e.job_pk = v.pk JOIN deliveries d ON d.event_pk = e.pk)",
-        "DELETE FROM deliveries WHERE event_pk IN (SELECT e.pk FROM v JOIN events e ON e.job_pk = v.pk)",
-        "DELETE FROM events WHERE job_pk IN (SELECT pk FROM v)",
-        "DELETE FROM attempts WHERE job_pk IN (SELECT pk FROM v)",
-        "DELETE FROM dead_letters WHERE job_pk IN (SELECT pk FROM v)",
-        "DELETE FROM jobs WHERE pk IN (SELECT pk FROM v)",
+        "DELETE FROM delivery_attempts WHERE delivery_pk IN {SELECT d.pk FROM v
+            JOIN events e ON e.job_pk =[v.pk] JOIN deliveries d ON d.event_pk =[e.pk]}",
+        "DELETE FROM deliveries WHERE event_pk IN {SELECT e.pk FROM v JOIN events e ON e.job_pk =[v.pk]}",
+        "DELETE FROM events WHERE job_pk IN {SELECT pk FROM v}",
+        "DELETE FROM attempts WHERE job_pk IN {SELECT pk FROM v}",
+        "DELETE FROM dead_letters WHERE job_pk IN {SELECT pk FROM v}",
+        "DELETE FROM jobs WHERE pk IN {SELECT pk FROM v}",
     ] {
         rows.execute(tx, delete).await?;
     }
