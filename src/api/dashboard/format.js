@@ -21,13 +21,13 @@ export function percent(share) {
   return share === null || share === undefined ? none : `${ONE.format(share * 100)} %`;
 }
 
-/** A span in its two largest units. */
-export function span(ms) {
+/** A span in its largest units. */
+export function span(ms, most = 2) {
   if (ms < 1000) return `${Math.round(ms)} ms`;
   if (ms < 10_000) return `${ONE.format(ms / 1000)} s`;
   const units = [['d', 86_400_000], ['h', 3_600_000], ['min', 60_000], ['s', 1000]];
   const first = units.findIndex(([, size]) => ms >= size);
-  return units.slice(first, first + 2).map(([name, size], at) => [name, Math.floor((at ? ms % units[first][1] : ms) / size)])
+  return units.slice(first, first + most).map(([name, size], at) => [name, Math.floor((at ? ms % units[first][1] : ms) / size)])
     .filter(([, n], at) => at === 0 || n > 0).map(([name, n]) => `${n} ${name}`).join(' ');
 }
 
@@ -36,7 +36,7 @@ export function fromNow(at) {
   const ms = Date.parse(at) - Date.now();
   if (Number.isNaN(ms)) return none;
   if (Math.abs(ms) < 1000) return 'now';
-  return ms > 0 ? `in ${span(ms)}` : `${span(-ms)} ago`;
+  return ms > 0 ? `in ${span(ms)}` : `${span(-ms, 1)} ago`;
 }
 
 /** In the reader's time zone. */
