@@ -19,7 +19,7 @@ export class Problem extends Error {
 
 export const session = {
   get signedIn() { return token !== null; },
-  /** Tells of a token that came or went, and of a server that wants one. */
+  /** Tells of a token that came or went (`in`, `out`), and of a server that wants another one (`wanted`). */
   onchange(listener) { listeners.add(listener); },
   signIn(value, keep) {
     token = value;
@@ -49,8 +49,11 @@ export async function fetchPath(method, parts, { query, body, headers, signal, w
     init.headers['content-type'] = 'application/json';
     init.body = typeof body === 'string' ? body : JSON.stringify(body);
   }
+  const sent = token;
   try {
-    return await fetch(url, init);
+    const response = await fetch(url, init);
+    if (response.status === 401 && sent === token) tell('wanted');
+    return response;
   } catch (error) {
     if (signal?.aborted) throw error;
     throw unreachable(error);
@@ -89,7 +92,6 @@ export function problemOf(response, text) {
   try {
     document = { ...document, ...JSON.parse(text) };
   } catch { /* not from the API: a proxy, perhaps */ }
-  if (response.status === 401) tell('wanted');
   const seconds = Number(response.headers.get('retry-after'));
   return new Problem(response.status, document, Number.isFinite(seconds) ? seconds * 1000 : 0);
 }

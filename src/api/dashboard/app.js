@@ -2,7 +2,6 @@
 
 import { session } from './api.js';
 import { h, show } from './dom.js';
-import { say } from './dialog.js';
 import { span } from './format.js';
 import { Loop, Stream } from './live.js';
 import { field, icon, trouble } from './parts.js';
@@ -18,10 +17,9 @@ const VIEWS = {
 };
 const main = document.getElementById('main');
 const place = document.getElementById('link');
-const sign = document.getElementById('sign');
+const signOut = document.getElementById('sign-out');
 
 let current = null;
-let wanted = false;
 
 /** `#/jobs/order-1?tenant=acme` in parts. */
 function parse(hash) {
@@ -36,7 +34,7 @@ class Page {
 
   /** `keeps`: what is on the page stays until this one has something to show. */
   constructor(route, keeps) {
-    const make = VIEWS[route.view] ?? nothing;
+    const make = Object.hasOwn(VIEWS, route.view) ? VIEWS[route.view] : nothing;
     this.#view = make(route, this);
     document.title = `${this.#view.title} · Paceline`;
     for (const link of document.querySelectorAll('#nav a')) {
@@ -124,7 +122,7 @@ function open(keeps = false) {
 let refusal = null;
 
 function signInForm() {
-  const submit = async event => {
+  const submit = event => {
     event.preventDefault();
     const form = event.currentTarget;
     const token = form.elements.token.value.trim();
@@ -133,7 +131,7 @@ function signInForm() {
     session.signIn(token, form.elements.keep.checked);
   };
   return h('form', { key: 'sign-in', class: 'sign-in', onsubmit: submit, autocomplete: 'off' },
-    h('p', null, refusal ?? 'This server asks for a token: one of ', !refusal && h('code', null, 'api.tokens'), !refusal && ' in its configuration.'),
+    h('p', { role: refusal && 'alert' }, refusal ?? 'This server asks for a token: one of ', !refusal && h('code', null, 'api.tokens'), !refusal && ' in its configuration.'),
     field('Token', h('input', { name: 'token', type: 'password', autocomplete: 'off', required: true, autofocus: true, spellcheck: 'false' })),
     h('label', { class: 'check' }, h('input', { type: 'checkbox', name: 'keep', checked: true }), 'Keep it until this tab is closed'),
     h('p', { class: 'small' }, 'It is sent to this server alone, in a header field, and is never put into an address.'),
@@ -142,25 +140,21 @@ function signInForm() {
 
 session.onchange(what => {
   if (what === 'wanted') {
-    wanted = true;
-    if (session.signedIn) {
-      refusal = 'This token is not known here. Another one?';
-      session.signOut();
-    }
+    if (!session.signedIn) return;
+    refusal = 'This token is not known here. Another one?';
+    session.signOut();
+    return;
   }
-  if (what === 'in') say('Signed in');
-  sign.hidden = !wanted && !session.signedIn;
-  sign.textContent = session.signedIn ? 'Sign out' : 'Sign in';
-  if (what === 'in' || what === 'out') queueMicrotask(() => open());
+  signOut.hidden = !session.signedIn;
+  // Not within the look that found it out.
+  queueMicrotask(() => open());
 });
 
-sign.addEventListener('click', () => {
+signOut.addEventListener('click', () => {
   refusal = null;
-  if (session.signedIn) session.signOut();
-  else document.querySelector('.sign-in input')?.focus();
+  session.signOut();
 });
-sign.hidden = !session.signedIn;
-if (session.signedIn) sign.textContent = 'Sign out';
+signOut.hidden = !session.signedIn;
 
 document.querySelector('.skip').addEventListener('click', event => {
   event.preventDefault();

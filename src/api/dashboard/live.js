@@ -14,6 +14,8 @@ const SILENT_MS = 25_000;
 /** Calls `look(signal)` until it is stopped; tells `state` what it is doing: `{is, waitMs}`. */
 export class Loop {
   #look; #everyMs; #state; #timer = null; #abort = null; #failures = 0; #again = false; #stopped = false;
+  /** When the next look is due, and when it may be at the earliest. */
+  #due = 0; #rested = 0;
   #seen = () => (document.hidden ? this.#pause() : this.now());
 
   constructor(look, everyMs, state) {
@@ -25,18 +27,19 @@ export class Loop {
     else this.now();
   }
 
-  /** Looks at once; where it is looking, once more after that. */
+  /** Looks at once, and anew where it is looking already: something else is wanted now. */
   now() {
     if (this.#stopped || document.hidden) return;
-    if (this.#abort) this.#again = true;
-    else this.#run();
+    this.#abort?.abort();
+    this.#run();
   }
 
-  /** Looks soon: something happened. */
+  /** Looks soon: something happened. Many nudges make no look later, and few more. */
   nudge() {
     if (this.#stopped || document.hidden || this.#failures > 0) return;
+    const waitMs = Math.max(NUDGE_MS, this.#rested - performance.now());
     if (this.#abort) this.#again = true;
-    else this.#in(NUDGE_MS);
+    else if (this.#due > performance.now() + waitMs) this.#in(waitMs);
   }
 
   stop() {
@@ -54,6 +57,7 @@ export class Loop {
 
   #in(ms) {
     clearTimeout(this.#timer);
+    this.#due = performance.now() + ms;
     if (!this.#stopped) this.#timer = setTimeout(() => this.#run(), ms);
   }
 
@@ -65,8 +69,10 @@ export class Loop {
     try {
       await this.#look(abort.signal);
       if (abort.signal.aborted) return;
+      const restMs = (performance.now() - began) * SHARE;
+      this.#rested = performance.now() + restMs;
       this.#failures = 0;
-      waitMs = Math.max(this.#everyMs, (performance.now() - began) * SHARE);
+      waitMs = Math.max(this.#everyMs, restMs);
       this.#state({ is: 'live', waitMs });
     } catch (error) {
       if (abort.signal.aborted) return;
@@ -76,9 +82,9 @@ export class Loop {
       this.#state({ is: 'failed', waitMs });
     }
     this.#abort = null;
-    const again = this.#again && this.#failures === 0;
+    this.#in(waitMs);
+    if (this.#again) this.nudge();
     this.#again = false;
-    this.#in(again ? NUDGE_MS : waitMs);
   }
 }
 

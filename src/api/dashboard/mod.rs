@@ -103,9 +103,14 @@ impl Asset {
         let body = if known { "" } else { self.text };
         let status = if known { StatusCode::NOT_MODIFIED } else { StatusCode::OK };
         let mut response = (status, body).into_response();
-        response.headers_mut().extend(fixed.map(|(name, value)| (name, HeaderValue::from_static(value))));
+        let headers = response.headers_mut();
+        for (name, value) in fixed {
+            headers.insert(name, HeaderValue::from_static(value));
+        }
         // Weak: the same file may be packed for one reader and plain for another.
-        response.headers_mut().extend(HeaderValue::from_str(&tag).ok().map(|tag| (ETAG, tag)));
+        if let Ok(tag) = HeaderValue::from_str(&tag) {
+            headers.insert(ETAG, tag);
+        }
         response
     }
 
