@@ -23,7 +23,7 @@ demo: ## the whole system at work in under a minute, nothing else installed
 .PHONY: test
 test: ## every test, against real RabbitMQ and PostgreSQL
 	@mkdir -p $(TARGET)
-	@deploy/services runtimes >/dev/null
+	@deploy/services runtimes >/dev/null && deploy/services browser >/dev/null
 	@PACELINE_PYTHON=$$(deploy/services python); export PACELINE_PYTHON; code=0; \
 	deploy/services run cargo test --locked --no-fail-fast $(TEST) 2>&1 | tee $(TARGET)/test.log || code=$$?; \
 	deploy/lint summary <$(TARGET)/test.log; exit $$code

@@ -77,6 +77,8 @@ const ROUTES: &[(&str, &str, Needs)] = &[
     ("GET", "/asyncapi.json", Needs::Nothing),
     ("GET", "/schemas/job.json", Needs::Nothing),
     ("GET", "/schemas/event.json", Needs::Nothing),
+    ("GET", "/", Needs::Nothing),
+    ("GET", "/dashboard/{file}", Needs::Nothing),
     ("GET", "/healthz", Needs::Nothing),
     ("GET", "/readyz", Needs::Nothing),
 ];
@@ -198,6 +200,7 @@ impl Api {
         let id = self.ids.iter().find(|(list, _)| route.starts_with(**list)).map_or("x", |(_, id)| id.as_str());
         let path =
             route.replace("{id}", id).replace("{name}", "geo").replace("{label}", "a1").replace("{budget}", "org-1");
+        let path = path.replace("{file}", "app.js");
         if route == "/v1/dead-letters" { format!("{path}?limit=500") } else { path }
     }
 

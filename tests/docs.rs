@@ -9,13 +9,14 @@ use paceline::config::Config;
 use paceline::job::{Envelope, Given};
 
 /// Every text for readers.
-const PAGES: [&str; 10] = [
+const PAGES: [&str; 11] = [
     "README.md",
     "CHANGELOG.md",
     "docs/api.md",
     "docs/architecture.md",
     "docs/benchmarks.md",
     "docs/configuration.md",
+    "docs/dashboard.md",
     "docs/guarantees.md",
     "docs/operations.md",
     "docs/pacing.md",

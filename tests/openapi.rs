@@ -339,9 +339,12 @@ impl Judge<'_> {
             "/asyncapi.json",
             "/schemas/job.json",
             "/schemas/event.json",
+            "/",
         ] {
             self.get(path, path, 200).await;
         }
+        self.get("/dashboard/{file}", "/dashboard/app.js", 200).await;
+        self.get("/dashboard/{file}", "/dashboard/nothing.js", 404).await;
     }
 }
 
@@ -429,7 +432,7 @@ async fn every_operation_asks_for_the_scope_that_it_says() {
         };
         for (method, template, operation) in operations(&openapi()) {
             let path = template.replace("{id}", "nothing").replace("{name}", "nobody").replace("{label}", "k1");
-            let path = path.replace("{budget}", "k1");
+            let path = path.replace("{budget}", "k1").replace("{file}", "app.js");
             let place = format!("{method} {template}");
             let Some(needed) = operation["security"][0]["token"][0].as_str() else {
                 assert!([200, 503].contains(&status(&method, &path, None).await), "{place} is open");

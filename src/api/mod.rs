@@ -44,12 +44,14 @@
 //! | `GET /metrics` | `read`, of all tenants |
 //! | `GET /v1/events` | `read` |
 //! | `GET /readyz` | none; its errors are told to `read` |
+//! | `GET /`, `/dashboard/{file}` | none: the page asks with the reader's token |
 //! | `GET /healthz`, `/openapi.json`, `/asyncapi.json`, `/schemas/job.json`, `/schemas/event.json` | none |
 
 mod audit;
 mod auth;
 mod body;
 mod control;
+mod dashboard;
 mod dead_letters;
 mod deliveries;
 mod desk;
@@ -222,7 +224,7 @@ fn described() -> Routes<Parts> {
 
 /// The routes for everybody.
 fn open() -> Routes<Parts> {
-    health::routes().and(documents::routes())
+    health::routes().and(documents::routes()).and(dashboard::routes())
 }
 
 /// The API.
@@ -273,11 +275,12 @@ fn guarded(routes: Router<Parts>, open: Router<Parts>, parts: Parts) -> Router {
         .with_state(parts)
 }
 
-/// What answers while the store cannot be reached: health, and 503 to everything else.
+/// What answers while the store cannot be reached: health, the dashboard, which shows it, and 503 to everything else.
 pub fn starting_router(readiness: Readiness, tokens: Tokens) -> Router {
     Router::new()
         .route("/healthz", get(health::alive))
         .route("/readyz", get(health::not_ready))
+        .merge(dashboard::routes().split().0)
         .fallback(async || Problem::new(ProblemKind::Unavailable, "starting: the store cannot be reached yet"))
         .layer(from_fn(finish))
         .with_state((readiness, tokens))

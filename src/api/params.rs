@@ -94,6 +94,7 @@ pub(super) fn describe(place: &str, name: &str) -> Value {
             "Where the page begins: `next_cursor` of the page before, as it was given.".to_owned(),
         ),
         "id" => (json!({ "type": "string", "pattern": ID }), "The id.".to_owned()),
+        "file" => enumerated(super::dashboard::NAMES.to_vec(), "The name of the file."),
         "traceparent" => (json!({ "type": "string" }), "The W3C trace that the job belongs to.".to_owned()),
         "last-event-id" => (
             json!({ "type": "string" }),

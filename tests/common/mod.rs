@@ -7,6 +7,7 @@
 
 pub mod audit;
 pub mod broker;
+pub mod browser;
 pub mod cut;
 pub mod proxy;
 pub mod raw;
