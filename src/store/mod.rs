@@ -959,21 +959,29 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn heartbeat(&self, owner: &OwnerId, role: &str) -> Result<(), StoreError> {
-        act!(self, |tx, _wakes| owners::heartbeat(tx, owner, role).await)?;
-        self.known_owners().insert(owner.clone());
+        self.heartbeats(std::slice::from_ref(owner), role).await
+    }
+
+    /// Says it of many.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn heartbeats(&self, owners: &[OwnerId], role: &str) -> Result<(), StoreError> {
+        act!(self, |tx, _wakes| owners::heartbeat(tx, owners, role).await)?;
+        self.known_owners().extend(owners.iter().cloned());
         Ok(())
     }
 
     /// Lets go of all that the owner holds, at an orderly end: jobs are due again at once. An
     /// `at_most_once` job whose call was begun and not recorded is dead (`outcome_unknown`). Leases
-    /// are for their owner to release.
+    /// are for their owner to release. Whatever comes of it, the owner lives here no more: what is left is rescued.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn retire(&self, owner: &OwnerId, now_ms: WallMs) -> Result<u64, StoreError> {
-        let released = owners::retire(self.db(), &self.inner.wakes, owner, now_ms).await?;
+        let released = owners::retire(self.db(), &self.inner.wakes, owner, now_ms).await;
         self.known_owners().remove(owner);
-        Ok(released)
+        released
     }
 
     /// Up to which time a schedule has made its jobs; from now on where nobody has seen it, or its cron line, before.

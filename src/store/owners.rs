@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use super::dialect::{Db, Tx, on_db};
+use super::dialect::{Db, Rows, Tx, on_db};
 use super::wakes::{Pending, Wakes};
 use super::{Attempt, DeadReason, JobPk, Next, OwnerId, Record, Recorded, StoreError, number, outcomes, reports};
 use crate::clock::WallMs;
@@ -13,15 +13,15 @@ use crate::job::JobState;
 /// Jobs let go of in one transaction.
 const BATCH: i64 = 256;
 
-/// Says that the owner lives, by the database's clock.
-pub(super) async fn heartbeat(tx: &mut Tx, owner: &str, role: &str) -> Result<(), StoreError> {
-    let now = tx.now_ms();
+/// Says that these owners live, by the database's clock.
+pub(super) async fn heartbeat(tx: &mut Tx, owners: &[OwnerId], role: &str) -> Result<(), StoreError> {
     let sql = format!(
-        "INSERT INTO owners (id, role, started_ms, seen_ms) VALUES ($1, $2, {now}, {now})
-         ON CONFLICT (id) DO UPDATE SET role = excluded.role, seen_ms = excluded.seen_ms"
+        "INSERT INTO owners (id, role, started_ms, seen_ms) SELECT v.id, v.role, {now}, {now} FROM v WHERE TRUE
+         ON CONFLICT (id) DO UPDATE SET role = excluded.role, seen_ms = excluded.seen_ms",
+        now = tx.now_ms()
     );
-    let sql = sqlx::AssertSqlSafe(sql);
-    on_db!(tx, |c| sqlx::query(sql).bind(owner).bind(role).execute(c).await.map(drop))?;
+    let rows = Rows::new().text("id", owners.iter().map(|id| Some(id.as_str())));
+    rows.text("role", owners.iter().map(|_| Some(role))).execute(tx, &sql).await?;
     Ok(())
 }
 
@@ -150,7 +150,7 @@ fn farewell(held: &Held, now_ms: WallMs) -> Record {
 }
 
 async fn mark_orphaned(tx: &mut Tx, held: &[Held]) -> Result<(), StoreError> {
-    let rows = super::dialect::Rows::new().int("pk", held.iter().map(|h| Some(h.0)));
+    let rows = Rows::new().int("pk", held.iter().map(|h| Some(h.0)));
     rows.execute(tx, "UPDATE jobs SET orphaned = TRUE FROM v WHERE jobs.pk = v.pk").await?;
     Ok(())
 }
