@@ -173,7 +173,8 @@ async fn one_changes_and_the_other_does_not_notice(mode: Mode) {
     in_world(mode, async |world| {
         let two = Two::start(world).await;
         let (name, other) = (world.provider.clone(), two.other_name());
-        let window = |n: u32| format!("limits = [ {{ requests = {n}, per = \"1s\", algorithm = \"sliding_window\" }} ]");
+        let window =
+            |n: u32| format!("limits = [ {{ requests = {n}, per = \"1s\", algorithm = \"sliding_window\" }} ]");
         two.configure("", Some(&window(25)));
         world.prepare().await;
         let serve = world.serving().await;
@@ -214,9 +215,11 @@ async fn one_changes_and_the_other_does_not_notice(mode: Mode) {
         let before = two.epoch(&name).await;
         two.configure("timeout = \"6s\"", Some(&window(30)));
         reload(&serve, IN_EFFECT).await;
-        world.configure_all(&std::fs::read_to_string(world.path("paceline.toml")).expect("a file").replace(&other, &name));
+        world.configure_all(
+            &std::fs::read_to_string(world.path("paceline.toml")).expect("a file").replace(&other, &name),
+        );
         reload(&serve, "the new configuration is not valid").await;
-        assert!(serve.log().replace('\\', "").contains(&format!("provider \"{name}\": there are two providers of this name")));
+        assert!(serve.log().replace('\\', "").contains(&format!("provider \"{name}\": there are two")));
         assert_eq!(two.epoch(&name).await, before);
 
         let (epoch_now, sockets_now) = two.traces(&serve).await;
@@ -266,18 +269,34 @@ async fn a_bad_file_changes_nothing_and_every_problem_is_told() {
         let restart = "these settings need a restart; the running configuration stays in effect";
         let twice = format!("{good}timeout = \"0s\"\nlanes = {{ high = 0 }}\n");
         let port = format!("127.0.0.1:{}", world.port);
+        let job = format!("{{ provider = \"{}\", request = {{ path = \"/ok\" }} }}", world.provider);
+        let schedule = format!("[[schedules]]\nname = \"s\"\ncron = \"0 0 1 1 *\"\njob = {job}\n");
         for (text, message, told) in [
             (twice, refused, &["timeout: expected more than 0s", "lanes.high: expected a weight"][..]),
             (good.replace("key_limits", "key_limit"), refused, &["key_limit", "line"]),
             (good.replace("env:KEY_a1", "env:NOT_THERE"), refused, &["NOT_THERE"]),
             (format!("{good}ca_file = \"/nowhere/ca.pem\"\n"), refused, &["/nowhere/ca.pem"]),
+            (
+                format!("{good}[[provider]]\nname = \"{}\"\nbase_url = \"http://x\"\n", world.provider),
+                refused,
+                &["there are two providers of this name: give one of them another name"],
+            ),
+            (format!("{good}[[provider.route]]\nmatch = \"v1\"\n"), refused, &["route[0].match: expected a path"]),
+            (good.replace("env:KEY_a1\"", "env:KEY_a1\", weight = 0"), refused, &["key \"a1\": expected a weight"]),
+            (format!("{good}window = \"22:00-22:00 UTC\"\n"), refused, &["window: \"22:00-22:00 UTC\" never opens"]),
+            (format!("{good}{schedule}zone = \"Mars/Base\"\n"), refused, &["schedules \"s\": zone: unknown time zone"]),
+            (
+                format!("{good}{schedule}").replace("1 1 *", "30 2 *"),
+                refused,
+                &["schedules \"s\": cron", "never comes"],
+            ),
             (good.replace(&port, "127.0.0.1:1"), restart, &["api.listen"]),
             (format!("[store]\nurl = \"sqlite://other.db\"\n{good}"), restart, &["store.url"]),
             (format!("[queue]\nurl = \"amqp://nowhere\"\n{good}"), restart, &["queue.url"]),
         ] {
             world.configure_all(&text);
             reload(&serve, message).await;
-            let log = serve.log();
+            let log = serve.log().replace('\\', "");
             assert!(told.iter().all(|part| log.contains(part)), "{told:?} in {log}");
         }
         assert!(!world.path("other.db").exists());

@@ -90,7 +90,10 @@ impl System {
     async fn replace(&mut self, built: Built, new: &Config, changes: &Changes) -> bool {
         if !changes.concerned.is_nothing() {
             let changed = changes.taken.join(", ");
-            tracing::info!(changed, "taking a new configuration over: calls in flight of what is concerned finish first");
+            tracing::info!(
+                changed,
+                "taking a new configuration over: calls in flight of what is concerned finish first"
+            );
             self.work.end(&self.shared, &changes.concerned).await;
         }
         if self.shutdown.is_cancelled() {

@@ -17,7 +17,11 @@ pub const KEYS: [(&str, &str); 3] =
 pub const ADDED: (&str, [&str; 2]) = ("k4", ["chaos-key-number-4", "chaos-key-number-4-anew"]);
 /// Registered endpoints: the events that each gets (none: all), its secret, the next one, and for how long both sign.
 pub const ENDPOINTS: [(&[&str], [&str; 2], &str); 2] = [
-    (&[], ["whsec_ZW5kcG9pbnQtb25lLWZpcnN0LXNlY3JldC0zMmJ5dGVz", "whsec_ZW5kcG9pbnQtb25lLW90aGVyLXNlY3JldC0zMmJ5dGVz"], "1h"),
+    (
+        &[],
+        ["whsec_ZW5kcG9pbnQtb25lLWZpcnN0LXNlY3JldC0zMmJ5dGVz", "whsec_ZW5kcG9pbnQtb25lLW90aGVyLXNlY3JldC0zMmJ5dGVz"],
+        "1h",
+    ),
     (
         &["job.dead", "job.expired"],
         ["whsec_ZW5kcG9pbnQtdHdvLWZpcnN0LXNlY3JldC0zMmJ5dGVz", "whsec_ZW5kcG9pbnQtdHdvLW90aGVyLXNlY3JldC0zMmJ5dGVz"],
@@ -342,7 +346,10 @@ fn reloads(size: Size, random: &mut StdRng, acts: &mut Acts) {
     for number in 0..(size.faults / 3).max(2) {
         let at = size.span.mul_f64(random.random_range(0.1..0.95));
         let is_bad = number == 1 || (number > 1 && random.random_bool(0.3));
-        acts.push((at, if is_bad { Act::ReloadBad(random.random_range(0..BAD.len())) } else { Act::Reload(settings(random)) }));
+        acts.push((
+            at,
+            if is_bad { Act::ReloadBad(random.random_range(0..BAD.len())) } else { Act::Reload(settings(random)) },
+        ));
     }
 }
 

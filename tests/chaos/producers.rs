@@ -132,12 +132,7 @@ async fn operate(world: &World, endpoints: &[String], deeds: &[(Duration, Deed)]
 
 /// Hands all jobs in, each at its time, and cancels some; what an operator does goes on beside. The ids of those that were
 /// cancelled for sure.
-pub async fn hand_in(
-    world: &World,
-    jobs: &[Ready],
-    endpoints: &[String],
-    deeds: &[(Duration, Deed)],
-) -> Vec<String> {
+pub async fn hand_in(world: &World, jobs: &[Ready], endpoints: &[String], deeds: &[(Duration, Deed)]) -> Vec<String> {
     let began = Instant::now();
     let cancelled = Mutex::new(Vec::new());
     let over_http: Vec<&Ready> = jobs.iter().filter(|job| matches!(job.plan.way, Way::Http | Way::Both)).collect();

@@ -80,9 +80,7 @@ async fn provider(plan: &Plan, seed: u64) -> ProviderHandle {
     let (label, [secret, anew]) = ADDED;
     let keys = KEYS.into_iter().chain([(label, secret), ("k4 anew", anew)]);
     let options = ProviderOptions {
-        keys: keys
-            .map(|(label, secret)| SimKey::new(label, secret))
-            .collect(),
+        keys: keys.map(|(label, secret)| SimKey::new(label, secret)).collect(),
         rules: rules.iter().map(|rule| rule.parse().expect("a rule")).collect(),
         delay_before: Some(Lognormal::ms(5, 60)),
         latency: Some(Lognormal::ms(20, 150)),
@@ -299,7 +297,8 @@ const OWNERS: &str = "SELECT COUNT(*) FROM owners";
 fn owners(mode: Mode, plan: &Plan) -> i64 {
     let names = plan.members.iter().map(|member| {
         let publishes = mode == Mode::Scaled && member.roles.contains("notifier");
-        ["dispatcher", "notifier"].iter().filter(|role| member.roles.contains(**role)).count() as i64 + i64::from(publishes)
+        ["dispatcher", "notifier"].iter().filter(|role| member.roles.contains(**role)).count() as i64
+            + i64::from(publishes)
     });
     names.sum()
 }
