@@ -297,7 +297,10 @@ impl Config {
         let mut providers: Vec<Provider> = Vec::new();
         for raw in file.provider {
             if providers.iter().any(|p| p.name == raw.name) {
-                problems.add(format!("provider {:?}", raw.name), "there are two providers of this name");
+                problems.add(
+                    format!("provider {:?}", raw.name),
+                    "there are two providers of this name: give one of them another name",
+                );
                 continue;
             }
             providers.extend(provider::build(raw, env, problems));

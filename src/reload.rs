@@ -12,8 +12,34 @@ pub struct Changes {
     pub taken: Vec<String>,
     /// What cannot be changed while the process runs.
     pub refused: Vec<String>,
-    /// Something of it concerns more than the answers of the API: what dispatches, notifies and schedules begins anew.
-    pub restarts_work: bool,
+    /// What begins anew for it.
+    pub concerned: Concerned,
+}
+
+/// Parts of a process that work by what changed: they begin anew, and all others go on untouched.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Concerned {
+    /// Providers that are added, removed or changed: their dispatchers.
+    pub providers: BTreeSet<String>,
+    /// What delivers webhooks.
+    pub notifier: bool,
+    /// What publishes completions.
+    pub publisher: bool,
+    /// What makes recurring jobs, replays, rescues and removes.
+    pub upkeep: bool,
+}
+
+impl Concerned {
+    /// Everything: a process begins.
+    pub fn all(config: &Config) -> Self {
+        let providers = config.providers.iter().map(|provider| provider.name.clone()).collect();
+        Self { providers, notifier: true, publisher: true, upkeep: true }
+    }
+
+    /// Whether everything goes on.
+    pub fn is_nothing(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 impl Changes {
@@ -29,15 +55,22 @@ impl Changes {
         changes.refuse("queue.events", old.publishes_events != *publishes_events);
         changes.refuse("api.listen", old.api.listen != *listen);
         changes.refuse("metrics.listen", old.metrics != *metrics);
-        let kept = (old.store.keep_succeeded, old.store.keep_dead);
-        changes.take("store.retention", kept != (*keep_succeeded, *keep_dead));
-        changes.take("api.envelope_bytes_max", old.api.envelope_bytes_max != *envelope_bytes_max);
-        changes.take("api.public_url", old.api.public_url != *public_url);
-        changes.webhooks(&old.webhooks, webhooks);
-        changes.providers(&old.providers, providers);
-        changes.take("schedules", old.schedules != *schedules);
-        changes.restarts_work = !changes.taken.is_empty();
         changes.take("api.tokens", old.api.tokens != *tokens);
+        changes.take("api.envelope_bytes_max", old.api.envelope_bytes_max != *envelope_bytes_max);
+        let kept = (old.store.keep_succeeded, old.store.keep_dead);
+        let retention = changes.take("store.retention", kept != (*keep_succeeded, *keep_dead));
+        let url = changes.take("api.public_url", old.api.public_url != *public_url);
+        let hooks = changes.webhooks(&old.webhooks, webhooks);
+        let waits = old.webhooks.schedule != webhooks.schedule;
+        let providers = changes.providers(&old.providers, providers);
+        let schedules = changes.take("schedules", old.schedules != *schedules);
+        changes.concerned = Concerned {
+            notifier: hooks || url,
+            publisher: waits || url,
+            // Jobs that are made or replayed are checked against providers and webhooks.
+            upkeep: retention || schedules || hooks || !providers.is_empty(),
+            providers,
+        };
         changes
     }
 
@@ -46,10 +79,11 @@ impl Changes {
         self.taken.is_empty() && self.refused.is_empty()
     }
 
-    fn take(&mut self, place: impl Into<String>, differs: bool) {
+    fn take(&mut self, place: impl Into<String>, differs: bool) -> bool {
         if differs {
             self.taken.push(place.into());
         }
+        differs
     }
 
     fn refuse(&mut self, place: &str, differs: bool) {
@@ -58,30 +92,38 @@ impl Changes {
         }
     }
 
-    fn webhooks(&mut self, old: &WebhooksConfig, new: &WebhooksConfig) {
+    fn webhooks(&mut self, old: &WebhooksConfig, new: &WebhooksConfig) -> bool {
         let WebhooksConfig { secret, allow_http, allow_networks, timeout, schedule } = new;
-        self.take("webhooks.secret", old.secret != *secret);
-        self.take("webhooks.allow_http", old.allow_http != *allow_http);
-        self.take("webhooks.allow_networks", old.allow_networks != *allow_networks);
-        self.take("webhooks.timeout", old.timeout != *timeout);
-        self.take("webhooks.schedule", old.schedule != *schedule);
+        let places = [
+            ("webhooks.secret", old.secret != *secret),
+            ("webhooks.allow_http", old.allow_http != *allow_http),
+            ("webhooks.allow_networks", old.allow_networks != *allow_networks),
+            ("webhooks.timeout", old.timeout != *timeout),
+            ("webhooks.schedule", old.schedule != *schedule),
+        ];
+        places.into_iter().fold(false, |any, (place, differs)| self.take(place, differs) || any)
     }
 
-    fn providers(&mut self, old: &[Provider], new: &[Provider]) {
+    /// Those that are added, removed or changed.
+    fn providers(&mut self, old: &[Provider], new: &[Provider]) -> BTreeSet<String> {
         let named = |list: &[Provider]| list.iter().map(|provider| provider.name.clone()).collect::<BTreeSet<_>>();
-        for name in named(old).difference(&named(new)) {
-            self.taken.push(format!("provider {name:?} removed"));
-        }
+        let mut concerned: BTreeSet<String> = named(old).difference(&named(new)).cloned().collect();
+        self.taken.extend(concerned.iter().map(|name| format!("provider {name:?} removed")));
         for provider in new {
             let name = &provider.name;
-            match old.iter().find(|old| old.name == *name) {
-                None => self.taken.push(format!("provider {name:?} added")),
+            let places = match old.iter().find(|old| old.name == *name) {
+                None => vec![format!("provider {name:?} added")],
                 Some(old) => {
-                    let places = of_provider(old, provider);
-                    self.taken.extend(places.into_iter().map(|place| format!("provider {name:?}: {place}")));
+                    let places = of_provider(old, provider).into_iter();
+                    places.map(|place| format!("provider {name:?}: {place}")).collect()
                 }
+            };
+            if !places.is_empty() {
+                concerned.insert(name.clone());
             }
+            self.taken.extend(places);
         }
+        concerned
     }
 }
 
@@ -150,22 +192,49 @@ base_url = "https://b.example"
     fn every_change_is_told_by_its_place() {
         let old = config(BASE, &[]);
         assert!(Changes::between(&old, &config(BASE, &[])).is_empty());
-        for (from, to, taken, refused, restarts) in [
-            ("requests = 5", "requests = 6", "provider \"a\": limits", "", true),
-            ("match = \"/x\"", "match = \"/y\"", "provider \"a\": route", "", true),
-            ("timeout = \"5s\"", "timeout = \"6s\"", "provider \"a\": route", "", true),
-            ("timeout = \"10s\"", "timeout = \"11s\"", "webhooks.timeout", "", true),
-            ("name = \"b\"", "name = \"c\"", "provider \"b\" removed, provider \"c\" added", "", true),
-            ("\"env:TOKEN\"", "\"env:OTHER\"", "api.tokens", "", false),
-            ("[api]", "[store.retention]\ndead = \"1d\"\n[api]", "store.retention", "", true),
-            ("[api]", "[store]\nurl = \"sqlite://other.db\"\n[api]", "", "store.url", false),
-            ("[api]", "[queue]\nurl = \"amqp://x\"\n[api]", "", "queue.url", false),
-            ("[api]", "[api]\nlisten = \"127.0.0.1:1\"", "", "api.listen", false),
-            ("[api]", "[metrics]\nlisten = \"127.0.0.1:1\"\n[api]", "", "metrics.listen", false),
+        let (a, b, b_and_c): (&[&str], &[&str], &[&str]) = (&["a"], &["b"], &["b", "c"]);
+        let hooks = |concerned: &Concerned| (concerned.notifier, concerned.publisher, concerned.upkeep);
+        for (from, to, taken, refused, providers, others) in [
+            ("requests = 5", "requests = 6", "provider \"a\": limits", "", a, (false, false, true)),
+            ("match = \"/x\"", "match = \"/y\"", "provider \"a\": route", "", a, (false, false, true)),
+            ("timeout = \"5s\"", "timeout = \"6s\"", "provider \"a\": route", "", a, (false, false, true)),
+            (
+                "\"https://b.example\"",
+                "\"https://b.example/v2\"",
+                "provider \"b\": base_url",
+                "",
+                b,
+                (false, false, true),
+            ),
+            (
+                "name = \"b\"",
+                "name = \"c\"",
+                "provider \"b\" removed, provider \"c\" added",
+                "",
+                b_and_c,
+                (false, false, true),
+            ),
+            ("timeout = \"10s\"", "timeout = \"11s\"", "webhooks.timeout", "", &[], (true, false, true)),
+            (
+                "timeout = \"10s\"",
+                "schedule = [\"1s\"]",
+                "webhooks.timeout, webhooks.schedule",
+                "",
+                &[],
+                (true, true, true),
+            ),
+            ("[api]", "[api]\npublic_url = \"https://p.example\"", "api.public_url", "", &[], (true, true, false)),
+            ("\"env:TOKEN\"", "\"env:OTHER\"", "api.tokens", "", &[], (false, false, false)),
+            ("[api]", "[store.retention]\ndead = \"1d\"\n[api]", "store.retention", "", &[], (false, false, true)),
+            ("[api]", "[store]\nurl = \"sqlite://other.db\"\n[api]", "", "store.url", &[], (false, false, false)),
+            ("[api]", "[queue]\nurl = \"amqp://x\"\n[api]", "", "queue.url", &[], (false, false, false)),
+            ("[api]", "[api]\nlisten = \"127.0.0.1:1\"", "", "api.listen", &[], (false, false, false)),
+            ("[api]", "[metrics]\nlisten = \"127.0.0.1:1\"\n[api]", "", "metrics.listen", &[], (false, false, false)),
         ] {
             let changes = Changes::between(&old, &config(&BASE.replacen(from, to, 1), &[]));
-            let told = (changes.taken.join(", "), changes.refused.join(", "), changes.restarts_work);
-            assert_eq!(told, (taken.to_owned(), refused.to_owned(), restarts), "{to}");
+            assert_eq!((&*changes.taken.join(", "), &*changes.refused.join(", ")), (taken, refused), "{to}");
+            let concerned: Vec<&str> = changes.concerned.providers.iter().map(String::as_str).collect();
+            assert_eq!((&concerned[..], hooks(&changes.concerned)), (providers, others), "{to}");
         }
         let rotated = Changes::between(&old, &config(BASE, &[("KEY", "secret-2")]));
         assert_eq!(rotated.taken, ["provider \"a\": keys"], "another secret under the same label");

@@ -3,9 +3,11 @@
 
 mod recurring;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::{Mutex, Notify};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
@@ -30,19 +32,56 @@ pub const KEEP_ACTS: Duration = Duration::from_secs(400 * 86_400);
 /// Rows of one statement.
 const BATCH: u32 = 500;
 
-/// Says every two seconds that this owner lives, for ever: while it drains, too, or its calls would be rescued.
-pub async fn heartbeat(store: Store, owner: OwnerId, roles: String) {
-    let mut failing = false;
-    loop {
-        let beat = store.heartbeat(&owner, &roles).await;
-        match beat {
-            Ok(()) => failing = false,
-            Err(error) if !std::mem::replace(&mut failing, true) => {
-                tracing::warn!(%error, "the store does not hear that this process lives");
+/// Says every two seconds which owners of this process live, in one statement: while they drain, too, or their calls would
+/// be rescued. A handle: clones are one.
+#[derive(Debug, Clone)]
+pub struct Heartbeat {
+    store: Store,
+    roles: Arc<str>,
+    /// Locked during a beat: whoever was taken out is in none that is under way.
+    owners: Arc<Mutex<BTreeSet<OwnerId>>>,
+    another: Arc<Notify>,
+}
+
+impl Heartbeat {
+    /// Of nobody.
+    pub fn new(store: Store, roles: &str) -> Self {
+        Self { store, roles: roles.into(), owners: Arc::default(), another: Arc::default() }
+    }
+
+    /// From now on this one lives, too: it is said at once.
+    pub async fn begin(&self, owner: OwnerId) {
+        self.owners.lock().await.insert(owner);
+        self.another.notify_one();
+    }
+
+    /// It ends: waits for the beat that is under way.
+    pub async fn end(&self, owner: &OwnerId) {
+        self.owners.lock().await.remove(owner);
+    }
+
+    /// Beats for ever.
+    pub async fn run(self) {
+        let mut failing = false;
+        loop {
+            match self.beat().await {
+                Ok(()) => failing = false,
+                Err(error) if !std::mem::replace(&mut failing, true) => {
+                    tracing::warn!(%error, "the store does not hear that this process lives");
+                }
+                Err(_) => {}
             }
-            Err(_) => {}
+            // Where somebody came meanwhile it ends at once.
+            let _another = tokio::time::timeout(HEARTBEAT_EVERY, self.another.notified()).await;
         }
-        tokio::time::sleep(HEARTBEAT_EVERY).await;
+    }
+
+    async fn beat(&self) -> Result<(), StoreError> {
+        let owners = self.owners.lock().await;
+        if owners.is_empty() {
+            return Ok(());
+        }
+        self.store.heartbeats(&owners.iter().cloned().collect::<Vec<_>>(), &self.roles).await
     }
 }
 

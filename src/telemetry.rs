@@ -130,10 +130,18 @@ pub enum LogFormat {
     Json,
 }
 
+/// What the AMQP client says of each message that comes back, with the whole of it: what became of it is said by whoever
+/// published it.
+const RETURNED: &str = "lapin::returned_messages";
+
 /// Logs to standard error, filtered by `RUST_LOG` (`info` unless set).
 pub fn init_logs(format: LogFormat, default: &str) {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
+    let filter = match format!("{RETURNED}=error").parse() {
+        Ok(quieter) => filter.add_directive(quieter),
+        Err(_) => filter,
+    };
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
     let result = match format {

@@ -158,6 +158,8 @@ async fn an_answer_that_nobody_waits_for_is_given_up_and_said() {
         assert_eq!(own["attempts"].as_array().map(Vec::len), Some(1), "{own}");
         assert!(own["attempts"][0]["error"].as_str().expect("why").contains("Paceline's own"), "{own}");
         assert!(serve.log().contains("a completion for RabbitMQ is given up"), "{}", serve.log());
+        // The client's word on each message that came back would be a second one, with the whole of the message.
+        assert!(!serve.log().contains("BasicReturnMessage"), "{}", serve.log());
         // Somebody waits again: it can be sent again.
         let path = format!("/v1/deliveries/{}/resend", gone["id"].as_str().expect("an id"));
         assert_eq!(world.api().post(&path, &json!({})).await.0, 202);

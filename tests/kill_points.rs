@@ -160,6 +160,9 @@ async fn killed_at(world: &World, step: Step) -> String {
         provider: &provider,
         provider_began_ms,
         receiver: &receiver,
+        subscribers: &[],
+        published: None,
+        replies: &[],
         expected: &expected,
         faults: &faults,
     };
@@ -180,7 +183,7 @@ async fn killed_at(world: &World, step: Step) -> String {
 
 /// Waits until every job has ended, every event is delivered, and the dead process is forgotten.
 async fn drained(world: &World) {
-    // The process itself, its notifier and, where there is a broker, its publisher.
+    // Its dispatcher, its notifier and, where there is a broker, its publisher.
     let owners = if world.mode == Mode::Embedded { 2 } else { 3 };
     until("all is done", 2 * DRAINS_WITHIN, async || {
         for (sql, wanted) in [

@@ -5,12 +5,12 @@ mod bench;
 mod cli;
 mod demo;
 mod dispatcher;
-mod generation;
 mod notifier;
 mod reload;
 mod scratch;
 mod scratch_database;
 mod system;
+mod work;
 
 use std::process::ExitCode;
 

@@ -3,40 +3,40 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use paceline::config::QueueConfig;
+use paceline::config::{Config, QueueConfig};
 use paceline::publish::{PublishSettings, Publisher};
 use paceline::webhook::{Notifier, Schedule, WebhookSecrets, WebhookSettings};
 
-use crate::generation::Parts;
+use crate::work::Shared;
 
 /// Builds what publishes. `None`: there is no broker. Replies are published whatever `queue.events` says: somebody waits
 /// for them.
-pub fn build_publisher(parts: &Parts<'_>) -> anyhow::Result<Option<Publisher>> {
-    let QueueConfig::Amqp(url) = &parts.config.queue else { return Ok(None) };
+pub fn build_publisher(shared: &Shared, config: &Config) -> anyhow::Result<Option<Publisher>> {
+    let QueueConfig::Amqp(url) = &config.queue else { return Ok(None) };
     let settings = PublishSettings {
         url: url.clone(),
-        schedule: Schedule::new(parts.config.webhooks.schedule.clone()).context("webhooks.schedule")?,
-        public_url: parts.config.api.public_url.clone(),
-        stats: parts.shared.metrics.publications.clone(),
+        schedule: Schedule::new(config.webhooks.schedule.clone()).context("webhooks.schedule")?,
+        public_url: config.api.public_url.clone(),
+        stats: shared.metrics.publications.clone(),
     };
-    let (store, clock) = (parts.shared.store.clone(), Arc::clone(&parts.shared.clock));
+    let (store, clock) = (shared.store.clone(), Arc::clone(&shared.clock));
     Ok(Some(Publisher::new(store, clock, settings)))
 }
 
 /// Builds the notifier. `None`: without `webhooks.secret` there is nothing to sign with, and no callback was accepted.
-pub fn build(parts: &Parts<'_>) -> anyhow::Result<Option<Notifier>> {
-    let config = &parts.config.webhooks;
-    let Some(secret) = &config.secret else { return Ok(None) };
+pub fn build(shared: &Shared, config: &Config) -> anyhow::Result<Option<Notifier>> {
+    let webhooks = &config.webhooks;
+    let Some(secret) = &webhooks.secret else { return Ok(None) };
     let secrets = WebhookSecrets::new(secret).context("webhooks.secret")?;
     let settings = WebhookSettings {
-        allow_http: config.allow_http,
-        allow_networks: config.allow_networks.clone(),
-        timeout: config.timeout,
-        schedule: Schedule::new(config.schedule.clone()).context("webhooks.schedule")?,
-        public_url: parts.config.api.public_url.clone(),
-        stats: parts.shared.metrics.webhooks.clone(),
+        allow_http: webhooks.allow_http,
+        allow_networks: webhooks.allow_networks.clone(),
+        timeout: webhooks.timeout,
+        schedule: Schedule::new(webhooks.schedule.clone()).context("webhooks.schedule")?,
+        public_url: config.api.public_url.clone(),
+        stats: shared.metrics.webhooks.clone(),
         ..WebhookSettings::new(secrets)
     };
-    let (store, clock) = (parts.shared.store.clone(), Arc::clone(&parts.shared.clock));
+    let (store, clock) = (shared.store.clone(), Arc::clone(&shared.clock));
     Notifier::new(store, clock, settings).context("webhooks").map(Some)
 }

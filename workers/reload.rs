@@ -1,16 +1,14 @@
 //! Another configuration for a running process: read and checked as a whole first, then taken over in order.
 
-use std::io;
 use std::path::PathBuf;
 
-use anyhow::Context as _;
 use paceline::config::{Config, ConfigError};
 use paceline::reload::Changes;
 use prometheus_client::registry::Registry;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::Signal;
 
-use crate::generation::Built;
 use crate::system::{System, api_parts};
+use crate::work::Built;
 
 /// Who asks for another configuration, and where it is.
 pub struct Reloads {
@@ -25,11 +23,8 @@ impl Reloads {
     }
 
     /// SIGHUP asks for the file to be read again.
-    ///
-    /// # Errors
-    /// Where signals cannot be listened for.
-    pub fn on_hangup(path: Option<PathBuf>) -> io::Result<Self> {
-        Ok(Self { hangups: Some(signal(SignalKind::hangup())?), path })
+    pub fn on_hangup(hangups: Signal, path: Option<PathBuf>) -> Self {
+        Self { hangups: Some(hangups), path }
     }
 
     /// Waits until somebody asks. Several that ask while one is under way are one.
@@ -45,67 +40,67 @@ impl Reloads {
 impl System {
     /// Takes the configuration over as it is now. One that is not valid, or that changes what cannot be changed, leaves
     /// everything as it is.
-    ///
-    /// # Errors
-    /// A part that failed while it drained: the process has to end.
-    pub async fn reload(&mut self, reloads: &Reloads) -> anyhow::Result<()> {
+    pub async fn reload(&mut self, reloads: &Reloads) {
         let new = match reloads.read() {
             Ok(new) => new,
             Err(error) => {
                 for problem in problems(&error) {
                     tracing::error!(problem, "the new configuration is not valid; the running one stays in effect");
                 }
-                return Ok(());
+                return;
             }
         };
         let changes = Changes::between(&self.config, &new);
         if !changes.refused.is_empty() {
             let settings = changes.refused.join(", ");
             tracing::error!(settings, "these settings need a restart; the running configuration stays in effect");
-            return Ok(());
+            return;
         }
         if changes.is_empty() {
             tracing::info!("the configuration says what it said before");
-            return Ok(());
+            return;
         }
         let parts = match api_parts(&self.shared, &new, Registry::default()) {
             Ok(parts) => parts,
             Err(error) => {
                 cannot_be_built(&error);
-                return Ok(());
+                return;
+            }
+        };
+        let built = match Built::new(&self.shared, &new, &changes.concerned) {
+            Ok(built) => built,
+            Err(error) => {
+                cannot_be_built(&error);
+                return;
             }
         };
         let changed = changes.taken.join(", ");
-        if changes.restarts_work && !self.begin_anew(&new, &changed).await? {
-            return Ok(());
+        if !self.replace(built, &new, &changes).await {
+            return;
         }
         if let Some(live) = &self.live {
             live.replace(parts);
         }
         self.config = new;
         tracing::info!(changed, "the new configuration is in effect");
-        Ok(())
     }
 
-    /// Lets what is at work drain and hand its leases over, as at a shutdown, and begins under the new configuration: what
-    /// was spent is counted on, and a limit that is another one begins as used up. `false`: it cannot be built, and
-    /// nothing was changed.
-    async fn begin_anew(&mut self, new: &Config, changed: &str) -> anyhow::Result<bool> {
-        let built = match Built::new(&self.shared, new) {
-            Ok(built) => built,
-            Err(error) => {
-                cannot_be_built(&error);
-                return Ok(false);
-            }
-        };
-        tracing::info!(changed, "taking a new configuration over: calls in flight finish first");
-        self.work.drain().await.context("a part of the process failed")?;
-        if self.shutdown.is_cancelled() {
-            return Ok(false);
+    /// Lets the parts that are concerned drain and hand their leases over, as at a shutdown, and begins new ones: what was
+    /// spent is counted on, and a limit that is another one begins as used up. `false`: the process shuts down instead.
+    async fn replace(&mut self, built: Built, new: &Config, changes: &Changes) -> bool {
+        if !changes.concerned.is_nothing() {
+            let changed = changes.taken.join(", ");
+            tracing::info!(
+                changed,
+                "taking a new configuration over: calls in flight of what is concerned finish first"
+            );
+            self.work.end(&self.shared, &changes.concerned).await;
         }
-        let next = built.start(&self.shared, &self.shutdown);
-        std::mem::replace(&mut self.work, next).retire(&self.shared).await;
-        Ok(true)
+        if self.shutdown.is_cancelled() {
+            return false;
+        }
+        self.work.begin(built, &self.shared, new).await;
+        true
     }
 }
 

@@ -11,6 +11,7 @@ use paceline::clock::{Clock, SystemClock};
 use paceline::config::{Config, QueueConfig};
 use paceline::job::AddedKeys;
 use paceline::readiness::Readiness;
+use paceline::reload::Concerned;
 use paceline::store::{Store, StoreError, StoreOptions, Wake};
 use paceline::supervise::Reconnect;
 use paceline::vault::MasterKeys;
@@ -22,8 +23,8 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::api;
-use crate::generation::{Built, Generation, Metrics, Shared, over};
 use crate::reload::Reloads;
+use crate::work::{Built, Metrics, Shared, Work, over};
 
 /// The store is asked this often whether it is there.
 const PING_EVERY: Duration = Duration::from_secs(2);
@@ -70,7 +71,7 @@ pub struct System {
     pub api: Option<SocketAddr>,
     pub(crate) shared: Shared,
     pub(crate) config: Config,
-    pub(crate) work: Generation,
+    pub(crate) work: Work,
     /// What it answers, if it listens.
     pub(crate) live: Option<Live>,
     tasks: JoinSet<anyhow::Result<()>>,
@@ -120,7 +121,9 @@ impl System {
         shared.metrics.register(&shared.roles, &config, &mut registry);
         let mut tasks = JoinSet::new();
         watch(&shared, &mut tasks, &shutdown);
-        let work = Built::new(&shared, &config)?.start(&shared, &shutdown);
+        let built = Built::new(&shared, &config, &Concerned::all(&config))?;
+        let mut work = Work::new(&shared, &shutdown);
+        work.begin(built, &shared, &config).await;
         let (mut live, mut api) = (None, None);
         if let Some(listener) = listener {
             let address = listener.local_addr()?;
@@ -156,10 +159,8 @@ impl System {
                 Some(ended) = self.tasks.join_next() => ended,
                 Some(ended) = self.work.tasks.join_next() => ended,
                 Some(()) = reloads.asked(), if !self.shutdown.is_cancelled() => {
-                    match self.reload(&reloads).await {
-                        Ok(()) => continue,
-                        Err(failed) => Ok(Err(failed)),
-                    }
+                    self.reload(&reloads).await;
+                    continue;
                 }
                 else => break,
             };

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Problems, file};
+use crate::calendar;
 use crate::cron::Cron;
 use crate::job::{Catalog, is_name};
 use crate::schedule::{Missed, Schedule};
@@ -27,7 +28,7 @@ pub(super) fn build(raw: &[file::Schedule], catalog: &Catalog, problems: &mut Pr
             problems.add(&place, "expected a name of 1 to 64 of a-z 0-9 _ -");
         }
         if !names.insert(raw.name.clone()) {
-            problems.add(&place, "there are two schedules of this name");
+            problems.add(&place, "there are two schedules of this name: give one of them another name");
         }
         one(&place, raw, catalog, problems)
     });
@@ -36,7 +37,9 @@ pub(super) fn build(raw: &[file::Schedule], catalog: &Catalog, problems: &mut Pr
 
 fn one(place: &str, raw: &file::Schedule, catalog: &Catalog, problems: &mut Problems) -> Option<Schedule> {
     let zone = raw.zone.as_deref().unwrap_or("UTC");
-    let cron = problems.take(&format!("{place}: cron"), Cron::parse(&raw.cron, zone));
+    // A zone is a mistake of its own, in a place of its own.
+    let known = problems.take(&format!("{place}: zone"), calendar::zone(zone));
+    let cron = known.and_then(|_| problems.take(&format!("{place}: cron"), Cron::parse(&raw.cron, zone)));
     let most = raw.missed_max.unwrap_or(MISSED_USUAL);
     if !(1..=MISSED_MAX).contains(&most) {
         problems.add(format!("{place}: missed_max"), format!("expected 1 to {MISSED_MAX}"));

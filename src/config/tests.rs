@@ -390,7 +390,10 @@ fn schedules_are_checked_whole() {
         (format!("name = \"N\"\ncron = \"0 3 * * *\"\n{job}"), "expected a name"),
         (format!("{named}cron = \"0 3 * *\"\n{job}"), "schedules \"n\": cron: expected five fields"),
         (format!("{named}cron = \"0 3 31 2 *\"\n{job}"), "never comes"),
-        (format!("{named}cron = \"0 3 * * *\"\nzone = \"Mars/Olympus\"\n{job}"), "unknown time zone"),
+        (
+            format!("{named}cron = \"0 3 * * *\"\nzone = \"Mars/Olympus\"\n{job}"),
+            "schedules \"n\": zone: unknown time zone",
+        ),
         (format!("{named}cron = \"0 3 * * *\"\nmissed = \"later\"\n{job}"), "run_once"),
         (format!("{named}cron = \"0 3 * * *\"\nmissed_max = 0\n{job}"), "missed_max: expected 1 to 1000"),
         (

@@ -226,6 +226,8 @@ impl Dispatcher {
             while self.tasks.try_join_next().is_some() {}
         }
         self.tasks.shutdown().await;
+        self.parts.metrics.gauges(&self.label, 0, 0);
+        self.parts.metrics.pacing.hide(&self.label.provider);
     }
 
     /// Whether something would be forgotten if it ended now: calls that are open, ends that are not written.

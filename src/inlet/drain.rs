@@ -23,7 +23,7 @@ pub(super) async fn run(
     reason: DeadReason,
     shutdown: &CancellationToken,
 ) -> Result<(), InletError> {
-    let tag = format!("paceline.{}.{queue}", parts.owner);
+    let tag = format!("paceline.{}.{queue}", parts.name);
     let begin = lane::begin(connection, queue, &tag, PREFETCH);
     let (channel, mut consumer) = answered(&format!("consuming {queue}"), begin).await?;
     loop {

@@ -1,6 +1,8 @@
 //! Consumes the queue of one lane: as many deliveries as the budgets allow in the next seconds
 //! become claimed jobs, and are acknowledged after the commit.
 
+use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -8,12 +10,13 @@ use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Connection, Consumer};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::message::{self, Message};
-use super::rabbit::{InletError, InletParts, answered};
+use super::rabbit::{GOODBYE, InletError, InletParts, answered};
 use super::topology;
-use crate::dispatch::Intake;
+use super::ways::{Way, Ways};
 use crate::job::DeadReason;
 use crate::kill_point::{KillPoint, reached};
 use crate::store::{Buried, Claimed, Inserted, NewJob, StoreError};
@@ -25,13 +28,12 @@ const BATCH_MAX: usize = 256;
 /// store: the broker limits how long a message may stay unacknowledged.
 const IDLE_AFTER: Duration = Duration::from_secs(5);
 
-/// One lane's way in.
-pub(super) struct Lane<'a> {
-    pub parts: &'a InletParts,
-    pub provider: String,
-    pub lane: String,
-    pub prefetch: u16,
-    pub intake: Intake,
+/// The consumer of one lane.
+pub(super) struct Lane {
+    pub parts: Arc<InletParts>,
+    pub way: Way,
+    /// What holds now.
+    pub ways: watch::Receiver<Arc<Ways>>,
 }
 
 /// What a lane does next.
@@ -42,20 +44,32 @@ enum Step {
     Idle,
 }
 
-impl Lane<'_> {
-    /// Consumes until shutdown.
+impl Lane {
+    /// Consumes until the session or the dispatcher ends.
     ///
     /// # Errors
     /// [`InletError`] ends the session; the supervisor begins a new one.
-    pub async fn run(&self, connection: &Connection, shutdown: &CancellationToken) -> Result<(), InletError> {
+    pub async fn run(&self, connection: &Connection, session: &CancellationToken) -> Result<(), InletError> {
+        let stop = session.child_token();
+        let mut consuming = pin!(self.consume_until(connection, &stop));
+        tokio::select! {
+            ended = &mut consuming => return ended,
+            () = self.way.stop.cancelled() => stop.cancel(),
+        }
+        let Way { provider, lane, .. } = &self.way;
+        let silent = |_| Err(InletError::Silent(format!("ending the consumer of {provider}.{lane}")));
+        tokio::time::timeout(GOODBYE, consuming).await.unwrap_or_else(silent)
+    }
+
+    async fn consume_until(&self, connection: &Connection, shutdown: &CancellationToken) -> Result<(), InletError> {
         loop {
             // Who dispatches nothing of this provider consumes nothing of it.
             let room = tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
-                room = self.intake.reserve(1) => room,
+                room = self.way.intake.reserve(1) => room,
             };
             let Ok(reserved) = room else { return Ok(()) };
-            if self.intake.deliver(Vec::new(), reserved).is_err() {
+            if self.way.intake.deliver(Vec::new(), reserved).is_err() {
                 return Ok(());
             }
             match self.consume(connection, shutdown).await? {
@@ -66,9 +80,10 @@ impl Lane<'_> {
     }
 
     async fn consume(&self, connection: &Connection, shutdown: &CancellationToken) -> Result<Step, InletError> {
-        let queue = topology::queue_name(&self.provider, &self.lane);
-        let tag = format!("paceline.{}.{}.{}", self.parts.owner, self.provider, self.lane);
-        let begin = begin(connection, &queue, &tag, self.prefetch);
+        let Way { provider, lane, owner, prefetch, .. } = &self.way;
+        let queue = topology::queue_name(provider, lane);
+        let tag = format!("paceline.{owner}.{provider}.{lane}");
+        let begin = begin(connection, &queue, &tag, *prefetch);
         let (channel, consumer) = answered(&format!("consuming {queue}"), begin).await?;
         let mut deliveries = consumer.ready_chunks(BATCH_MAX);
         let step = loop {
@@ -93,7 +108,7 @@ impl Lane<'_> {
             let room = tokio::select! {
                 // What is not claimed yet goes back to the broker when the channel closes.
                 () = shutdown.cancelled() => return Ok(Some(Step::Stop)),
-                room = tokio::time::timeout(IDLE_AFTER, self.intake.reserve(chunk.len())) => room,
+                room = tokio::time::timeout(IDLE_AFTER, self.way.intake.reserve(chunk.len())) => room,
             };
             match room {
                 Ok(Ok(reserved)) => {
@@ -105,7 +120,7 @@ impl Lane<'_> {
                     };
                     // Before anything that may fail: what is claimed must be known to its owner, and the
                     // reservation given back.
-                    let delivered = self.intake.deliver(jobs, reserved);
+                    let delivered = self.way.intake.deliver(jobs, reserved);
                     self.bury_all(result?, shutdown).await?;
                     acknowledge(&chunk).await?;
                     reached(KillPoint::AfterAck);
@@ -162,11 +177,12 @@ impl Lane<'_> {
     ) -> Result<(Vec<Claimed>, Vec<Buried>), InletError> {
         let mut jobs = Vec::new();
         let mut sources = Vec::new();
+        let ways = Arc::clone(&self.ways.borrow());
         for delivery in chunk {
-            match message::read(delivery, &self.parts.catalog, self.parts.envelope_bytes_max) {
+            match message::read(delivery, &ways.catalog, ways.envelope_bytes_max) {
                 Message::Job(job, origin) => {
-                    self.parts.metrics.let_in(&self.provider, job.id_was_given);
-                    let owner = claim.then(|| self.parts.owner.clone());
+                    self.parts.metrics.let_in(&self.way.provider, job.id_was_given);
+                    let owner = claim.then(|| self.way.owner.clone());
                     jobs.push(NewJob { job: *job, origin, owner });
                     sources.push(delivery);
                 }
@@ -190,7 +206,7 @@ impl Lane<'_> {
                 Err(Unstorable(error)) => {
                     tracing::error!(
                         error,
-                        provider = self.provider,
+                        provider = self.way.provider,
                         "the database refuses a job: it is a dead letter now"
                     );
                     letters.push(message::buried(delivery, DeadReason::Rejected, error));

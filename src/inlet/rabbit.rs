@@ -1,20 +1,22 @@
 //! Supervises the connection: any error or end of a consumer ends the session, and a new one is
 //! built from the ground with growing waits. The client's own recovery is not used.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use lapin::{Connection, ConnectionProperties};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::leftovers::{Leftover, leftovers};
 use super::topology::{self, Topology};
+use super::ways::{Way, Ways};
 use super::{drain, lane::Lane};
 use crate::clock::Clock;
-use crate::dispatch::Intake;
-use crate::job::{Catalog, DeadReason};
+use crate::job::DeadReason;
 use crate::readiness::Readiness;
 use crate::secrets::Secret;
 use crate::store::{Buried, OwnerId, Store, StoreError};
@@ -23,9 +25,9 @@ use crate::telemetry::InletMetrics;
 
 /// A connection must stand within this time.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// At shutdown a broker that does not answer is waited for no longer than this. What it has
+/// At the end of the process, or of a lane, a broker that does not answer is waited for no longer than this. What it has
 /// delivered goes back to it, and what was claimed is let go of with its owner.
-const GOODBYE: Duration = Duration::from_secs(5);
+pub(super) const GOODBYE: Duration = Duration::from_secs(5);
 /// The broker must answer what is asked of it within this time.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// The part's name in `/readyz`.
@@ -72,12 +74,8 @@ pub struct InletParts {
     pub store: Store,
     /// Time.
     pub clock: Arc<dyn Clock>,
-    /// Who claims them.
-    pub owner: OwnerId,
-    /// What they are checked against.
-    pub catalog: Catalog,
-    /// Largest envelope.
-    pub envelope_bytes_max: usize,
+    /// As what the connection is known to the broker.
+    pub name: String,
     /// Whether the broker can be reached.
     pub readiness: Readiness,
     /// Counters.
@@ -115,13 +113,23 @@ impl InletParts {
     }
 }
 
-/// The way in of every configured lane.
+/// The way in, for as long as the process lives.
 #[derive(Debug)]
 pub struct Inlet {
     parts: Arc<InletParts>,
     url: Secret,
-    topology: Topology,
-    lanes: Vec<(String, String, u16, Intake)>,
+    ways: watch::Receiver<Arc<Ways>>,
+}
+
+/// The consumers of one session.
+struct Consumers {
+    connection: Arc<Connection>,
+    session: CancellationToken,
+    tasks: JoinSet<Result<(), InletError>>,
+    /// What stands in the broker.
+    declared: Option<Topology>,
+    /// The lanes that are consumed, by the owner of what comes in.
+    begun: BTreeSet<(OwnerId, String)>,
 }
 
 /// Connects to a broker.
@@ -167,10 +175,10 @@ async fn close(connection: &Connection) {
 }
 
 impl Inlet {
-    /// `lanes`: provider, lane, prefetch and the dispatcher's intake.
-    pub fn new(parts: InletParts, url: Secret, topology: Topology, lanes: Vec<(String, String, u16, Intake)>) -> Self {
+    /// Lets in through these ways, and through others when they change.
+    pub fn new(parts: InletParts, url: Secret, ways: watch::Receiver<Arc<Ways>>) -> Self {
         parts.readiness.declare(PART);
-        Self { parts: Arc::new(parts), url, topology, lanes }
+        Self { parts: Arc::new(parts), url, ways }
     }
 
     /// Runs until shutdown, through any number of sessions.
@@ -197,48 +205,74 @@ impl Inlet {
     }
 
     async fn session(&self, shutdown: &CancellationToken, reconnect: &mut Reconnect) -> Result<(), InletError> {
-        let connection = connect(&self.url, &format!("paceline {} consume", self.parts.owner)).await?;
-        let declare = async {
-            let channel = connection.create_channel().await?;
-            self.topology.declare(&channel).await.map_err(InletError::Topology)
-        };
-        if let Err(error) = answered("declaring the topology", declare).await {
-            close(&connection).await;
-            return Err(error);
-        }
-        self.report_leftovers(&connection).await;
-        let connection = Arc::new(connection);
-        let session = shutdown.child_token();
-        let mut tasks = self.spawn(&connection, &session);
-        if self.parts.readiness.set(PART, Ok(())) {
-            tracing::info!(lanes = self.lanes.len(), "consuming from RabbitMQ");
-        }
-        reconnect.reset();
+        let connection = connect(&self.url, &format!("paceline {} consume", self.parts.name)).await?;
         let mut events = connection.events_listener();
-        let mut result = Ok(());
-        while result.is_ok() && !tasks.is_empty() {
+        let mut ways = self.ways.clone();
+        let mut consumers = Consumers::new(connection, shutdown.child_token());
+        let first = Arc::clone(&ways.borrow_and_update());
+        let mut result = self.open(&mut consumers, &first).await;
+        if result.is_ok() {
+            reconnect.reset();
+            self.drain_rest(&mut consumers);
+            if self.parts.readiness.set(PART, Ok(())) {
+                tracing::info!(lanes = consumers.begun.len(), "consuming from RabbitMQ");
+            }
+        }
+        while result.is_ok() && !consumers.tasks.is_empty() {
             tokio::select! {
-                Some(ended) = tasks.join_next() => result = of_consumer(ended),
+                Some(ended) = consumers.tasks.join_next() => result = of_consumer(ended),
                 Some(event) = events.next() => result = self.on_event(event),
+                Ok(()) = ways.changed() => {
+                    let ways = Arc::clone(&ways.borrow_and_update());
+                    result = self.open(&mut consumers, &ways).await;
+                }
             }
         }
-        session.cancel();
-        // Never aborted: a consumer between its commit and its owner would leave claimed jobs behind.
-        while let Some(ended) = tasks.join_next().await {
-            if let Err(error) = of_consumer(ended) {
-                tracing::debug!(%error, "a consumer ended with its session");
-            }
-        }
-        close(&connection).await;
+        consumers.end().await;
         result
     }
 
+    /// Consumes what is not consumed yet. Lanes that are gone end by themselves, with their dispatcher.
+    async fn open(&self, consumers: &mut Consumers, ways: &Ways) -> Result<(), InletError> {
+        if consumers.declared.as_ref() != Some(&ways.topology) {
+            let declare = async {
+                let channel = consumers.connection.create_channel().await?;
+                ways.topology.declare(&channel).await.map_err(InletError::Topology)?;
+                Ok(channel.close(200, "done".into()).await?)
+            };
+            answered("declaring the topology", declare).await?;
+            self.report_leftovers(&consumers.connection, &ways.topology).await;
+            consumers.declared = Some(ways.topology.clone());
+        }
+        let current: BTreeSet<_> = ways.lanes.iter().map(Way::identity).collect();
+        consumers.begun.retain(|lane| current.contains(lane));
+        for way in &ways.lanes {
+            if consumers.begun.insert(way.identity()) {
+                let lane = Lane { parts: Arc::clone(&self.parts), way: way.clone(), ways: self.ways.clone() };
+                let (connection, session) = (Arc::clone(&consumers.connection), consumers.session.clone());
+                consumers.tasks.spawn(way.ends.track_future(async move { lane.run(&connection, &session).await }));
+            }
+        }
+        Ok(())
+    }
+
+    /// What no queue matched, and what the broker gave up.
+    fn drain_rest(&self, consumers: &mut Consumers) {
+        for (queue, reason) in
+            [(topology::UNROUTABLE, DeadReason::Unroutable), (topology::REJECTED, DeadReason::Rejected)]
+        {
+            let (connection, session) = (Arc::clone(&consumers.connection), consumers.session.clone());
+            let parts = Arc::clone(&self.parts);
+            consumers.tasks.spawn(async move { drain::run(&parts, &connection, queue, reason, &session).await });
+        }
+    }
+
     /// Messages that nobody consumes wait for ever: somebody should know.
-    async fn report_leftovers(&self, connection: &Connection) {
-        let names: Vec<String> = self.topology.job_queues().map(str::to_owned).collect();
+    async fn report_leftovers(&self, connection: &Connection, topology: &Topology) {
+        let names: Vec<String> = topology.job_queues().map(str::to_owned).collect();
         let looked = async {
             self.parts.store.remember_queues(&names).await?;
-            leftovers(connection, &self.parts.store, &self.topology).await
+            leftovers(connection, &self.parts.store, topology).await
         };
         match looked.await {
             Ok(left) => {
@@ -254,23 +288,6 @@ impl Inlet {
         }
     }
 
-    fn spawn(&self, connection: &Arc<Connection>, session: &CancellationToken) -> JoinSet<Result<(), InletError>> {
-        let mut tasks = JoinSet::new();
-        for (provider, lane, prefetch, intake) in self.lanes.iter().cloned() {
-            let (parts, connection, session) = (Arc::clone(&self.parts), Arc::clone(connection), session.clone());
-            tasks.spawn(async move {
-                Lane { parts: &parts, provider, lane, prefetch, intake }.run(&connection, &session).await
-            });
-        }
-        for (queue, reason) in
-            [(topology::UNROUTABLE, DeadReason::Unroutable), (topology::REJECTED, DeadReason::Rejected)]
-        {
-            let (parts, connection, session) = (Arc::clone(&self.parts), Arc::clone(connection), session.clone());
-            tasks.spawn(async move { drain::run(&parts, &connection, queue, reason, &session).await });
-        }
-        tasks
-    }
-
     fn on_event(&self, event: lapin::Event) -> Result<(), InletError> {
         match event {
             lapin::Event::Error(error) => Err(error.into()),
@@ -280,5 +297,23 @@ impl Inlet {
             }
             _ => Ok(()),
         }
+    }
+}
+
+impl Consumers {
+    fn new(connection: Connection, session: CancellationToken) -> Self {
+        let (connection, tasks) = (Arc::new(connection), JoinSet::new());
+        Self { connection, session, tasks, declared: None, begun: BTreeSet::new() }
+    }
+
+    /// Ends them all. Never aborted: a consumer between its commit and its owner would leave claimed jobs behind.
+    async fn end(mut self) {
+        self.session.cancel();
+        while let Some(ended) = self.tasks.join_next().await {
+            if let Err(error) = of_consumer(ended) {
+                tracing::debug!(%error, "a consumer ended with its session");
+            }
+        }
+        close(&self.connection).await;
     }
 }

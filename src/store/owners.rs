@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use super::dialect::{Db, Tx, on_db};
+use super::dialect::{Db, Rows, Tx, on_db};
 use super::wakes::{Pending, Wakes};
 use super::{
     Attempt, DeadReason, JobPk, Next, OwnerId, Record, Recorded, Store, StoreError, act, number, outcomes, reports,
@@ -15,15 +15,15 @@ use crate::job::JobState;
 /// Jobs let go of in one transaction.
 const BATCH: i64 = 256;
 
-/// Says that the owner lives, by the database's clock.
-async fn heartbeat(tx: &mut Tx, owner: &str, role: &str) -> Result<(), StoreError> {
-    let now = tx.now_ms();
+/// Says that these owners live, by the database's clock.
+async fn heartbeat(tx: &mut Tx, owners: &[OwnerId], role: &str) -> Result<(), StoreError> {
     let sql = format!(
-        "INSERT INTO owners (id, role, started_ms, seen_ms) VALUES ($1, $2, {now}, {now})
-         ON CONFLICT (id) DO UPDATE SET role = excluded.role, seen_ms = excluded.seen_ms"
+        "INSERT INTO owners (id, role, started_ms, seen_ms) SELECT v.id, v.role, {now}, {now} FROM v WHERE TRUE
+         ON CONFLICT (id) DO UPDATE SET role = excluded.role, seen_ms = excluded.seen_ms",
+        now = tx.now_ms()
     );
-    let sql = sqlx::AssertSqlSafe(sql);
-    on_db!(tx, |c| sqlx::query(sql).bind(owner).bind(role).execute(c).await.map(drop))?;
+    let rows = Rows::new().text("id", owners.iter().map(|id| Some(id.as_str())));
+    rows.text("role", owners.iter().map(|_| Some(role))).execute(tx, &sql).await?;
     Ok(())
 }
 
@@ -152,7 +152,7 @@ fn farewell(held: &Held, now_ms: WallMs) -> Record {
 }
 
 async fn mark_orphaned(tx: &mut Tx, held: &[Held]) -> Result<(), StoreError> {
-    let rows = super::dialect::Rows::new().int("pk", held.iter().map(|h| Some(h.0)));
+    let rows = Rows::new().int("pk", held.iter().map(|h| Some(h.0)));
     rows.execute(tx, "UPDATE jobs SET orphaned = TRUE FROM v WHERE jobs.pk =[v.pk]").await?;
     Ok(())
 }
@@ -173,21 +173,29 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn heartbeat(&self, owner: &OwnerId, role: &str) -> Result<(), StoreError> {
-        act!(self, |tx, _wakes| heartbeat(tx, owner, role).await)?;
-        self.known_owners().insert(owner.clone());
+        self.heartbeats(std::slice::from_ref(owner), role).await
+    }
+
+    /// Says it of many.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn heartbeats(&self, owners: &[OwnerId], role: &str) -> Result<(), StoreError> {
+        act!(self, |tx, _wakes| heartbeat(tx, owners, role).await)?;
+        self.known_owners().extend(owners.iter().cloned());
         Ok(())
     }
 
     /// Lets go of all that the owner holds, at an orderly end: jobs are due again at once. An
     /// `at_most_once` job whose call was begun and not recorded is dead (`outcome_unknown`). Leases
-    /// are for their owner to release.
+    /// are for their owner to release. Whatever comes of it, the owner lives here no more: what is left is rescued.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn retire(&self, owner: &OwnerId, now_ms: WallMs) -> Result<u64, StoreError> {
-        let released = retire(self.db(), &self.inner.wakes, owner, now_ms).await?;
+        let released = retire(self.db(), &self.inner.wakes, owner, now_ms).await;
         self.known_owners().remove(owner);
-        Ok(released)
+        released
     }
 
     /// Does the same for owners that died: whose heartbeat is older than `silent_for`, or that

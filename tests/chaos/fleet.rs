@@ -1,28 +1,36 @@
 //! The processes of a round and what they are connected through, and what is done to both.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
 
 use crate::common::audit::{Fault, now_ms};
 use crate::common::proxy::{Manner, Proxy};
 use crate::common::services::Services;
 use crate::common::world::{Mode, Serve, World};
-use crate::plan::{Act, Link, Member};
+use crate::plan::{Act, BAD, Link, Member, Settings};
 
 /// An orderly stop ends within the grace period of calls, and then some.
 const STOPS_WITHIN: Duration = Duration::from_secs(60);
 /// Signals within 20 ms are one wish.
 const ANOTHER_SIGNAL: Duration = Duration::from_millis(40);
+/// A process says in its log that it begins, and that a file is not valid, within this; a busy one is not waited for.
+const SAYS_WITHIN: Duration = Duration::from_secs(5);
+/// What it says when it has read its file and listens for signals.
+const BEGUN: &str = "starting configuration=";
+const REFUSED: &str = "the new configuration is not valid";
 
 /// A proxy before everything that the processes talk to.
 pub struct Links {
     broker: Option<Proxy>,
     database: Option<Proxy>,
     provider: Proxy,
-    receiver: Proxy,
+    /// The receiver of callbacks, then those of registered endpoints.
+    receivers: Vec<Proxy>,
 }
 
 impl Links {
-    pub async fn start(world: &World, provider: &str, receiver: &str) -> Self {
+    pub async fn start(world: &World, provider: &str, receivers: &[String]) -> Self {
         let scaled = world.mode == Mode::Scaled;
         let to = |url: &str, port: u16| {
             let url = url::Url::parse(url).expect("a URL");
@@ -38,7 +46,7 @@ impl Links {
                 false => None,
             },
             provider: Proxy::start(to(provider, 80)).await,
-            receiver: Proxy::start(to(receiver, 80)).await,
+            receivers: join_all(receivers.iter().map(|receiver| Proxy::start(to(receiver, 80)))).await,
         };
         if let (Some(broker), Some(database)) = (&links.broker, &links.database) {
             world.set("AMQP_URL", &broker.url(&crate::common::broker::url()));
@@ -52,23 +60,26 @@ impl Links {
     }
 
     pub fn hook(&self, rest: &str) -> String {
-        format!("http://{}/hook{rest}", self.receiver.address)
+        format!("http://{}/hook{rest}", self.receivers[0].address)
     }
 
-    fn of(&self, link: Link) -> Option<&Proxy> {
+    /// Of a registered endpoint.
+    pub fn endpoint(&self, number: usize) -> String {
+        format!("http://{}/hook", self.receivers[number + 1].address)
+    }
+
+    fn of(&self, link: Link) -> &[Proxy] {
         match link {
-            Link::Broker => self.broker.as_ref(),
-            Link::Database => self.database.as_ref(),
-            Link::Provider => Some(&self.provider),
-            Link::Receiver => Some(&self.receiver),
+            Link::Broker => self.broker.as_slice(),
+            Link::Database => self.database.as_slice(),
+            Link::Provider => std::slice::from_ref(&self.provider),
+            Link::Receiver => &self.receivers,
         }
     }
 
     fn heal(&self) {
         for link in [Link::Broker, Link::Database, Link::Provider, Link::Receiver] {
-            if let Some(proxy) = self.of(link) {
-                proxy.set(Manner::Through);
-            }
+            self.of(link).iter().for_each(|proxy| proxy.set(Manner::Through));
         }
     }
 }
@@ -79,6 +90,8 @@ struct Running {
     frozen_at_ms: Option<i64>,
     /// It was asked to.
     stopping: bool,
+    /// How often its log said that it begins, before it did.
+    begun_before: usize,
 }
 
 /// All processes.
@@ -87,18 +100,29 @@ pub struct Fleet<'a> {
     links: &'a Links,
     services: Option<&'a Services>,
     members: Vec<Running>,
+    /// The configuration, by what of it changes.
+    configuration: &'a dyn Fn(&Settings) -> String,
+    settings: Settings,
     pub faults: Vec<Fault>,
 }
 
 impl<'a> Fleet<'a> {
-    pub fn new(world: &'a World, links: &'a Links, services: Option<&'a Services>, members: &[Member]) -> Self {
+    pub fn new(
+        world: &'a World,
+        links: &'a Links,
+        services: Option<&'a Services>,
+        members: &[Member],
+        configuration: &'a dyn Fn(&Settings) -> String,
+    ) -> Self {
         let members = members.iter().map(|member| Running {
             member: member.clone(),
             serve: None,
             frozen_at_ms: None,
             stopping: false,
+            begun_before: 0,
         });
-        let mut fleet = Self { world, links, services, members: members.collect(), faults: Vec::new() };
+        let (members, faults, settings) = (members.collect(), Vec::new(), Settings::default());
+        let mut fleet = Self { world, links, services, members, configuration, settings, faults };
         (0..fleet.members.len()).for_each(|at| fleet.start(at));
         fleet
     }
@@ -108,9 +132,11 @@ impl<'a> Fleet<'a> {
     }
 
     fn start(&mut self, at: usize) {
-        let Running { member, serve, stopping, .. } = &mut self.members[at];
+        let Running { member, serve, stopping, begun_before, .. } = &mut self.members[at];
         if serve.is_none() {
             *stopping = false;
+            let log = std::fs::read_to_string(self.world.path(&format!("{}.log", member.name))).unwrap_or_default();
+            *begun_before = log.matches(BEGUN).count();
             *serve = Some(self.world.serve_as(&member.name, &["--role", member.roles]));
         }
     }
@@ -134,15 +160,11 @@ impl<'a> Fleet<'a> {
             }
             Act::Cut(link) => {
                 self.broke(format!("{link:?}: connections cut"), false);
-                if let Some(proxy) = self.links.of(link) {
-                    proxy.cut();
-                }
+                self.links.of(link).iter().for_each(Proxy::cut);
             }
             Act::Set(link, manner) => {
                 self.broke(format!("{link:?}: {manner:?}"), false);
-                if let Some(proxy) = self.links.of(link) {
-                    proxy.set(manner);
-                }
+                self.links.of(link).iter().for_each(|proxy| proxy.set(manner));
             }
             Act::Stop(service) => {
                 self.broke(format!("{service} stops"), false);
@@ -155,6 +177,61 @@ impl<'a> Fleet<'a> {
             Act::Services => {
                 self.services().up().await;
                 self.broke("broker and database run".to_owned(), false);
+            }
+            Act::Reload(settings) => self.reload(settings).await,
+            Act::ReloadBad(number) => self.reload_bad(BAD[number]).await,
+        }
+    }
+
+    async fn reload(&mut self, settings: Settings) {
+        self.all_have_begun().await;
+        self.world.configure_all(&(self.configuration)(&settings));
+        self.broke(format!("reload: {settings:?}"), false);
+        self.settings = settings;
+        self.hang_up();
+    }
+
+    /// Nobody may begin with that file, so it stands there only while everybody who reads it runs already.
+    async fn reload_bad(&mut self, text: &str) {
+        if !self.all_have_begun().await {
+            return;
+        }
+        let good = (self.configuration)(&self.settings);
+        let before: Vec<usize> = self.members.iter().map(|running| said(running, REFUSED)).collect();
+        self.world.configure_all(&format!("{good}\n{text}\n"));
+        self.broke(format!("reload of what is not valid: {text}"), false);
+        self.hang_up();
+        let until = Instant::now() + SAYS_WITHIN;
+        let waits = |(running, before): (&mut Running, &usize)| {
+            let runs = running.serve.as_mut().is_some_and(Serve::is_alive);
+            runs && !running.stopping && running.frozen_at_ms.is_none() && said(running, REFUSED) == *before
+        };
+        while Instant::now() < until && self.members.iter_mut().zip(&before).any(waits) {
+            tokio::time::sleep(ANOTHER_SIGNAL).await;
+        }
+        self.world.configure_all(&good);
+    }
+
+    /// Waits until every process that runs has read its file and listens; `false`: some have not.
+    async fn all_have_begun(&mut self) -> bool {
+        let until = Instant::now() + SAYS_WITHIN;
+        while Instant::now() < until {
+            if self.members.iter().all(has_begun) {
+                return true;
+            }
+            tokio::time::sleep(ANOTHER_SIGNAL).await;
+        }
+        false
+    }
+
+    /// A signal that nobody listens for would end the process.
+    fn hang_up(&mut self) {
+        for running in &mut self.members {
+            let listens = has_begun(running);
+            if let Some(serve) = running.serve.as_mut().filter(|_| listens)
+                && serve.is_alive()
+            {
+                serve.signal("-HUP");
             }
         }
     }
@@ -267,4 +344,12 @@ impl<'a> Fleet<'a> {
             }
         }
     }
+}
+
+fn said(running: &Running, text: &str) -> usize {
+    running.serve.as_ref().map_or(0, |serve| serve.log().matches(text).count())
+}
+
+fn has_begun(running: &Running) -> bool {
+    running.serve.is_none() || said(running, BEGUN) > running.begun_before
 }

@@ -13,6 +13,22 @@ pub const LANES: [&str; 3] = ["default", "high", "low"];
 pub const KEYS: [(&str, &str); 3] =
     [("k1", "chaos-key-number-1"), ("k2", "chaos-key-number-2"), ("k3", "chaos-key-number-3")];
 
+/// A key that comes while the round runs, and the secret that it is given later.
+pub const ADDED: (&str, [&str; 2]) = ("k4", ["chaos-key-number-4", "chaos-key-number-4-anew"]);
+/// Registered endpoints: the events that each gets (none: all), its secret, the next one, and for how long both sign.
+pub const ENDPOINTS: [(&[&str], [&str; 2], &str); 2] = [
+    (
+        &[],
+        ["whsec_ZW5kcG9pbnQtb25lLWZpcnN0LXNlY3JldC0zMmJ5dGVz", "whsec_ZW5kcG9pbnQtb25lLW90aGVyLXNlY3JldC0zMmJ5dGVz"],
+        "1h",
+    ),
+    (
+        &["job.dead", "job.expired"],
+        ["whsec_ZW5kcG9pbnQtdHdvLWZpcnN0LXNlY3JldC0zMmJ5dGVz", "whsec_ZW5kcG9pbnQtdHdvLW90aGVyLXNlY3JldC0zMmJ5dGVz"],
+        "0s",
+    ),
+];
+
 /// How large a round is.
 #[derive(Clone, Copy, Debug)]
 pub struct Size {
@@ -34,6 +50,50 @@ pub struct Plan {
     pub jobs: Vec<JobPlan>,
     /// In order of time.
     pub acts: Vec<(Duration, Act)>,
+    /// What an operator does over the API, in order of time.
+    pub deeds: Vec<(Duration, Deed)>,
+}
+
+/// What of the configuration changes while the round runs. The provider allows more than any of them.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Calls of one key in a second.
+    pub per_second: u64,
+    /// Its open calls.
+    pub open: u64,
+    /// Of each key.
+    pub weights: [u32; 3],
+    pub lanes: [u32; 3],
+    pub timeout_ms: u64,
+    pub hook_timeout_ms: u64,
+}
+
+/// Calls of one key in any second, and its open calls.
+pub const PER_SECOND: u64 = 60;
+pub const OPEN: u64 = 24;
+
+impl Default for Settings {
+    fn default() -> Self {
+        let (timeout_ms, hook_timeout_ms) = (3_000, 2_000);
+        Self { per_second: PER_SECOND, open: OPEN, weights: [1; 3], lanes: [8, 4, 1], timeout_ms, hook_timeout_ms }
+    }
+}
+
+/// What is appended to a configuration that must change nothing, and what is said of it.
+pub const BAD: [&str; 4] = [
+    "limits = [ { requests = 0, per = \"1s\" } ]",
+    "window = \"22:00-22:00 Europe/Berlin\"",
+    "lanes = { high = 0 }",
+    "[[provider]]\nname = ",
+];
+
+/// What an operator does.
+#[derive(Clone, Debug)]
+pub enum Deed {
+    /// An endpoint gets its next secret.
+    RotateEndpoint(usize),
+    AddKey,
+    RotateKey,
 }
 
 /// A process.
@@ -71,6 +131,8 @@ pub struct JobPlan {
     /// The rest of the callback's path.
     pub hook: Option<&'static str>,
     pub cancel_after: Option<Duration>,
+    /// Whoever hands it in wants an answer.
+    pub replies: bool,
 }
 
 /// What connections run through.
@@ -95,6 +157,10 @@ pub enum Act {
     Stop(&'static str),
     KillService(&'static str),
     Services,
+    /// The file says something else, and every process is told.
+    Reload(Settings),
+    /// The same with a file that is not valid: an entry of [`BAD`].
+    ReloadBad(usize),
 }
 
 impl Plan {
@@ -112,8 +178,15 @@ impl Plan {
         if size.services && mode == Mode::Scaled {
             service_fault(size.span.mul_f64(random.random_range(0.2..0.8)), &mut random, &mut acts);
         }
+        // Dice of their own: what came before stays the plan that it was.
+        let mut random = StdRng::seed_from_u64(seed ^ 0x7265_6c6f_6164);
+        for job in jobs.iter_mut().filter(|job| job.way == Way::Amqp) {
+            job.replies = random.random_bool(0.2);
+        }
+        reloads(size, &mut random, &mut acts);
         acts.sort_by_key(|(at, _)| *at);
-        Self { members, shared_limit, jobs, acts }
+        let deeds = deeds(size.span, &mut random);
+        Self { members, shared_limit, jobs, acts, deeds }
     }
 }
 
@@ -183,6 +256,7 @@ fn job(mode: Mode, n: usize, span: Duration, random: &mut StdRng) -> JobPlan {
         deadline,
         hook: random.random_bool(0.9).then(|| weighted(&HOOKS, random)),
         cancel_after: random.random_bool(0.04).then(|| seconds(random, 0.0, 2.0)),
+        replies: false,
     }
 }
 
@@ -265,4 +339,40 @@ fn service_fault(at: Duration, random: &mut StdRng, acts: &mut Acts) {
     let service = if random.random_bool(0.5) { "rabbitmq" } else { "postgres" };
     acts.push((at, if random.random_bool(0.5) { Act::KillService(service) } else { Act::Stop(service) }));
     acts.push((at + Duration::from_secs_f64(random.random_range(0.0..4.0)), Act::Services));
+}
+
+/// At least one of each kind.
+fn reloads(size: Size, random: &mut StdRng, acts: &mut Acts) {
+    for number in 0..(size.faults / 3).max(2) {
+        let at = size.span.mul_f64(random.random_range(0.1..0.95));
+        let is_bad = number == 1 || (number > 1 && random.random_bool(0.3));
+        acts.push((
+            at,
+            if is_bad { Act::ReloadBad(random.random_range(0..BAD.len())) } else { Act::Reload(settings(random)) },
+        ));
+    }
+}
+
+/// As others, each with a chance.
+fn settings(random: &mut StdRng) -> Settings {
+    let usual = Settings::default();
+    let weight = |random: &mut StdRng| random.random_range(1..=4);
+    Settings {
+        per_second: if random.random_bool(0.6) { random.random_range(40..=PER_SECOND) } else { usual.per_second },
+        open: if random.random_bool(0.4) { random.random_range(16..=OPEN) } else { usual.open },
+        weights: if random.random_bool(0.4) { std::array::from_fn(|_| weight(random)) } else { usual.weights },
+        lanes: if random.random_bool(0.3) { std::array::from_fn(|_| weight(random)) } else { usual.lanes },
+        timeout_ms: if random.random_bool(0.3) { 3_500 } else { usual.timeout_ms },
+        hook_timeout_ms: if random.random_bool(0.5) { 2_500 } else { usual.hook_timeout_ms },
+    }
+}
+
+fn deeds(span: Duration, random: &mut StdRng) -> Vec<(Duration, Deed)> {
+    let added: f64 = random.random_range(0.05..0.5);
+    let mut deeds = vec![(added, Deed::AddKey), (random.random_range(added..0.95), Deed::RotateKey)];
+    for endpoint in 0..ENDPOINTS.len() {
+        deeds.push((random.random_range(0.1..0.9), Deed::RotateEndpoint(endpoint)));
+    }
+    deeds.sort_by(|one, other| one.0.total_cmp(&other.0));
+    deeds.into_iter().map(|(at, deed)| (span.mul_f64(at), deed)).collect()
 }

@@ -10,9 +10,10 @@ use tokio::time::Instant;
 
 use crate::common::audit::{Expected, now_ms};
 use crate::common::broker;
+use crate::common::until;
 use crate::common::world::{Api, World};
 use crate::fleet::Links;
-use crate::plan::{JobPlan, Plan, Way};
+use crate::plan::{ADDED, Deed, ENDPOINTS, JobPlan, Plan, Way};
 
 /// A client's patience with one request.
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -24,6 +25,11 @@ const BATCH: usize = 32;
 const CLIENTS: usize = 4;
 /// A round's producers end within this, whatever is broken.
 const DONE_WITHIN: Duration = Duration::from_secs(240);
+
+/// Where answers to its jobs go.
+pub fn replies_queue(provider: &str) -> String {
+    format!("chaos.{provider}.replies")
+}
 
 /// A job ready to be handed in.
 pub struct Ready {
@@ -56,6 +62,7 @@ fn one(world: &World, links: &Links, plan: &JobPlan, began_ms: i64) -> Ready {
         deadline_ms: plan.deadline.map(after),
         pin: plan.pin.map(str::to_owned),
         cancelled: false,
+        replies: plan.replies,
     };
     if plan.at_most_once {
         body["delivery"] = "at_most_once".into();
@@ -79,8 +86,53 @@ fn one(world: &World, links: &Links, plan: &JobPlan, began_ms: i64) -> Ready {
     Ready { plan: plan.clone(), body, expected }
 }
 
-/// Hands all jobs in, each at its time, and cancels some. The ids of those that were cancelled for sure.
-pub async fn hand_in(world: &World, jobs: &[Ready]) -> Vec<String> {
+/// The endpoints, registered before anything breaks: their ids.
+pub async fn register(world: &World, links: &Links) -> Vec<String> {
+    let api = world.api_within(PATIENCE);
+    let mut ids = Vec::new();
+    for (number, (events, secrets, _)) in ENDPOINTS.iter().enumerate() {
+        let mut body = json!({ "url": links.endpoint(number), "secret": secrets[0] });
+        if !events.is_empty() {
+            body["events"] = json!(events);
+        }
+        let registered = until("an endpoint is registered", DONE_WITHIN, async || {
+            api.try_post("/v1/endpoints", &body).await.filter(|(status, _)| *status == 201)
+        });
+        ids.push(registered.await.1["id"].as_str().expect("an id").to_owned());
+    }
+    ids
+}
+
+/// Does what an operator wants, each at its time, until it is done.
+async fn operate(world: &World, endpoints: &[String], deeds: &[(Duration, Deed)], began: Instant) {
+    let api = world.api_within(PATIENCE);
+    let keys = format!("/v1/providers/{}/keys", world.provider);
+    let (label, secrets) = ADDED;
+    for (at, deed) in deeds {
+        tokio::time::sleep_until(began + *at).await;
+        let (path, body) = match deed {
+            Deed::AddKey => (keys.clone(), json!({ "label": label, "secret": secrets[0] })),
+            Deed::RotateKey => (format!("{keys}/{label}/rotate"), json!({ "secret": secrets[1] })),
+            Deed::RotateEndpoint(number) => {
+                let (_, secrets, overlap) = ENDPOINTS[*number];
+                let path = format!("/v1/endpoints/{}/rotate", endpoints[*number]);
+                (path, json!({ "secret": secrets[1], "overlap": overlap }))
+            }
+        };
+        loop {
+            match api.try_post(&path, &body).await {
+                // 409: it was done, and its answer lost.
+                Some((200 | 201 | 409, _)) => break,
+                None | Some((408 | 500..=599, _)) => tokio::time::sleep(PAUSE).await,
+                Some((status, answer)) => panic!("{path}: {status} {answer}"),
+            }
+        }
+    }
+}
+
+/// Hands all jobs in, each at its time, and cancels some; what an operator does goes on beside. The ids of those that were
+/// cancelled for sure.
+pub async fn hand_in(world: &World, jobs: &[Ready], endpoints: &[String], deeds: &[(Duration, Deed)]) -> Vec<String> {
     let began = Instant::now();
     let cancelled = Mutex::new(Vec::new());
     let over_http: Vec<&Ready> = jobs.iter().filter(|job| matches!(job.plan.way, Way::Http | Way::Both)).collect();
@@ -102,6 +154,7 @@ pub async fn hand_in(world: &World, jobs: &[Ready]) -> Vec<String> {
             futures_util::future::join_all(clients),
             amqp(&world.provider, &over_amqp, began),
             futures_util::future::join_all(withdrawals),
+            operate(world, endpoints, deeds, began),
         )
     };
     tokio::time::timeout(DONE_WITHIN, all).await.expect("every job is confirmed in the end");
@@ -200,7 +253,11 @@ async fn publish<'a>(provider: &str, channel: &Channel, jobs: &[&'a Ready]) -> V
             lane => format!("{provider}.{lane}"),
         };
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        let properties = broker::properties(Some(&job.plan.id));
+        let mut properties = broker::properties(Some(&job.plan.id));
+        if job.plan.replies {
+            let id = job.plan.id.as_str().into();
+            properties = properties.with_reply_to(replies_queue(provider).into()).with_correlation_id(id);
+        }
         let sent = channel.basic_publish("paceline.jobs".into(), key.into(), options, &body, properties).await;
         match sent {
             Ok(confirm) => confirms.push((*job, confirm)),

@@ -7,12 +7,13 @@ use paceline::sim::{
     Lognormal, ProviderHandle, ProviderOptions, ProviderSim, ReceiverHandle, ReceiverOptions, ReceiverSim, SimKey,
 };
 
-use crate::common::audit::{self, Case, Expected, Finding, now_ms};
+use crate::common::audit::{self, Case, Expected, Finding, Subscriber, now_ms};
+use crate::common::broker::{Broker, Completion};
 use crate::common::services::Services;
 use crate::common::world::{Mode, SECRET, World, in_world};
 use crate::fleet::{Fleet, Links};
-use crate::plan::{Act, KEYS, Plan, Size, Way};
-use crate::producers::{self, Ready};
+use crate::plan::{ADDED, Act, ENDPOINTS, KEYS, OPEN, PER_SECOND, Plan, Settings, Size, Way};
+use crate::producers::{self, Ready, replies_queue};
 
 /// From the last fault until all is done.
 const DRAINS_WITHIN: Duration = Duration::from_secs(60);
@@ -20,10 +21,10 @@ const DRAINS_WITHIN: Duration = Duration::from_secs(60);
 const GIVES_UP_AFTER: Duration = Duration::from_secs(180);
 /// Between two looks at the database.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// Calls of one key in any second, its open calls, and those of the whole provider in half of the rounds.
-const PER_SECOND: u64 = 60;
-const OPEN: u64 = 24;
+/// Open calls of the whole provider, in half of the rounds.
 const OPEN_IN_ALL: u64 = 54;
+/// What stored keys are sealed with.
+const MASTER_KEY: &str = "Y2hhb3MtbWFzdGVyLWtleS1vZi0zMi1ieXRlcy4uLi4=";
 
 /// What came of a round.
 pub struct Report {
@@ -75,8 +76,11 @@ async fn provider(plan: &Plan, seed: u64) -> ProviderHandle {
     if plan.shared_limit {
         rules.push(format!("server concurrency {OPEN_IN_ALL}"));
     }
+    // To the provider another secret is another key.
+    let (label, [secret, anew]) = ADDED;
+    let keys = KEYS.into_iter().chain([(label, secret), ("k4 anew", anew)]);
     let options = ProviderOptions {
-        keys: KEYS.iter().map(|(label, secret)| SimKey::new(*label, *secret)).collect(),
+        keys: keys.map(|(label, secret)| SimKey::new(label, secret)).collect(),
         rules: rules.iter().map(|rule| rule.parse().expect("a rule")).collect(),
         delay_before: Some(Lognormal::ms(5, 60)),
         latency: Some(Lognormal::ms(20, 150)),
@@ -87,25 +91,63 @@ async fn provider(plan: &Plan, seed: u64) -> ProviderHandle {
     ProviderSim::start(options).await.expect("a provider")
 }
 
-async fn receiver() -> ReceiverHandle {
-    let options = ReceiverOptions { secrets: vec![SECRET.to_owned()], ..ReceiverOptions::default() };
-    ReceiverSim::start(options).await.expect("a receiver")
+async fn receiver(secrets: &[&str]) -> ReceiverHandle {
+    let secrets = secrets.iter().map(|secret| (*secret).to_owned()).collect();
+    ReceiverSim::start(ReceiverOptions { secrets, ..ReceiverOptions::default() }).await.expect("a receiver")
 }
 
-fn configure(world: &World, plan: &Plan, links: &Links) {
-    let keys: Vec<String> = KEYS
-        .iter()
-        .map(|(label, secret)| {
-            world.set(&format!("KEY_{label}"), secret);
-            format!("{{ label = \"{label}\", secret = \"env:KEY_{label}\" }}")
-        })
-        .collect();
+/// Of a registered endpoint. While both of its secrets sign, it does not hear of the next one.
+async fn endpoint(number: usize) -> ReceiverHandle {
+    match ENDPOINTS[number] {
+        (_, secrets, "0s") => receiver(&secrets).await,
+        (_, secrets, _) => receiver(&secrets[..1]).await,
+    }
+}
+
+/// Where completions are collected from the broker.
+fn events_queue(provider: &str) -> String {
+    format!("chaos.{provider}.events")
+}
+
+/// Queues that get every completion, and every answer.
+async fn listen(world: &World) {
+    if world.mode == Mode::Scaled {
+        let broker = Broker::connect().await;
+        broker.listen(&events_queue(&world.provider), "paceline.events", &format!("{}.#", world.provider)).await;
+        broker.listen(&replies_queue(&world.provider), "paceline.events", "nothing.but.answers").await;
+        broker.close().await;
+    }
+}
+
+/// What came to them; they are gone then.
+async fn heard(world: &World) -> (Vec<Completion>, Vec<Completion>) {
+    if world.mode == Mode::Embedded {
+        return Default::default();
+    }
+    let broker = Broker::connect().await;
+    let mut both = Vec::new();
+    for queue in [events_queue(&world.provider), replies_queue(&world.provider)] {
+        both.push(broker.completions(&queue).await);
+        broker.delete(&queue).await;
+    }
+    broker.close().await;
+    let replies = both.pop().unwrap_or_default();
+    (both.pop().unwrap_or_default(), replies)
+}
+
+fn configuration(world: &World, plan: &Plan, links: &Links, settings: &Settings) -> String {
+    let Settings { per_second, open, weights, lanes, timeout_ms, hook_timeout_ms } = settings;
+    let key = |((label, _), weight): (&(&str, &str), &u32)| {
+        format!("{{ label = \"{label}\", secret = \"env:KEY_{label}\", weight = {weight} }}")
+    };
+    let keys: Vec<String> = KEYS.iter().zip(weights).map(key).collect();
     let limits = match plan.shared_limit {
         true => format!("limits = [ {{ concurrency = {OPEN_IN_ALL} }} ]"),
         false => String::new(),
     };
     let schedule = vec!["\"1s\""; 60].join(", ");
-    world.configure_all(&format!(
+    let [high, default, low] = lanes;
+    format!(
         r#"
 [api]
 listen = "127.0.0.1:{port}"
@@ -114,7 +156,7 @@ listen = "127.0.0.1:{port}"
 secret = "env:WEBHOOK_SECRET"
 allow_http = true
 allow_networks = ["127.0.0.0/8"]
-timeout = "2s"
+timeout = "{hook_timeout_ms}ms"
 schedule = [{schedule}]
 
 [[provider]]
@@ -122,12 +164,12 @@ name = "{name}"
 base_url = "{url}"
 keys = [{keys}]
 key_limits = [
-    {{ requests = {PER_SECOND}, per = "1s", algorithm = "sliding_window" }},
-    {{ concurrency = {OPEN} }},
+    {{ requests = {per_second}, per = "1s", algorithm = "sliding_window" }},
+    {{ concurrency = {open} }},
 ]
 {limits}
-lanes = {{ high = 8, default = 4, low = 1 }}
-timeout = "3s"
+lanes = {{ high = {high}, default = {default}, low = {low} }}
+timeout = "{timeout_ms}ms"
 counted_within = "4s"
 retry = {{ max_attempts = 3, base = "100ms", cap = "1s", max_elapsed = "10m" }}
 breaker = {{ failures = 10, ratio = "50%", window = "5s", open = "2s", probes = 3 }}
@@ -136,7 +178,7 @@ breaker = {{ failures = 10, ratio = "50%", window = "5s", open = "2s", probes = 
         name = world.provider,
         url = links.provider(),
         keys = keys.join(", "),
-    ));
+    )
 }
 
 /// Runs a round.
@@ -155,13 +197,21 @@ pub async fn run(mode: Mode, seed: u64, size: Size, services: Option<&Services>)
 
 async fn in_place(world: &World, plan: &Plan, seed: u64, services: Option<&Services>) -> Report {
     let provider_began_ms = now_ms();
-    let (provider, receiver) = (provider(plan, seed).await, receiver().await);
-    let links = Links::start(world, &provider.base_url(), &receiver.base_url()).await;
-    configure(world, plan, &links);
+    let (provider, receiver) = (provider(plan, seed).await, receiver(&[SECRET]).await);
+    let endpoints = [endpoint(0).await, endpoint(1).await];
+    let receivers: Vec<String> = [&receiver, &endpoints[0], &endpoints[1]].map(ReceiverHandle::base_url).into();
+    let links = Links::start(world, &provider.base_url(), &receivers).await;
+    KEYS.iter().for_each(|(label, secret)| world.set(&format!("KEY_{label}"), secret));
+    world.set("PACELINE_MASTER_KEY", MASTER_KEY);
+    let configuration = |settings: &Settings| configuration(world, plan, &links, settings);
+    world.configure_all(&configuration(&Settings::default()));
     world.prepare().await;
-    let mut fleet = Fleet::new(world, &links, services, &plan.members);
+    listen(world).await;
+    let mut fleet = Fleet::new(world, &links, services, &plan.members, &configuration);
+    let ids = producers::register(world, &links).await;
     let jobs = producers::ready(world, &links, plan);
-    let (cancelled, ()) = tokio::join!(producers::hand_in(world, &jobs), break_things(&mut fleet, &plan.acts));
+    let handing_in = producers::hand_in(world, &jobs, &ids, &plan.deeds);
+    let (cancelled, ()) = tokio::join!(handing_in, break_things(&mut fleet, &plan.acts));
     fleet.heal().await;
     let healed = Instant::now();
     let expected = expected(&jobs, &cancelled);
@@ -172,11 +222,20 @@ async fn in_place(world: &World, plan: &Plan, seed: u64, services: Option<&Servi
         open = Some(format!("all had ended only {drained:?} after the last fault"));
     }
     let faults = fleet.faults.clone();
+    let (published, replies) = heard(world).await;
+    let subscriber = |(number, receiver)| {
+        let (events, ..): (&[&str], _, _) = ENDPOINTS[number];
+        Subscriber { url: links.endpoint(number), events, receiver }
+    };
+    let subscribers: Vec<Subscriber<'_>> = endpoints.iter().enumerate().map(subscriber).collect();
     let case = Case {
         world,
         provider: &provider,
         provider_began_ms,
         receiver: &receiver,
+        subscribers: &subscribers,
+        published: (world.mode == Mode::Scaled).then_some(&published[..]),
+        replies: &replies,
         expected: &expected,
         faults: &faults,
     };
@@ -202,7 +261,7 @@ async fn in_place(world: &World, plan: &Plan, seed: u64, services: Option<&Servi
         processes,
         calls: provider.stats().arrivals,
         repeats: provider.executions(2).len(),
-        webhooks: receiver.stats().verified,
+        webhooks: [&receiver, &endpoints[0], &endpoints[1]].iter().map(|receiver| receiver.stats().verified).sum(),
         drained,
         took: Duration::ZERO,
         failure,
@@ -234,13 +293,12 @@ const BURIED: &str = "SELECT COUNT(*) FROM dead_letters WHERE job_pk IS NULL AND
 /// Those that died are forgotten after their jobs were rescued.
 const OWNERS: &str = "SELECT COUNT(*) FROM owners";
 
-/// As whom the living are listed: a notifier has a name of its own beside its process's, and another one for what it
-/// publishes to the broker.
+/// As whom the living are listed: a dispatcher, a notifier, and what publishes to the broker each have a name.
 fn owners(mode: Mode, plan: &Plan) -> i64 {
-    let names = plan.members.iter().map(|member| match (member.roles.contains("notifier"), mode) {
-        (false, _) => 1,
-        (true, Mode::Embedded) => 2,
-        (true, Mode::Scaled) => 3,
+    let names = plan.members.iter().map(|member| {
+        let publishes = mode == Mode::Scaled && member.roles.contains("notifier");
+        ["dispatcher", "notifier"].iter().filter(|role| member.roles.contains(**role)).count() as i64
+            + i64::from(publishes)
     });
     names.sum()
 }

@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 
 use paceline::sim::{Arrival, EventRecord, ProviderHandle, ReceiverHandle, Verdict};
 
+use super::broker::Completion;
 use super::world::World;
 
 /// Clocks of two processes, and the way from one to the other, in milliseconds.
@@ -30,6 +31,16 @@ pub struct Expected {
     pub pin: Option<String>,
     /// Its cancellation was answered with 200.
     pub cancelled: bool,
+    /// Whoever handed it in waits for an answer.
+    pub replies: bool,
+}
+
+/// A registered endpoint.
+pub struct Subscriber<'a> {
+    pub url: String,
+    /// Types of the events that it gets; empty: all.
+    pub events: &'a [&'a str],
+    pub receiver: &'a ReceiverHandle,
 }
 
 /// Something that was broken on purpose.
@@ -49,7 +60,13 @@ pub struct Case<'a> {
     pub provider: &'a ProviderHandle,
     /// When the provider's clock began.
     pub provider_began_ms: i64,
+    /// Of callbacks.
     pub receiver: &'a ReceiverHandle,
+    pub subscribers: &'a [Subscriber<'a>],
+    /// What was published as `paceline.events`; `None`: there is no broker, or nobody listened.
+    pub published: Option<&'a [Completion]>,
+    /// What was answered to whoever asked.
+    pub replies: &'a [Completion],
     pub expected: &'a [Expected],
     pub faults: &'a [Fault],
 }
@@ -107,6 +124,9 @@ struct EventRow {
 #[derive(Debug, sqlx::FromRow)]
 struct DeliveryRow {
     event_pk: i64,
+    /// NULL: over the broker.
+    url: Option<String>,
+    reply_to: Option<String>,
     state: String,
     attempts: i64,
     owner: Option<String>,
@@ -120,8 +140,13 @@ struct Facts {
     deliveries: HashMap<i64, Vec<DeliveryRow>>,
     /// By idempotency key, in the order they came.
     calls: HashMap<String, Vec<Arrival>>,
-    /// By job.
+    /// Callbacks, by job.
     received: HashMap<String, Vec<EventRecord>>,
+    /// The same of every subscriber.
+    subscribed: Vec<HashMap<String, Vec<EventRecord>>>,
+    /// What was published, by the event's id, and what was answered, by job.
+    published: HashMap<String, Vec<Completion>>,
+    replies: HashMap<String, Vec<Completion>>,
 }
 
 impl Facts {
@@ -135,7 +160,7 @@ impl Facts {
             .await;
         let events: Vec<EventRow> = world.rows("SELECT pk, id, job_pk, run, state FROM events").await;
         let deliveries: Vec<DeliveryRow> =
-            world.rows("SELECT event_pk, state, attempts, owner FROM deliveries WHERE kind = 'webhook'").await;
+            world.rows("SELECT d.event_pk, e.url, d.reply_to, d.state, d.attempts, d.owner FROM deliveries d LEFT JOIN endpoints e ON e.pk = d.endpoint_pk").await;
         let calls = case.provider.ledger().into_iter().filter(|call| call.verdict == Verdict::Accepted);
         Self {
             jobs: jobs.into_iter().map(|job| (job.id.clone(), job)).collect(),
@@ -143,9 +168,16 @@ impl Facts {
             events: grouped(events, |event| event.job_pk),
             deliveries: grouped(deliveries, |delivery| delivery.event_pk),
             calls: grouped(calls, |call| call.idempotency_key.as_deref().unwrap_or_default().to_owned()),
-            received: grouped(case.receiver.events(), |event| event.job_id.to_string()),
+            received: received(case.receiver),
+            subscribed: case.subscribers.iter().map(|subscriber| received(subscriber.receiver)).collect(),
+            published: grouped(case.published.into_iter().flatten().cloned(), |message| message.event.clone()),
+            replies: grouped(case.replies.iter().cloned(), |reply| reply.correlation.clone()),
         }
     }
+}
+
+fn received(receiver: &ReceiverHandle) -> HashMap<String, Vec<EventRecord>> {
+    grouped(receiver.events(), |event| event.job_id.to_string())
 }
 
 fn grouped<K: std::hash::Hash + Eq, T>(
@@ -192,11 +224,11 @@ fn of_job(case: &Case<'_>, facts: &Facts, job: &Expected, found: &mut Vec<String
     if row.owner.is_some() {
         found.push("still held by somebody".to_owned());
     }
-    of_event(facts, job, row, found);
+    of_event(case, facts, job, row, found);
     of_calls(case, facts, job, row, found);
 }
 
-fn of_event(facts: &Facts, job: &Expected, row: &JobRow, found: &mut Vec<String>) {
+fn of_event(case: &Case<'_>, facts: &Facts, job: &Expected, row: &JobRow, found: &mut Vec<String>) {
     let events = facts.events.get(&row.pk).map_or(&[][..], Vec::as_slice);
     let [event] = events else {
         return found.push(format!("{} events for one run", events.len()));
@@ -204,23 +236,81 @@ fn of_event(facts: &Facts, job: &Expected, row: &JobRow, found: &mut Vec<String>
     if event.state != row.state {
         found.push(format!("its event says {}", event.state));
     }
-    let deliveries = facts.deliveries.get(&event.pk).map_or(&[][..], Vec::as_slice);
-    let received = facts.received.get(&job.id).map_or(&[][..], Vec::as_slice);
-    if !job.hook {
+    let deliveries: Vec<&DeliveryRow> = facts.deliveries.get(&event.pk).into_iter().flatten().collect();
+    let is_subscribed = |url: &str| case.subscribers.iter().any(|subscriber| subscriber.url == url);
+    let callbacks = |row: &&DeliveryRow| row.url.as_deref().is_some_and(|url| !is_subscribed(url));
+    let called: Vec<&DeliveryRow> = deliveries.iter().copied().filter(callbacks).collect();
+    delivered("callback", job.hook, event, &called, facts.received.get(&job.id), found);
+    for (subscriber, received) in case.subscribers.iter().zip(&facts.subscribed) {
+        let of_it = |delivery: &&DeliveryRow| delivery.url.as_ref() == Some(&subscriber.url);
+        let told: Vec<&DeliveryRow> = deliveries.iter().copied().filter(of_it).collect();
+        let wants = subscriber.events.is_empty() || subscriber.events.contains(&&*format!("job.{}", event.state));
+        delivered(&subscriber.url, wants, event, &told, received.get(&job.id), found);
+    }
+    if let Some(published) = case.published {
+        of_publications(case, facts, job, event, &deliveries, published, found);
+    }
+}
+
+/// One delivery that is done, and one event at the receiver, the same; or nothing, where nobody wants it.
+fn delivered(
+    whose: &str,
+    wanted: bool,
+    event: &EventRow,
+    deliveries: &[&DeliveryRow],
+    received: Option<&Vec<EventRecord>>,
+    found: &mut Vec<String>,
+) {
+    let received = received.map_or(&[][..], Vec::as_slice);
+    if !wanted {
         if !deliveries.is_empty() || !received.is_empty() {
-            found.push("an event was delivered that nobody asked for".to_owned());
+            found.push(format!("{whose}: an event was delivered that nobody asked for"));
         }
         return;
     }
     if deliveries.len() != 1 || deliveries[0].state != "delivered" {
-        found.push(format!("its event is not delivered: {deliveries:?}"));
+        found.push(format!("{whose}: its event is not delivered: {deliveries:?}"));
     }
     let [received] = received else {
-        return found.push(format!("the receiver knows {} events of it", received.len()));
+        return found.push(format!("{whose}: the receiver knows {} events of it", received.len()));
     };
-    let same = *received.webhook_id == *event.id && *received.state == *row.state && !received.changed;
+    let same = *received.webhook_id == *event.id && *received.state == *event.state && !received.changed;
     if !same || received.acknowledged == 0 {
-        found.push(format!("the receiver has another event, or has not acknowledged it: {received:?}"));
+        found.push(format!("{whose}: the receiver has another event, or has not acknowledged it: {received:?}"));
+    }
+}
+
+/// Every event is published, and whoever asked has the answer.
+fn of_publications(
+    case: &Case<'_>,
+    facts: &Facts,
+    job: &Expected,
+    event: &EventRow,
+    deliveries: &[&DeliveryRow],
+    published: &[Completion],
+    found: &mut Vec<String>,
+) {
+    let over_broker = deliveries.iter().filter(|delivery| delivery.url.is_none());
+    let (answers, events): (Vec<&DeliveryRow>, Vec<&DeliveryRow>) = over_broker.partition(|row| row.reply_to.is_some());
+    for (rows, wanted, what) in [(&events, 1, "published"), (&answers, usize::from(job.replies), "answered")] {
+        if rows.len() != wanted || rows.iter().any(|row| row.state != "delivered") {
+            found.push(format!("its event is not {what}: {rows:?}"));
+        }
+    }
+    let kind = format!("job.{}", event.state);
+    let is_it = |message: &Completion| message.kind == kind && message.job == job.id && message.event == event.id;
+    let key = format!("{}.{kind}", case.world.provider);
+    let same = |message: &Completion| is_it(message) && message.routing_key == key;
+    match facts.published.get(&event.id) {
+        Some(messages) if messages.iter().all(same) => {}
+        other => found.push(format!("its event was published otherwise: {other:?}")),
+    }
+    let others = published.iter().filter(|message| message.job == job.id && message.event != event.id);
+    found.extend(others.map(|message| format!("another event was published: {message:?}")));
+    match (job.replies, facts.replies.get(&job.id)) {
+        (false, None) => {}
+        (true, Some(replies)) if replies.iter().all(is_it) => {}
+        (_, other) => found.push(format!("what was answered: {other:?}")),
     }
 }
 
@@ -300,9 +390,11 @@ fn of_limits(case: &Case<'_>) -> Vec<String> {
     if stats.refused_malformed + stats.ledger_dropped > 0 {
         found.push(format!("calls that nobody can judge: {stats:?}"));
     }
-    let received = case.receiver.stats();
-    if received.bad_signature + received.malformed + received.dropped > 0 {
-        found.push(format!("odd webhooks: {received:?}"));
+    for receiver in case.subscribers.iter().map(|subscriber| subscriber.receiver).chain([case.receiver]) {
+        let received = receiver.stats();
+        if received.bad_signature + received.malformed + received.dropped > 0 {
+            found.push(format!("odd webhooks: {received:?}"));
+        }
     }
     found
 }
@@ -430,7 +522,7 @@ fn history(case: &Case<'_>, facts: &Facts, logs: &BTreeMap<String, String>, id: 
     for event in facts.events.get(&row.pk).into_iter().flatten() {
         line(format!("  {event:?} {:?}", facts.deliveries.get(&event.pk)));
     }
-    for received in facts.received.get(id).into_iter().flatten() {
+    for received in facts.subscribed.iter().chain([&facts.received]).filter_map(|events| events.get(id)).flatten() {
         line(format!("  {received:?}"));
     }
     for (name, log) in logs {

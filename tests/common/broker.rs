@@ -29,6 +29,18 @@ pub fn properties(id: Option<&str>) -> BasicProperties {
     }
 }
 
+/// A completion as it came over the broker.
+#[derive(Clone, Debug)]
+pub struct Completion {
+    pub routing_key: String,
+    /// The `message_id`.
+    pub event: String,
+    pub correlation: String,
+    /// Its `type`.
+    pub kind: String,
+    pub job: String,
+}
+
 /// A connection with publisher confirms.
 pub struct Broker {
     connection: Connection,
@@ -131,6 +143,26 @@ impl Broker {
             channel.basic_get(queue.into(), BasicGetOptions { no_ack: true }).await.expect("an answer")
         {
             all.push([format!("{:?} ", message.properties).into_bytes(), message.delivery.data.clone()].concat());
+        }
+        channel.close(200, "done".into()).await.ok();
+        all
+    }
+
+    /// Takes every completion out of a queue.
+    pub async fn completions(&self, queue: &str) -> Vec<Completion> {
+        let (channel, mut all) = (self.channel().await, Vec::new());
+        while let Some(message) =
+            channel.basic_get(queue.into(), BasicGetOptions { no_ack: true }).await.expect("an answer")
+        {
+            let told = |text: &Option<ShortString>| text.as_ref().map(ToString::to_string).unwrap_or_default();
+            let body: serde_json::Value = serde_json::from_slice(&message.delivery.data).expect("JSON");
+            all.push(Completion {
+                routing_key: message.delivery.routing_key.to_string(),
+                event: told(message.properties.message_id()),
+                correlation: told(message.properties.correlation_id()),
+                kind: body["type"].as_str().unwrap_or_default().to_owned(),
+                job: body["data"]["job_id"].as_str().unwrap_or_default().to_owned(),
+            });
         }
         channel.close(200, "done".into()).await.ok();
         all

@@ -1,6 +1,7 @@
 //! The built binary in a place of its own: directory, database, port, provider name.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -361,21 +362,25 @@ impl Serve {
 
     /// Established connections of the process to a port of this machine.
     pub fn connections_to(&self, port: u16) -> usize {
+        self.sockets_to(port).len()
+    }
+
+    /// The same, each by a name that no later one has.
+    pub fn sockets_to(&self, port: u16) -> BTreeSet<String> {
         let pid = self.child.id().expect("it runs");
-        let own: Vec<String> = std::fs::read_dir(format!("/proc/{pid}/fd"))
+        let own: BTreeSet<String> = std::fs::read_dir(format!("/proc/{pid}/fd"))
             .expect("its files")
             .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
             .filter_map(|link| Some(link.to_str()?.strip_prefix("socket:[")?.trim_end_matches(']').to_owned()))
             .collect();
         let table = std::fs::read_to_string("/proc/net/tcp").expect("the system's connections");
         let remote = format!(":{port:04X}");
-        let to_port = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).filter(|fields| {
-            fields.len() > 9
-                && fields[2].ends_with(&remote)
-                && fields[3] == "01"
-                && own.iter().any(|inode| inode == fields[9])
+        let to_port = table.lines().filter_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let is_there = fields.len() > 9 && fields[2].ends_with(&remote) && fields[3] == "01";
+            (is_there && own.contains(fields[9])).then(|| fields[9].to_owned())
         });
-        to_port.count()
+        to_port.collect()
     }
 
     /// kill -9.

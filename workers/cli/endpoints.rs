@@ -208,7 +208,7 @@ fn show(endpoint: &Value, out: &Out) -> Result<Exit, Failure> {
         out.json(endpoint)?;
         return Ok(Exit::Done);
     }
-    let line = |label: &str, text: String| out.line(format!("{label:<13}{text}"));
+    let line = |label: &str, text: String| out.line(format!("{label:<15}{text}"));
     line("id", cell(&endpoint["id"]))?;
     line("url", cell(&endpoint["url"]))?;
     line("state", state(endpoint))?;
@@ -223,7 +223,12 @@ fn show(endpoint: &Value, out: &Out) -> Result<Exit, Failure> {
     ] {
         if !endpoint[member].is_null() {
             let version = if label == "secret" { "version " } else { "" };
-            line(label, format!("{version}{}", cell(&endpoint[member])))?;
+            let text = if member.ends_with("_at") || member.ends_with("since") {
+                time(&endpoint[member])
+            } else {
+                cell(&endpoint[member])
+            };
+            line(label, format!("{version}{text}"))?;
         }
     }
     for older in endpoint["older_secrets"].as_array().into_iter().flatten() {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args as ClapArgs;
 use paceline::config::{Config, QueueConfig};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::Globals;
@@ -52,13 +52,14 @@ impl Args {
 
 /// Serves until a signal.
 pub async fn run(args: Args, globals: &Globals, _out: &Out) -> Result<Exit, Failure> {
+    // Before anything takes time: a signal that nobody listens for ends the process.
+    let hangups = listen(SignalKind::hangup())?;
     let config = globals.load()?;
-    tell(&config);
     let shutdown = CancellationToken::new();
     stop_on_signals(shutdown.clone())?;
+    tell(&config);
     let failed = |error: anyhow::Error| Failure::new(Exit::Failed, format!("{error:#}"));
-    let reloads = Reloads::on_hangup(config.path.clone())
-        .map_err(|e| Failure::new(Exit::Failed, format!("cannot listen for signals: {e}")))?;
+    let reloads = Reloads::on_hangup(hangups, config.path.clone());
     let system = System::start(config, &args.role, shutdown).await.map_err(failed)?;
     system.run(reloads).await.map_err(failed)?;
     tracing::info!("stopped");
@@ -79,9 +80,12 @@ fn tell(config: &Config) {
 /// Signals closer together than this count as one.
 const SAME_SIGNAL: Duration = Duration::from_millis(20);
 
+fn listen(kind: SignalKind) -> Result<Signal, Failure> {
+    signal(kind).map_err(|e| Failure::new(Exit::Failed, format!("cannot listen for signals: {e}")))
+}
+
 /// The first signal drains, the second ends.
 fn stop_on_signals(shutdown: CancellationToken) -> Result<(), Failure> {
-    let listen = |kind| signal(kind).map_err(|e| Failure::new(Exit::Failed, format!("cannot listen for signals: {e}")));
     let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
     tokio::spawn(async move {
         let mut first: Option<Instant> = None;
