@@ -29,6 +29,7 @@ pub fn build(parts: &Parts<'_>) -> anyhow::Result<Option<Notifier>> {
     let Some(secret) = &config.secret else { return Ok(None) };
     let secrets = WebhookSecrets::new(secret).context("webhooks.secret")?;
     let settings = WebhookSettings {
+        masters: Arc::clone(&parts.shared.masters),
         allow_http: config.allow_http,
         allow_networks: config.allow_networks.clone(),
         timeout: config.timeout,
