@@ -1,8 +1,9 @@
-//! Encrypts stored provider keys: XChaCha20-Poly1305 under a master key that no database holds.
+//! Encrypts stored secrets, provider keys and those of webhook endpoints: XChaCha20-Poly1305 under a master key that no
+//! database holds.
 //!
-//! A sealed secret is bound to its provider, its label and its version: put into another row, or
-//! put back after a rotation, it does not open. Which master key it was sealed with is kept beside
-//! it, so that a wrong one is a clear error and nothing is ever written with it.
+//! A sealed secret is bound to its [`Place`]: put into another row, or put back after a rotation, it
+//! does not open. Which master key it was sealed with is kept beside it, so that a wrong one is a
+//! clear error and nothing is ever written with it.
 
 use std::fmt;
 
@@ -20,6 +21,8 @@ use crate::secrets::{Secret, SecretError, SecretSource};
 const CURRENT: (&str, &str) = ("PACELINE_MASTER_KEY", "PACELINE_MASTER_KEY_FILE");
 /// The one before, while it is being replaced.
 const PREVIOUS: (&str, &str) = ("PACELINE_MASTER_KEY_PREVIOUS", "PACELINE_MASTER_KEY_PREVIOUS_FILE");
+/// In front of a sealed secret that is kept as one text.
+const TEXT_PREFIX: &str = "m1.";
 /// Of XChaCha20: long enough to be drawn at random for ever.
 const NONCE_BYTES: usize = 24;
 
@@ -31,7 +34,7 @@ pub enum VaultError {
     NoMaster,
     /// Another one is needed.
     #[error(
-        "the stored keys were encrypted with the master key {needed}, and {}: set that one (PACELINE_MASTER_KEY, or PACELINE_MASTER_KEY_PREVIOUS while it is being replaced); nothing was changed", held_text(.held)
+        "the stored secrets were encrypted with the master key {needed}, and {}: set that one (PACELINE_MASTER_KEY, or PACELINE_MASTER_KEY_PREVIOUS while it is being replaced); nothing was changed", held_text(.held)
     )]
     WrongMaster {
         /// Its id.
@@ -40,12 +43,10 @@ pub enum VaultError {
         held: Vec<String>,
     },
     /// It does not open, though the master key is the right one.
-    #[error("the stored key {label} of {provider} does not open: its row was changed behind Paceline's back")]
+    #[error("the stored {what} does not open: its row was changed behind Paceline's back")]
     Damaged {
-        /// Whose key.
-        provider: String,
-        /// Which.
-        label: String,
+        /// Which secret.
+        what: String,
     },
     /// Not a master key.
     #[error("{place}: expected 32 bytes in base64, as openssl rand -base64 32 makes them")]
@@ -80,25 +81,78 @@ impl From<SecretError> for VaultError {
 
 /// Which secret is sealed: it opens nowhere else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place<'a> {
-    /// Whose key.
-    pub provider: &'a str,
-    /// Which.
-    pub label: &'a str,
-    /// Of the secret.
-    pub version: i64,
+pub enum Place<'a> {
+    /// A key of a provider.
+    Key {
+        /// Whose key.
+        provider: &'a str,
+        /// Which.
+        label: &'a str,
+        /// Of the secret.
+        version: i64,
+    },
+    /// What signs for a webhook endpoint.
+    Endpoint {
+        /// Which.
+        id: &'a str,
+        /// Of the secret.
+        version: u32,
+    },
 }
 
 impl Place<'_> {
     /// No two places have the same.
     fn associated_data(self) -> Vec<u8> {
-        let mut data = b"paceline vault 1".to_vec();
-        for part in [self.provider, self.label] {
-            data.extend((part.len() as u64).to_be_bytes());
-            data.extend(part.as_bytes());
+        let (kind, names, version): (&[u8], &[&str], i64) = match &self {
+            Self::Key { provider, label, version } => (b"paceline vault 1", &[provider, label], *version),
+            Self::Endpoint { id, version } => (b"paceline webhook 1", &[id], i64::from(*version)),
+        };
+        let mut data = kind.to_vec();
+        for name in names {
+            data.extend((name.len() as u64).to_be_bytes());
+            data.extend(name.as_bytes());
         }
-        data.extend(self.version.to_be_bytes());
+        data.extend(version.to_be_bytes());
         data
+    }
+}
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Key { provider, label, .. } => write!(f, "key {label} of {provider}"),
+            Self::Endpoint { id, version } => write!(f, "secret {version} of the endpoint {id}"),
+        }
+    }
+}
+
+/// An encrypted secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sealed {
+    /// Nonce and ciphertext.
+    pub bytes: Vec<u8>,
+    /// Which master key opens it.
+    pub master: String,
+}
+
+impl Sealed {
+    /// Decrypts what was sealed for that place.
+    ///
+    /// # Errors
+    /// [`VaultError`] where the master key is missing or another one, or it was not sealed for that place.
+    pub fn open(&self, masters: &MasterKeys, place: Place<'_>) -> Result<Secret, VaultError> {
+        masters.find(&self.master)?.open(place, &self.bytes)
+    }
+
+    /// As one text.
+    pub fn to_text(&self) -> String {
+        format!("{TEXT_PREFIX}{}.{}", self.master, STANDARD.encode(&self.bytes))
+    }
+
+    /// Takes [`Sealed::to_text`] back; `None`: it is of another form.
+    pub fn from_text(text: &str) -> Option<Self> {
+        let (master, bytes) = text.strip_prefix(TEXT_PREFIX)?.split_once('.')?;
+        Some(Self { bytes: STANDARD.decode(bytes).ok()?, master: master.to_owned() })
     }
 }
 
@@ -139,19 +193,15 @@ impl MasterKey {
     ///
     /// # Errors
     /// [`VaultError::Damaged`] cannot come of any secret that fits into memory.
-    pub fn seal(&self, place: Place<'_>, secret: &Secret) -> Result<Vec<u8>, VaultError> {
+    pub fn seal(&self, place: Place<'_>, secret: &Secret) -> Result<Sealed, VaultError> {
         let nonce: [u8; NONCE_BYTES] = rand::random();
         let payload = Payload { msg: secret.expose().as_bytes(), aad: &place.associated_data() };
         let sealed =
             self.cipher().encrypt(XNonce::from_slice(&nonce), payload).map_err(|_| VaultError::damaged(place))?;
-        Ok([&nonce[..], &sealed].concat())
+        Ok(Sealed { bytes: [&nonce[..], &sealed].concat(), master: self.id.clone() })
     }
 
-    /// Decrypts what was sealed for that place.
-    ///
-    /// # Errors
-    /// [`VaultError::Damaged`] where it was not.
-    pub fn open(&self, place: Place<'_>, sealed: &[u8]) -> Result<Secret, VaultError> {
+    fn open(&self, place: Place<'_>, sealed: &[u8]) -> Result<Secret, VaultError> {
         let damaged = || VaultError::damaged(place);
         let (nonce, sealed) = sealed.split_at_checked(NONCE_BYTES).ok_or_else(damaged)?;
         let payload = Payload { msg: sealed, aad: &place.associated_data() };
@@ -183,7 +233,7 @@ impl MasterKey {
 
 impl VaultError {
     fn damaged(place: Place<'_>) -> Self {
-        Self::Damaged { provider: place.provider.to_owned(), label: place.label.to_owned() }
+        Self::Damaged { what: place.to_string() }
     }
 }
 
@@ -264,33 +314,52 @@ mod tests {
         MasterKey::parse(&Secret::new(STANDARD.encode([byte; 32])), "a test").expect("a master key")
     }
 
-    const PLACE: Place<'_> = Place { provider: "geo", label: "a1", version: 3 };
+    const PLACE: Place<'_> = Place::Key { provider: "geo", label: "a1", version: 3 };
 
     #[test]
     fn a_secret_opens_only_in_its_own_place_under_its_own_master_key() {
         let secret = Secret::new("sk-live-1".to_owned());
-        let sealed = master(1).seal(PLACE, &secret).expect("sealed");
-        assert!(!sealed.windows(4).any(|bytes| bytes == b"sk-l"));
-        assert_eq!(master(1).open(PLACE, &sealed).expect("opened"), secret);
-        let damaged = VaultError::damaged(PLACE);
-        assert_eq!(master(2).open(PLACE, &sealed), Err(damaged.clone()));
-        for place in [
-            Place { provider: "other", ..PLACE },
-            Place { label: "a2", ..PLACE },
-            Place { version: 2, ..PLACE },
-            Place { provider: "geoa", label: "1", ..PLACE },
-        ] {
-            assert!(master(1).open(place, &sealed).is_err(), "{place:?}");
+        let endpoint = Place::Endpoint { id: "ep_1", version: 3 };
+        let elsewhere = [
+            PLACE,
+            Place::Key { provider: "other", label: "a1", version: 3 },
+            Place::Key { provider: "geo", label: "a2", version: 3 },
+            Place::Key { provider: "geo", label: "a1", version: 2 },
+            Place::Key { provider: "geoa", label: "1", version: 3 },
+            endpoint,
+            Place::Endpoint { id: "ep_2", version: 3 },
+            Place::Endpoint { id: "ep_1", version: 2 },
+        ];
+        for place in [PLACE, endpoint] {
+            let sealed = master(1).seal(place, &secret).expect("sealed").bytes;
+            assert!(!sealed.windows(4).any(|bytes| bytes == b"sk-l"));
+            assert_eq!(master(1).open(place, &sealed).expect("opened"), secret);
+            let damaged = VaultError::damaged(place);
+            assert_eq!(master(2).open(place, &sealed), Err(damaged.clone()));
+            for other in elsewhere.into_iter().filter(|other| *other != place) {
+                assert!(master(1).open(other, &sealed).is_err(), "{other:?}");
+            }
+            for at in 0..sealed.len() {
+                let mut changed = sealed.clone();
+                changed[at] ^= 1;
+                assert_eq!(master(1).open(place, &changed), Err(damaged.clone()), "byte {at}");
+            }
+            for short in [&[][..], &sealed[..NONCE_BYTES], &sealed[..NONCE_BYTES + 15]] {
+                assert!(master(1).open(place, short).is_err());
+            }
+            assert_ne!(master(1).seal(place, &secret).expect("sealed").bytes, sealed, "never twice the same nonce");
         }
-        for at in 0..sealed.len() {
-            let mut changed = sealed.clone();
-            changed[at] ^= 1;
-            assert_eq!(master(1).open(PLACE, &changed), Err(damaged.clone()), "byte {at}");
+    }
+
+    #[test]
+    fn a_sealed_secret_is_one_text_and_read_back_in_that_form_only() {
+        let sealed = master(1).seal(PLACE, &Secret::new("sk-live-1".to_owned())).expect("sealed");
+        let text = sealed.to_text();
+        assert!(text.starts_with(&format!("m1.{}.", master(1).id())), "{text}");
+        assert_eq!(Sealed::from_text(&text), Some(sealed));
+        for other in ["", "m1.", "m1.0a0b", "m1.0a0b.?", "w1.AAAA", &text[1..]] {
+            assert_eq!(Sealed::from_text(other), None, "{other}");
         }
-        for short in [&[][..], &sealed[..NONCE_BYTES], &sealed[..NONCE_BYTES + 15]] {
-            assert!(master(1).open(PLACE, short).is_err());
-        }
-        assert_ne!(master(1).seal(PLACE, &secret).expect("sealed"), sealed, "never twice the same nonce");
     }
 
     #[test]

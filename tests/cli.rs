@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use paceline::api::{ApiParts, HookRules, ServeLimits, Tokens, router, serve};
 use paceline::clock::{Clock, SystemClock};
 use paceline::config::{Config, Scope, Token};
@@ -62,6 +64,18 @@ impl From<Output> for Said {
     }
 }
 
+/// Runs it with that on its standard input.
+fn feed(command: &mut Command, input: &str) -> Said {
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("started");
+    let mut stdin = child.stdin.take().expect("a pipe");
+    let text = input.to_owned();
+    let writer = std::thread::spawn(move || stdin.write_all(text.as_bytes()));
+    let said = child.wait_with_output().expect("ended").into();
+    writer.join().expect("no panic").unwrap_or_default();
+    said
+}
+
 /// Nobody listens on port 1.
 const CONFIG: &str = r#"
 [store]
@@ -99,15 +113,7 @@ impl Place {
     }
 
     fn pipe(&self, args: &[&str], input: &str) -> Said {
-        let mut command = self.command(args);
-        let mut child =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("started");
-        let mut stdin = child.stdin.take().expect("a pipe");
-        let text = input.to_owned();
-        let writer = std::thread::spawn(move || stdin.write_all(text.as_bytes()));
-        let said = child.wait_with_output().expect("ended").into();
-        writer.join().expect("no panic").unwrap_or_default();
-        said
+        feed(&mut self.command(args), input)
     }
 
     /// Closes the store and gives its lock back.
@@ -177,7 +183,7 @@ impl Place {
             readiness: Readiness::default(),
             registry: Registry::default(),
             envelope_bytes_max: config.api.envelope_bytes_max,
-            hooks: HookRules::of(&config.webhooks).expect("a secret of the scheme"),
+            hooks: HookRules::of(&config.webhooks, Arc::default()).expect("a secret of the scheme"),
             public_url: None,
         });
         let listener = self.runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a port");
@@ -528,6 +534,47 @@ fn the_configuration_is_checked_and_shown_without_secrets() {
     assert!(said.err.contains("missing.toml"), "{}", said.err);
     std::fs::remove_file(place.path("paceline.toml")).expect("removed");
     assert!(place.run(&["check"]).code(0).out.contains("no provider is configured"));
+}
+
+/// Told before anything runs, with what needs it; and nothing is changed.
+#[test]
+fn a_master_key_that_is_missing_malformed_or_wrong_is_told_by_check() {
+    let place = Place::new();
+    write(&place.path("paceline.toml"), &format!("{CONFIG}\n[webhooks]\nsecret = \"env:HOOKS\"\n"));
+    let secret = |byte: u8| format!("whsec_{}", STANDARD.encode([byte; 32]));
+    let with = |key: Option<&str>, arguments: &[&str], input: &str| {
+        let mut command = place.command(arguments);
+        command.env("HOOKS", secret(3)).env("GIVEN", secret(4));
+        feed(key.into_iter().fold(&mut command, |command, key| command.env("PACELINE_MASTER_KEY", key)), input)
+    };
+    let (one, two) = (STANDARD.encode([1; 32]), STANDARD.encode([2; 32]));
+    let said = with(None, &["check"], "").code(0);
+    assert!(said.out.contains("vault      no master key; nothing is stored that needs one"), "{}", said.out);
+    assert!(!place.path("paceline.db").exists(), "looking makes nothing");
+    let said = with(Some("hunter2"), &["check"], "").code(2);
+    assert!(said.err.contains("PACELINE_MASTER_KEY") && !said.err.contains("hunter2"), "{}", said.err);
+    // What is stored needs its own one.
+    with(Some(&one), &["keys", "add", "geo", "stored"], "a-secret-of-the-provider").code(0);
+    with(Some(&one), &["endpoints", "add", "https://8.8.8.8/hook", "--secret-env", "GIVEN"], "").code(0);
+    let json = with(Some(&one), &["check", "--json"], "").code(0).json();
+    let id = json["vault"]["master"].as_str().expect("an id");
+    assert_eq!(json["vault"]["stored"], json!([id]), "{json}");
+    for wrong in [Some(two.as_str()), None] {
+        let said = with(wrong, &["check"], "").code(2);
+        for what in ["keys of providers in the store", "secrets of webhook endpoints in the store", id] {
+            assert!(said.err.contains(what), "{what}: {}", said.err);
+        }
+        let listed = with(wrong, &["keys", "list", "geo", "--json"], "").code(0).json();
+        assert_eq!(listed["items"][1]["version"], 1, "{listed}");
+    }
+    with(Some(&one), &["check"], "").code(0);
+    // What the configuration says is stored.
+    let vault = CONFIG.replace("paceline.db", "other.db").replace("env:GEO_A1", "vault");
+    write(&place.path("vault.toml"), &vault);
+    let said = with(None, &["--config", "vault.toml", "check"], "").code(2);
+    assert!(said.err.contains("geo/a1") && said.err.contains("PACELINE_MASTER_KEY"), "{}", said.err);
+    let said = with(Some(&two), &["--config", "vault.toml", "check"], "").code(0);
+    assert!(said.out.contains("which opens what is stored"), "{}", said.out);
 }
 
 /// A provider of which `more` says what is risky.

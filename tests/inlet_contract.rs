@@ -644,6 +644,10 @@ async fn queues_of_providers_that_are_gone_are_reported_and_pruned_into_dead_let
         let pruned = shown(&pruned);
         assert_eq!((&pruned["queues"][0]["buried"], &pruned["queues"][1]["buried"]), (&json!(150), &json!(1)));
         assert_eq!((broker.queue(&default).await, broker.queue(&high).await), (None, None));
+        let (_, acts) = world.api().get("/v1/audit").await;
+        let acts = acts["items"].as_array().expect("items").iter().filter(|act| act["act"] == "queue.prune");
+        let pruned: std::collections::BTreeSet<_> = acts.filter_map(|act| act["target"].as_str()).collect();
+        assert_eq!(pruned, [default.as_str(), high.as_str()].into(), "written down");
         let letters = world.api().dead_letters("unroutable", 151).await;
         let kept: std::collections::BTreeSet<Vec<u8>> =
             letters.iter().map(|l| STANDARD.decode(l["raw"].as_str().expect("raw")).expect("base64")).collect();

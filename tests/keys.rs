@@ -14,8 +14,12 @@ use common::{SOON, holds, until};
 use http::{HeaderMap, StatusCode};
 use paceline::secrets::Secret;
 use paceline::sim::{Lognormal, ProviderHandle, ProviderOptions, ProviderSim, Rule, SimKey};
-use paceline::store::{KeyAct, KeyRefused, NewKey, StoredKey};
+use paceline::store::{
+    By, EndpointSecrets, GivenSecret, KeyAct, KeyRefused, NewEndpoint, NewKey, OlderSecret, Registered, Rotated,
+    SecretVersion, StoredKey, Subscribe,
+};
 use paceline::vault::{MasterKeys, VaultError};
+use paceline::webhook::{Keyring, WebhookSecrets};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
@@ -41,6 +45,9 @@ on_both!(
     a_removed_key_keeps_its_place,
     of_many_who_add_a_key_one_does,
     every_act_is_written_down_without_its_secret,
+    what_an_endpoint_is_given_is_sealed_with_the_master_key,
+    what_was_sealed_without_a_master_key_opens_on_and_is_sealed_anew,
+    secrets_of_endpoints_need_their_own_master_key,
     what_was_done_is_kept_within_bounds,
 );
 
@@ -72,6 +79,13 @@ async fn add(f: &Fixture, masters: &MasterKeys, label: &str, text: &str) -> Resu
 
 async fn rotate(f: &Fixture, masters: &MasterKeys, label: &str, text: &str) -> Result<StoredKey, KeyRefused> {
     f.store.rotate_key(act(masters, label), &secret(text)).await.expect("asked")
+}
+
+const OPS: By<'_> = By { who: "ops", now_ms: NOW };
+
+/// With nothing to open what was sealed without a master key.
+async fn rekey(f: &Fixture, masters: &MasterKeys) -> Result<u64, KeyRefused> {
+    f.store.rekey(masters, &|_, _| None, OPS).await.expect("asked")
 }
 
 async fn stored(f: &Fixture, label: &str) -> StoredKey {
@@ -118,7 +132,7 @@ async fn a_wrong_or_missing_master_key_changes_nothing(f: Fixture) {
         let refusals = [
             add(&f, &wrong, "a2", "sk-second").await,
             rotate(&f, &wrong, "a1", "sk-second").await,
-            f.store.rekey(&wrong, "ops", NOW).await.expect("asked").map(|_| before.0.clone()),
+            rekey(&f, &wrong).await.map(|_| before.0.clone()),
         ];
         for refused in refusals {
             let told = refused.expect_err("refused").to_string();
@@ -143,12 +157,12 @@ async fn all_keys_are_encrypted_anew_or_none(f: Fixture) {
     let version = stored(&f, "k3").await.version;
     f.execute("CREATE TABLE before AS SELECT label, sealed FROM vault_keys").await;
     f.execute("UPDATE vault_keys SET sealed = (SELECT sealed FROM before WHERE label = 'k1') WHERE label = 'k7'").await;
-    assert!(f.store.rekey(&both, "ops", NOW).await.expect("asked").is_err(), "one of them does not open");
+    assert!(rekey(&f, &both).await.is_err(), "one of them does not open");
     assert_eq!(opened(&f, &old, "k3").await, Ok(Some("sk-3".to_owned())), "so none was changed");
     f.execute("UPDATE vault_keys SET sealed = (SELECT sealed FROM before WHERE label = 'k7') WHERE label = 'k7'").await;
-    assert_eq!(f.store.rekey(&both, "ops", NOW).await.expect("asked"), Ok(21));
-    assert_eq!(f.store.rekey(&both, "ops", NOW).await.expect("asked"), Ok(0), "doing it again is safe");
-    assert_eq!(f.store.rekey(&new, "ops", NOW).await.expect("asked"), Ok(0));
+    assert_eq!(rekey(&f, &both).await, Ok(21));
+    assert_eq!(rekey(&f, &both).await, Ok(0), "doing it again is safe");
+    assert_eq!(rekey(&f, &new).await, Ok(0));
     assert_eq!(opened(&f, &new, "k3").await, Ok(Some("sk-3".to_owned())));
     assert!(opened(&f, &old, "k3").await.is_err());
     assert_eq!(stored(&f, "k3").await.version, version, "no dispatcher has anything to do");
@@ -207,7 +221,7 @@ async fn every_act_is_written_down_without_its_secret(f: Fixture) {
     rotate(&f, &masters, "a1", "sk-second-secret").await.expect("rotated");
     assert!(rotate(&f, &masters, "a2", "sk-third-secret").await.is_err());
     f.store.remove_key(act(&masters, "a1")).await.expect("asked").expect("removed");
-    f.store.rekey(&masters, "ops", NOW).await.expect("asked").expect("done");
+    rekey(&f, &masters).await.expect("done");
     let acts = f.store.acts(None, 2).await.expect("listed");
     let rest = f.store.acts(acts.next, 500).await.expect("listed");
     let all: Vec<_> = acts.items.iter().chain(&rest.items).collect();
@@ -223,6 +237,141 @@ async fn every_act_is_written_down_without_its_secret(f: Fixture) {
     assert!(all.iter().all(|a| a.who == "ops" && a.at_ms == NOW));
     assert!(!format!("{all:?}").contains("-secret"));
     assert_eq!(rest.next, None);
+}
+
+const BASE: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+const GIVEN: [&str; 3] = [
+    "whsec_Z2l2ZW4tYnktdGhlLXJlY2VpdmVyLTMyLWJ5dGVzLiE=",
+    "whsec_YW5vdGhlciBvbmUgdGhhdCBpcyAzMiBieXRlcyBsb25n",
+    "whsec_YSB0aGlyZCBvbmUgdGhhdCBpcyAzMiBieXRlcyBsb25n",
+];
+
+fn keyring(masters: &MasterKeys) -> Keyring {
+    Keyring::new(WebhookSecrets::new(&secret(BASE)).expect("of the scheme"), Arc::new(masters.clone()))
+}
+
+/// Registers an endpoint with a secret that is given, as the API does.
+async fn endpoint(f: &Fixture, masters: &MasterKeys, id: &str, text: &str) -> Registered {
+    let given = secret(text);
+    let current = keyring(masters).version(id, 1, Some(&given)).expect("of the scheme");
+    let new = NewEndpoint {
+        id: id.to_owned(),
+        tenant: String::new(),
+        url: "https://user:hunter2@hooks.example/hook?token=hunter2".to_owned(),
+        description: None,
+        events: None,
+        subscribe: Subscribe::All,
+        secrets: EndpointSecrets { current, older: Vec::new(), ed25519: true },
+    };
+    let given = Some(GivenSecret { secret: &given, masters });
+    f.store.register_endpoint(&new, given, OPS).await.expect("asked")
+}
+
+/// Gives it another one; the one before signs on.
+async fn turn(f: &Fixture, masters: &MasterKeys, id: &str, text: &str) -> Rotated {
+    let seen = f.store.endpoint(None, id).await.expect("read").expect("it is there");
+    let known = seen.secrets.clone().expect("secrets");
+    let given = secret(text);
+    let current = keyring(masters).version(id, known.current.version + 1, Some(&given)).expect("of the scheme");
+    let older = OlderSecret { secret: known.current, until_ms: NOW + 1 };
+    let new = EndpointSecrets { current, older: [vec![older], known.older].concat(), ed25519: known.ed25519 };
+    let given = Some(GivenSecret { secret: &given, masters });
+    f.store.rotate_endpoint(&seen, &new, given, OPS).await.expect("asked")
+}
+
+async fn versions(f: &Fixture, id: &str) -> Vec<SecretVersion> {
+    let seen = f.store.endpoint(None, id).await.expect("read").expect("it is there").secrets.expect("secrets");
+    seen.active(NOW).cloned().collect()
+}
+
+/// The secrets that sign for it, newest first, where these master keys open them.
+async fn signs(f: &Fixture, masters: &MasterKeys, id: &str) -> Option<Vec<String>> {
+    let open = |version: &SecretVersion| Some(keyring(masters).secret(id, version).ok()?.expose().to_owned());
+    versions(f, id).await.iter().map(open).collect()
+}
+
+fn all(given: &[&str]) -> Option<Vec<String>> {
+    Some(given.iter().map(|text| (*text).to_owned()).collect())
+}
+
+async fn what_an_endpoint_is_given_is_sealed_with_the_master_key(f: Fixture) {
+    let (one, two) = (masters(Some(1), None), masters(Some(2), None));
+    assert_eq!(endpoint(&f, &one, "ep_1", GIVEN[0]).await, Registered::Done);
+    assert_eq!(turn(&f, &one, "ep_1", GIVEN[1]).await, Rotated::Done);
+    assert_eq!(endpoint(&f, &one, "ep_2", GIVEN[2]).await, Registered::Done);
+    assert_eq!(signs(&f, &one, "ep_1").await, all(&[GIVEN[1], GIVEN[0]]));
+    for wrong in [&two, &masters(None, None)] {
+        assert_eq!(signs(&f, wrong, "ep_1").await, None);
+    }
+    let sealed = versions(&f, "ep_1").await;
+    assert!(sealed.iter().all(|version| version.sealed.as_ref().is_some_and(|text| text.starts_with("m1."))));
+    // Bound to its endpoint and version: nothing that was moved or put back opens.
+    f.execute("UPDATE endpoints SET secrets = (SELECT secrets FROM endpoints WHERE id = 'ep_1') WHERE id = 'ep_2'")
+        .await;
+    assert_eq!(signs(&f, &one, "ep_2").await, None);
+    f.execute("UPDATE endpoints SET secrets = REPLACE(secrets, '\"version\":2', '\"version\":3') WHERE id = 'ep_1'")
+        .await;
+    assert_eq!(signs(&f, &one, "ep_1").await, None);
+    let told = format!("{:?}", f.store.acts(None, 10).await.expect("listed").items);
+    assert!(told.contains("https://hooks.example") && told.contains("version 2"), "{told}");
+    assert!(!told.contains("hunter2") && !told.contains("whsec_") && !told.contains("m1."), "{told}");
+}
+
+async fn what_was_sealed_without_a_master_key_opens_on_and_is_sealed_anew(f: Fixture) {
+    let (none, one) = (masters(None, None), masters(Some(1), None));
+    let (both, two) = (masters(Some(2), Some(1)), masters(Some(2), None));
+    assert_eq!(endpoint(&f, &none, "ep_1", GIVEN[0]).await, Registered::Done);
+    assert!(f.store.needed_masters().await.expect("read").endpoints.is_empty());
+    // A process that has one by now opens both.
+    assert_eq!(turn(&f, &one, "ep_1", GIVEN[1]).await, Rotated::Done);
+    assert_eq!(endpoint(&f, &one, "ep_2", GIVEN[2]).await, Registered::Done);
+    assert_eq!(signs(&f, &one, "ep_1").await, all(&[GIVEN[1], GIVEN[0]]));
+    add(&f, &one, "a1", "sk-first").await.expect("added");
+    let anew = async |masters: &MasterKeys| {
+        let keyring = keyring(masters);
+        let open_old = |id: &str, version: &SecretVersion| keyring.secret(id, version).ok();
+        f.store.rekey(masters, &open_old, OPS).await.expect("asked")
+    };
+    assert_eq!(anew(&one).await, Ok(1), "the one that was sealed without");
+    assert_eq!(signs(&f, &one, "ep_1").await, all(&[GIVEN[1], GIVEN[0]]));
+    assert_eq!(anew(&both).await, Ok(4), "three of endpoints and a key");
+    assert_eq!(anew(&two).await, Ok(0), "doing it again is safe");
+    assert_eq!(signs(&f, &two, "ep_1").await, all(&[GIVEN[1], GIVEN[0]]));
+    assert_eq!(signs(&f, &two, "ep_2").await, all(&[GIVEN[2]]));
+    assert_eq!(signs(&f, &one, "ep_1").await, None);
+    // One that does not open: then none is changed.
+    let before = f.texts("SELECT secrets FROM endpoints WHERE id = 'ep_2'").await;
+    f.execute("UPDATE endpoints SET secrets = REPLACE(secrets, '\"version\":2', '\"version\":9') WHERE id = 'ep_1'")
+        .await;
+    let refused = anew(&masters(Some(3), Some(2))).await.expect_err("one of them does not open");
+    assert!(refused.to_string().contains("ep_1"), "{refused}");
+    assert_eq!(f.texts("SELECT secrets FROM endpoints WHERE id = 'ep_2'").await, before);
+    assert_eq!(opened(&f, &two, "a1").await, Ok(Some("sk-first".to_owned())));
+}
+
+async fn secrets_of_endpoints_need_their_own_master_key(f: Fixture) {
+    let (one, none) = (masters(Some(1), None), masters(None, None));
+    assert_eq!(endpoint(&f, &one, "ep_1", GIVEN[0]).await, Registered::Done);
+    let needed = f.store.needed_masters().await.expect("read");
+    let id = one.current().expect("set").id().to_owned();
+    assert_eq!((needed.keys.len(), needed.endpoints.iter().collect::<Vec<_>>()), (0, vec![&id]));
+    let before = f.texts("SELECT secrets FROM endpoints").await;
+    for wrong in [masters(Some(2), None), none] {
+        let Registered::NoMaster(error) = endpoint(&f, &wrong, "ep_2", GIVEN[1]).await else { panic!("refused") };
+        assert!(error.to_string().contains("PACELINE_MASTER_KEY"), "{error}");
+        assert!(matches!(turn(&f, &wrong, "ep_1", GIVEN[1]).await, Rotated::NoMaster(_)));
+        assert!(add(&f, &wrong, "a1", "sk").await.is_err(), "keys and endpoints have the same one");
+        assert!(rekey(&f, &wrong).await.is_err());
+    }
+    assert_eq!(f.texts("SELECT secrets FROM endpoints").await, before, "nothing was overwritten");
+    assert_eq!(f.texts("SELECT master FROM vault_master").await, [id]);
+    let acts = f.store.acts(None, 50).await.expect("listed").items;
+    assert_eq!(acts.iter().filter(|act| act.outcome == "refused").count(), 8);
+    // Where nothing is left that it opens, any other will do, and none.
+    let row = f.store.endpoint(None, "ep_1").await.expect("read").expect("it is there").pk;
+    assert!(f.store.delete_endpoint(row, OPS).await.expect("asked"));
+    assert_eq!(endpoint(&f, &masters(None, None), "ep_2", GIVEN[1]).await, Registered::Done);
+    assert_eq!(endpoint(&f, &masters(Some(2), None), "ep_3", GIVEN[2]).await, Registered::Done);
 }
 
 async fn what_was_done_is_kept_within_bounds(f: Fixture) {

@@ -1,6 +1,7 @@
 //! No secret leaves the place it belongs to: a whole system runs with keys from the environment, from a file and from
-//! the vault, with tokens, a signing secret and a master key, against a provider that repeats whatever it is sent; then
-//! everything that it wrote, told and sent is searched for each of them, in every form that they may take.
+//! the vault, with tokens, a signing secret, endpoints with secrets of their own and a master key, against a provider that
+//! repeats whatever it is sent; then everything that it wrote, told and sent is searched for each of them, in every form
+//! that they may take.
 
 mod common;
 
@@ -15,8 +16,10 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 use common::broker::Broker;
 use common::world::{Mode, World, in_world};
 use common::{SOON, holds, until};
+use hkdf::Hkdf;
 use http::{HeaderMap, Method, StatusCode};
 use serde_json::{Value, json};
+use sha2::Sha256;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, SqliteConnection};
 use tokio::net::TcpListener;
 
@@ -42,6 +45,10 @@ fn secrets() -> Secrets {
     ]
     .map(|name| (name, make(name)))
     .into();
+    for name in ["endpoint-given", "endpoint-given-before", "endpoint-down"] {
+        all.insert(name, format!("whsec_{}", STANDARD.encode(format!("{name:<32}?>/"))));
+    }
+    all.insert("endpoint-refused", "whsec_this/is+no-base64-at-all".to_owned());
     all.insert("webhook", format!("whsec_{}", STANDARD.encode(b"a signing secret of 32 bytes. ok")));
     all.insert("master", STANDARD.encode(b"a master key that has 32 bytes. "));
     all
@@ -221,6 +228,16 @@ impl Client<'_> {
         (status, serde_json::from_str(&body).unwrap_or_default())
     }
 
+    /// An endpoint whose secret is told, this once, and the secret. The rest of the answer is kept.
+    async fn told(&mut self, path: &str, body: Value) -> (Value, String) {
+        let (status, endpoint) = self.call(Method::POST, path, Some(body)).await;
+        assert!(matches!(status, 200 | 201), "{endpoint}");
+        let secret = endpoint["secret"].as_str().expect("told").to_owned();
+        let (_, kept) = self.found.0.last_mut().expect("it was kept");
+        *kept = String::from_utf8_lossy(kept).replacen(&secret, "", 1).into_bytes();
+        (endpoint, secret)
+    }
+
     async fn get(&mut self, path: &str) -> Value {
         self.call(Method::GET, path, None).await.1
     }
@@ -285,6 +302,71 @@ async fn use_keys(client: &mut Client<'_>, all: &Secrets) {
     }
     client.call_as(wrong, Method::GET, "/readyz", None).await;
     client.call_as(&all["token-reader"], Method::GET, &keys, None).await;
+}
+
+/// Registers endpoints with every kind of secret, and rotates them; how many hear of each job. The secrets that were
+/// generated are among `all` then.
+async fn use_endpoints(client: &mut Client<'_>, all: &mut Secrets, receiver: &str) -> i64 {
+    let register = |path: &str, secret: Option<&str>| {
+        let mut body = json!({ "url": format!("{receiver}{path}"), "ed25519": true, "description": path });
+        if let Some(secret) = secret {
+            body["secret"] = secret.into();
+        }
+        body
+    };
+    let (path, before) = ("/v1/endpoints", all["endpoint-given-before"].clone());
+    let (status, given) = client.call(Method::POST, path, Some(register("/given", Some(&before)))).await;
+    assert_eq!(status, 201, "{given}");
+    assert!(given.get("secret").is_none(), "whoever gave it knows it");
+    let id_of = |endpoint: &Value| endpoint["id"].as_str().expect("an id").to_owned();
+    let given = id_of(&given);
+    let another = json!({ "secret": all["endpoint-given"], "overlap": "1h" });
+    assert_eq!(client.call(Method::POST, &format!("{path}/{given}/rotate"), Some(another)).await.0, 200);
+    let generated = client.told(path, register("/generated", None)).await;
+    let anew = client.told(&format!("{path}/{}/rotate", id_of(&generated.0)), json!({})).await;
+    let mut down = register("", Some(&all["endpoint-down"]));
+    down["url"] = "http://127.0.0.1:1/down".into();
+    assert_eq!(client.call(Method::POST, path, Some(down)).await.0, 201);
+    for (refused, status) in [
+        (register("/odd", Some(&all["endpoint-refused"])), 422),
+        (json!({ "url": receiver, "secret": { "is": all["endpoint-refused"] } }), 422),
+        (json!({ "url": receiver, "secret": [all["endpoint-refused"]] }), 422),
+    ] {
+        assert_eq!(client.call(Method::POST, path, Some(refused)).await.0, status);
+    }
+    // What stands for the private key of Ed25519: derived, as the documentation says.
+    let base = STANDARD.decode(all["webhook"].trim_start_matches("whsec_")).expect("base64");
+    let mut seed = [0; 32];
+    let info = format!("paceline/webhook/ed25519/v1\0{given}\x002");
+    Hkdf::<Sha256>::new(None, &base).expand(info.as_bytes(), &mut seed).expect("32 bytes");
+    all.insert("endpoint-ed25519", STANDARD.encode(seed));
+    all.insert("endpoint-generated-before", generated.1);
+    all.insert("endpoint-generated", anew.1);
+    2
+}
+
+/// Looks at endpoints and deliveries, and sends again what can be.
+async fn use_deliveries(client: &mut Client<'_>) {
+    let endpoints = client.get("/v1/endpoints").await;
+    for endpoint in endpoints["items"].as_array().expect("items") {
+        let path = format!("/v1/endpoints/{}", endpoint["id"].as_str().expect("an id"));
+        client.get(&path).await;
+        for (rest, body) in [
+            ("/test", json!({})),
+            ("/disable", json!({})),
+            ("/test", json!({})),
+            ("/enable", json!({})),
+            ("/resend", json!({ "since": "2026-01-01T00:00:00Z", "all": true })),
+        ] {
+            client.call(Method::POST, &format!("{path}{rest}"), Some(body)).await;
+        }
+    }
+    let deliveries = client.get("/v1/deliveries?limit=500").await;
+    for delivery in deliveries["items"].as_array().expect("items").iter().take(20) {
+        let path = format!("/v1/deliveries/{}", delivery["id"].as_str().expect("an id"));
+        client.get(&path).await;
+        client.call(Method::POST, &format!("{path}/resend"), Some(json!({}))).await;
+    }
 }
 
 /// One job for every provider, key and way of answering; how many there are.
@@ -405,7 +487,8 @@ async fn no_secret_leaves_its_place(world: &World) {
     }
     let received = Received::default();
     let base = serve(Router::new().fallback(parrot)).await;
-    let callback = format!("{}/hook", receiver(Arc::clone(&received)).await);
+    let receiver = receiver(Arc::clone(&received)).await;
+    let callback = format!("{receiver}/hook");
     configure(world, &all, &base);
     world.prepare().await;
     let events = match world.mode {
@@ -421,6 +504,7 @@ async fn no_secret_leaves_its_place(world: &World) {
     let mut client = Client { world, token: all["token-admin"].clone(), found: Found::default() };
     world.ready(&mut serve).await;
     use_keys(&mut client, &all).await;
+    let subscribed = use_endpoints(&mut client, &mut all, &receiver).await;
     let mut count = use_jobs(&mut client, &callback).await;
     if let Some(broker) = &events {
         let job = json!({ "request": { "method": "POST", "path": "/echo" }, "callback": { "url": callback } });
@@ -429,9 +513,11 @@ async fn no_secret_leaves_its_place(world: &World) {
     }
     world.all_done(count, SOON * 3).await;
     until("every webhook has come", SOON, async || {
-        holds(i64::try_from(received.lock().expect("not poisoned").len()).is_ok_and(|n| n >= count))
+        let webhooks = count * (1 + subscribed);
+        holds(i64::try_from(received.lock().expect("not poisoned").len()).is_ok_and(|n| n >= webhooks))
     })
     .await;
+    use_deliveries(&mut client).await;
     ask_everything(&mut client).await;
     let Client { mut found, .. } = client;
     if let Some(broker) = &events {
@@ -448,6 +534,8 @@ async fn no_secret_leaves_its_place(world: &World) {
     for text in received.lock().expect("not poisoned").iter() {
         found.add("a webhook", text.as_str());
     }
+    let signed = |text: &&String| text.matches("v1,").count() == 2 && text.matches("v1a,").count() == 2;
+    assert!(received.lock().expect("not poisoned").iter().filter(signed).count() >= 2, "both secrets sign, both ways");
     let log = world.path("serve.log");
     let log = std::fs::read_to_string(log).expect("the log");
     assert!(log.contains("TRACE") && log.contains("a token that nobody knows was sent"), "it says everything");

@@ -177,7 +177,7 @@ impl House {
         let url = format!("sqlite://{}", folder.path().join("paceline.db").display());
         let store = Store::open(&StoreOptions { url, exclusive: true, connections_max: 2 }).await.expect("opened");
         store.migrate().await.expect("migrated");
-        let keyring = Keyring::new(WebhookSecrets::new(&Secret::new(SECRET.into())).expect("valid"));
+        let keyring = Keyring::new(WebhookSecrets::new(&Secret::new(SECRET.into())).expect("valid"), Arc::default());
         let rules = HookRules { keyring: Some(keyring), allow_http: true, guard: NetGuard::new(&networks(allowed)) };
         Self { hooks: Hooks::new(store.clone(), Arc::new(SystemClock::new()), rules), store, _folder: folder }
     }

@@ -13,13 +13,14 @@ use paceline::clock::SystemClock;
 use paceline::job::{Catalog, EventKind, Given, Job, JobState, ProviderRules};
 use paceline::resends::Resender;
 use paceline::store::{
-    DeliveryFilter, DeliveryJob, DeliveryNext, DeliveryRecord, DeliveryState, EndpointSecrets, Inserted, NewEndpoint,
-    NewJob, Next, Occasion, Occurrence, Origin, Record, Recorded, Registered, ResendBegun, ResendOrder, ResendState,
-    Resent, SecretVersion, Store, Subscribe, Tested,
+    By, DeliveryFilter, DeliveryJob, DeliveryNext, DeliveryRecord, DeliveryState, EndpointSecrets, Inserted,
+    NewEndpoint, NewJob, Next, Occasion, Occurrence, Origin, Record, Recorded, Registered, ResendBegun, ResendOrder,
+    ResendState, Resent, Rotated, SecretVersion, Store, Subscribe, Tested,
 };
 use serde_json::{Value, json};
 
 const NOW: i64 = 1_800_000_000_000;
+const OPS: By<'_> = at(NOW);
 const LEASE: Duration = Duration::from_secs(60);
 
 /// Each test on both databases.
@@ -52,9 +53,14 @@ contract! {
     a_deleted_endpoint_gets_nothing_and_blocks_nobody
     tests_are_sent_once_and_removed_in_time
     secrets_are_replaced_by_one_at_a_time
+    what_is_done_to_endpoints_and_deliveries_is_written_down
     endpoints_are_listed_by_tenant_and_bounded
     completions_for_the_broker_are_claimed_apart_and_only_where_there_is_one
     deliveries_for_the_broker_stand_in_no_webhooks_way
+}
+
+const fn at(now_ms: i64) -> By<'static> {
+    By { who: "ops", now_ms }
 }
 
 fn catalog() -> Catalog {
@@ -79,7 +85,7 @@ fn secrets(version: u32) -> EndpointSecrets {
 }
 
 async fn register(store: &Store, new: &NewEndpoint) -> i64 {
-    assert_eq!(store.register_endpoint(new, NOW).await.expect("registered"), Registered::Done);
+    assert_eq!(store.register_endpoint(new, None, OPS).await.expect("registered"), Registered::Done);
     store.endpoint(None, &new.id).await.expect("read").expect("it is there").pk
 }
 
@@ -187,7 +193,7 @@ async fn an_endpoint_hears_of_its_own_tenant_only(f: Fixture) {
 async fn what_a_disabled_endpoint_missed_is_held_back_and_sent_again(f: Fixture) {
     let pk = register(&f.store, &endpoint("ep_1", "", Subscribe::All, &[])).await;
     end(&f.store, "before", json!({}), JobState::Succeeded).await;
-    assert!(f.store.enable_endpoint(pk, false).await.expect("disabled"));
+    assert!(f.store.enable_endpoint(pk, false, OPS).await.expect("disabled"));
     let view = f.store.endpoint(None, "ep_1").await.expect("read").expect("one");
     assert_eq!((view.enabled, view.disabled_reason.as_deref()), (false, Some("operator")));
     end(&f.store, "while", json!({}), JobState::Succeeded).await;
@@ -195,16 +201,16 @@ async fn what_a_disabled_endpoint_missed_is_held_back_and_sent_again(f: Fixture)
     let disabled = DeliveryFilter { state: Some(DeliveryState::Disabled), ..DeliveryFilter::default() };
     let held = f.store.deliveries(&disabled, None, 50).await.expect("read").items;
     assert_eq!(held.iter().map(|d| d.job.as_deref()).collect::<Vec<_>>(), [Some("while"), Some("before")]);
-    assert_eq!(f.store.resend_delivery(held[0].pk, NOW).await.expect("asked"), Resent::Disabled);
+    assert_eq!(f.store.resend_delivery(held[0].pk, OPS).await.expect("asked"), Resent::Disabled);
     let order = ResendOrder { since_ms: NOW, everything: false };
-    assert_eq!(f.store.begin_resend(pk, order, NOW).await.expect("asked"), ResendBegun::Disabled);
+    assert_eq!(f.store.begin_resend(pk, order, OPS).await.expect("asked"), ResendBegun::Disabled);
 
-    assert!(f.store.enable_endpoint(pk, true).await.expect("enabled"));
+    assert!(f.store.enable_endpoint(pk, true, OPS).await.expect("enabled"));
     assert!(due(&f.store, NOW).await.is_empty(), "nothing goes by itself");
-    assert_eq!(f.store.resend_delivery(held[0].pk, NOW + 1).await.expect("asked"), Resent::Due);
+    assert_eq!(f.store.resend_delivery(held[0].pk, at(NOW + 1)).await.expect("asked"), Resent::Due);
     assert_eq!(pairs(&due(&f.store, NOW + 1).await), owned(&[("ep_1", "while")]));
-    assert_eq!(f.store.begin_resend(pk, order, NOW + 2).await.expect("asked"), ResendBegun::Running);
-    assert_eq!(f.store.begin_resend(pk, order, NOW + 2).await.expect("asked"), ResendBegun::Busy);
+    assert_eq!(f.store.begin_resend(pk, order, at(NOW + 2)).await.expect("asked"), ResendBegun::Running);
+    assert_eq!(f.store.begin_resend(pk, order, at(NOW + 2)).await.expect("asked"), ResendBegun::Busy);
     drain(&f.store).await;
     assert_eq!(pairs(&due(&f.store, i64::MAX / 2).await), owned(&[("ep_1", "before"), ("ep_1", "while")]));
     let resend = f.store.endpoint(None, "ep_1").await.expect("read").expect("one").resend.expect("an order");
@@ -227,18 +233,18 @@ async fn a_delivery_that_is_sent_again_begins_its_schedule_anew(f: Fixture) {
     write(&f.store, &second, DeliveryNext::Failed).await;
     let failed = f.store.delivery(None, first.pk).await.expect("read").expect("one");
     assert_eq!((failed.state, failed.attempts.len(), failed.due_ms), (DeliveryState::Failed, 2, None));
-    assert_eq!(f.store.resend_delivery(first.pk, NOW + 5).await.expect("asked"), Resent::Due);
+    assert_eq!(f.store.resend_delivery(first.pk, at(NOW + 5)).await.expect("asked"), Resent::Due);
     let third = due(&f.store, NOW + 5).await.pop().expect("due");
     assert_eq!((third.pk, third.attempts, third.attempts_before), (first.pk, 2, 2));
-    assert_eq!(f.store.resend_delivery(first.pk, NOW + 6).await.expect("asked"), Resent::Underway);
+    assert_eq!(f.store.resend_delivery(first.pk, at(NOW + 6)).await.expect("asked"), Resent::Underway);
     write(&f.store, &third, DeliveryNext::Delivered).await;
     let view = f.store.delivery(None, first.pk).await.expect("read").expect("one");
     assert_eq!(view.state, DeliveryState::Delivered);
     assert_eq!(view.attempts.iter().map(|a| a.n).collect::<Vec<_>>(), [1, 2, 3]);
     assert_eq!(view.occurrence, Occurrence::Completion(EventKind::Succeeded));
     // What was delivered can be sent again, too, under the same event.
-    assert_eq!(f.store.resend_delivery(first.pk, NOW + 7).await.expect("asked"), Resent::Due);
-    assert_eq!(f.store.resend_delivery(i64::MAX, NOW).await.expect("asked"), Resent::NotFound);
+    assert_eq!(f.store.resend_delivery(first.pk, at(NOW + 7)).await.expect("asked"), Resent::Due);
+    assert_eq!(f.store.resend_delivery(i64::MAX, OPS).await.expect("asked"), Resent::NotFound);
 }
 
 async fn a_late_record_does_not_undo_a_resend(f: Fixture) {
@@ -247,7 +253,7 @@ async fn a_late_record_does_not_undo_a_resend(f: Fixture) {
     let claimed = due(&f.store, NOW).await.pop().expect("due");
     // Its notifier dies, and somebody sends it again.
     f.store.retire(&"notifier".to_owned(), NOW).await.expect("let go");
-    assert_eq!(f.store.resend_delivery(claimed.pk, NOW).await.expect("asked"), Resent::Due);
+    assert_eq!(f.store.resend_delivery(claimed.pk, OPS).await.expect("asked"), Resent::Due);
     write(&f.store, &claimed, DeliveryNext::Failed).await;
     let view = f.store.delivery(None, claimed.pk).await.expect("read").expect("one");
     assert_eq!((view.state, view.attempts.len()), (DeliveryState::Pending, 0));
@@ -268,12 +274,12 @@ async fn failed(store: &Store, count: usize) -> i64 {
 async fn a_resend_goes_on_after_a_crash_and_doubles_nothing(f: Fixture) {
     let pk = failed(&f.store, 25).await;
     let early = ResendOrder { since_ms: NOW + 11, everything: false };
-    assert_eq!(f.store.begin_resend(pk, early, NOW + 20).await.expect("asked"), ResendBegun::Running);
+    assert_eq!(f.store.begin_resend(pk, early, at(NOW + 20)).await.expect("asked"), ResendBegun::Running);
     drain(&f.store).await;
     assert!(due(&f.store, i64::MAX / 2).await.is_empty(), "nothing since then");
 
     let order = ResendOrder { since_ms: NOW + 10, everything: false };
-    assert_eq!(f.store.begin_resend(pk, order, NOW + 30).await.expect("asked"), ResendBegun::Running);
+    assert_eq!(f.store.begin_resend(pk, order, at(NOW + 30)).await.expect("asked"), ResendBegun::Running);
     let seen = f.store.running_resends().await.expect("read");
     assert_eq!(f.store.advance_resend(&seen[0], 10, NOW + 30).await.expect("a step"), Some(ResendState::Running));
     // One that saw the same step goes nowhere, and a process that begins anew goes on behind it.
@@ -290,8 +296,8 @@ async fn a_resend_goes_on_after_a_crash_and_doubles_nothing(f: Fixture) {
 async fn a_resend_stops_with_its_endpoint(f: Fixture) {
     let pk = failed(&f.store, 5).await;
     let order = ResendOrder { since_ms: NOW, everything: false };
-    assert_eq!(f.store.begin_resend(pk, order, NOW + 20).await.expect("asked"), ResendBegun::Running);
-    f.store.enable_endpoint(pk, false).await.expect("disabled");
+    assert_eq!(f.store.begin_resend(pk, order, at(NOW + 20)).await.expect("asked"), ResendBegun::Running);
+    f.store.enable_endpoint(pk, false, OPS).await.expect("disabled");
     drain(&f.store).await;
     let resend = f.store.endpoint(None, "ep_1").await.expect("read").expect("one").resend.expect("an order");
     assert_eq!((resend.state, resend.resent), (ResendState::Stopped, 0));
@@ -301,7 +307,7 @@ async fn a_resend_stops_with_its_endpoint(f: Fixture) {
 async fn resends_at_once_send_each_delivery_once(f: Fixture) {
     let pk = failed(&f.store, 40).await;
     let order = ResendOrder { since_ms: NOW, everything: true };
-    assert_eq!(f.store.begin_resend(pk, order, NOW + 20).await.expect("asked"), ResendBegun::Running);
+    assert_eq!(f.store.begin_resend(pk, order, at(NOW + 20)).await.expect("asked"), ResendBegun::Running);
     let walk = async || {
         let store = f.store.clone();
         loop {
@@ -319,11 +325,11 @@ async fn a_deleted_endpoint_gets_nothing_and_blocks_nobody(f: Fixture) {
     let pk = register(&f.store, &endpoint("ep_1", "", Subscribe::All, &[])).await;
     register(&f.store, &endpoint("ep_2", "", Subscribe::All, &[])).await;
     end(&f.store, "a", json!({}), JobState::Succeeded).await;
-    assert!(matches!(f.store.test_endpoint(pk, NOW).await.expect("asked"), Tested::Queued(_)));
+    assert!(matches!(f.store.test_endpoint(pk, OPS).await.expect("asked"), Tested::Queued(_)));
     let claimed = due(&f.store, NOW).await;
     assert_eq!(claimed.len(), 3);
-    assert!(f.store.delete_endpoint(pk).await.expect("deleted"));
-    assert!(!f.store.delete_endpoint(pk).await.expect("asked"), "it is gone");
+    assert!(f.store.delete_endpoint(pk, OPS).await.expect("deleted"));
+    assert!(!f.store.delete_endpoint(pk, OPS).await.expect("asked"), "it is gone");
     // What was on its way comes back, and is set aside.
     for job in &claimed {
         write(&f.store, job, DeliveryNext::Retry { due_ms: NOW }).await;
@@ -334,13 +340,13 @@ async fn a_deleted_endpoint_gets_nothing_and_blocks_nobody(f: Fixture) {
     let filter = DeliveryFilter { state: Some(DeliveryState::Disabled), ..DeliveryFilter::default() };
     let orphan = f.store.deliveries(&filter, None, 50).await.expect("read").items.pop().expect("one is kept");
     assert_eq!((orphan.endpoint, orphan.job.as_deref()), (None, Some("a")));
-    assert_eq!(f.store.resend_delivery(orphan.pk, NOW).await.expect("asked"), Resent::Gone);
+    assert_eq!(f.store.resend_delivery(orphan.pk, OPS).await.expect("asked"), Resent::Gone);
     assert_eq!(f.number("SELECT COUNT(*) FROM deliveries WHERE event_pk = 0").await, 0, "its test is gone");
 }
 
 async fn tests_are_sent_once_and_removed_in_time(f: Fixture) {
     let pk = register(&f.store, &endpoint("ep_1", "acme", Subscribe::Named, &[EventKind::Dead])).await;
-    let Tested::Queued(row) = f.store.test_endpoint(pk, NOW).await.expect("asked") else { panic!("queued") };
+    let Tested::Queued(row) = f.store.test_endpoint(pk, OPS).await.expect("asked") else { panic!("queued") };
     let job = due(&f.store, NOW).await.pop().expect("due");
     let Occasion::Test { event_id, at_ms } = &job.occasion else { panic!("a test: {job:?}") };
     assert_eq!((job.pk, *at_ms), (row, NOW));
@@ -356,17 +362,69 @@ async fn tests_are_sent_once_and_removed_in_time(f: Fixture) {
     f.store.retain(NOW + 1, NOW + 1, 100).await.expect("removed");
     assert_eq!(f.number("SELECT COUNT(*) FROM deliveries").await, 0);
     assert_eq!(f.number("SELECT COUNT(*) FROM delivery_attempts").await, 0);
-    f.store.enable_endpoint(pk, false).await.expect("disabled");
-    assert_eq!(f.store.test_endpoint(pk, NOW).await.expect("asked"), Tested::Disabled);
-    assert_eq!(f.store.test_endpoint(i64::MAX, NOW).await.expect("asked"), Tested::NotFound);
+    f.store.enable_endpoint(pk, false, OPS).await.expect("disabled");
+    assert_eq!(f.store.test_endpoint(pk, OPS).await.expect("asked"), Tested::Disabled);
+    assert_eq!(f.store.test_endpoint(i64::MAX, OPS).await.expect("asked"), Tested::NotFound);
 }
 
 async fn secrets_are_replaced_by_one_at_a_time(f: Fixture) {
-    let pk = register(&f.store, &endpoint("ep_1", "", Subscribe::All, &[])).await;
-    assert!(f.store.replace_endpoint_secrets(pk, &secrets(1), &secrets(2)).await.expect("replaced"));
-    assert!(!f.store.replace_endpoint_secrets(pk, &secrets(1), &secrets(2)).await.expect("asked"), "too late");
+    register(&f.store, &endpoint("ep_1", "", Subscribe::All, &[])).await;
+    let seen = f.store.endpoint(None, "ep_1").await.expect("read").expect("one");
+    assert_eq!(f.store.rotate_endpoint(&seen, &secrets(2), None, OPS).await.expect("asked"), Rotated::Done);
+    assert_eq!(f.store.rotate_endpoint(&seen, &secrets(2), None, OPS).await.expect("asked"), Rotated::Superseded);
     let view = f.store.endpoint(None, "ep_1").await.expect("read").expect("one");
     assert_eq!(view.secrets, Some(secrets(2)));
+}
+
+/// Each in the transaction of the act, refused ones too; what was never there is nothing to tell of.
+async fn what_is_done_to_endpoints_and_deliveries_is_written_down(f: Fixture) {
+    let mut new = endpoint("ep_1", "acme", Subscribe::All, &[]);
+    new.url = "https://user:hunter2@hooks.example/hook?token=hunter2".to_owned();
+    let pk = register(&f.store, &new).await;
+    let seen = f.store.endpoint(None, "ep_1").await.expect("read").expect("one");
+    for _ in 0..2 {
+        f.store.rotate_endpoint(&seen, &secrets(2), None, OPS).await.expect("asked");
+    }
+    let Tested::Queued(row) = f.store.test_endpoint(pk, OPS).await.expect("asked") else { panic!("queued") };
+    assert_eq!(f.store.resend_delivery(row, OPS).await.expect("asked"), Resent::Due);
+    let order = ResendOrder { since_ms: NOW - 500, everything: true };
+    for begun in [ResendBegun::Running, ResendBegun::Busy] {
+        assert_eq!(f.store.begin_resend(pk, order, OPS).await.expect("asked"), begun);
+    }
+    assert!(f.store.enable_endpoint(pk, false, OPS).await.expect("asked"));
+    assert_eq!(f.store.test_endpoint(pk, OPS).await.expect("asked"), Tested::Disabled);
+    assert_eq!(f.store.begin_resend(pk, order, OPS).await.expect("asked"), ResendBegun::Disabled);
+    assert_eq!(f.store.resend_delivery(row, OPS).await.expect("asked"), Resent::Disabled);
+    assert!(f.store.enable_endpoint(pk, true, OPS).await.expect("asked"));
+    assert!(f.store.delete_endpoint(pk, OPS).await.expect("asked"));
+    assert!(!f.store.delete_endpoint(pk, OPS).await.expect("asked"));
+    assert!(!f.store.enable_endpoint(pk, true, OPS).await.expect("asked"));
+    assert_eq!(f.store.resend_delivery(i64::MAX, OPS).await.expect("asked"), Resent::NotFound);
+    let mut acts = f.store.acts(None, 50).await.expect("listed").items;
+    acts.reverse();
+    let delivery = format!("dl_{row}");
+    let told: Vec<_> = acts.iter().map(|act| (act.act.as_str(), act.target.as_str(), act.outcome.as_str())).collect();
+    let expected = [
+        ("endpoint.register", "ep_1", "done"),
+        ("endpoint.rotate", "ep_1", "done"),
+        ("endpoint.rotate", "ep_1", "refused"),
+        ("endpoint.test", "ep_1", "done"),
+        ("delivery.resend", delivery.as_str(), "done"),
+        ("endpoint.resend", "ep_1", "done"),
+        ("endpoint.resend", "ep_1", "refused"),
+        ("endpoint.disable", "ep_1", "done"),
+        ("endpoint.test", "ep_1", "refused"),
+        ("endpoint.resend", "ep_1", "refused"),
+        ("delivery.resend", delivery.as_str(), "refused"),
+        ("endpoint.enable", "ep_1", "done"),
+        ("endpoint.delete", "ep_1", "done"),
+    ];
+    assert_eq!(told, expected);
+    assert!(acts.iter().all(|act| act.who == "ops" && act.at_ms == NOW));
+    let details: Vec<_> = acts.iter().filter_map(|act| act.detail.as_deref()).collect();
+    assert_eq!(details[..2], ["https://hooks.example, tenant acme", "version 2"]);
+    assert!(details.contains(&"all since 2027-01-15T07:59:59.500Z"), "{details:?}");
+    assert!(!format!("{acts:?}").contains("hunter2"), "{acts:?}");
 }
 
 async fn endpoints_are_listed_by_tenant_and_bounded(f: Fixture) {
@@ -374,7 +432,7 @@ async fn endpoints_are_listed_by_tenant_and_bounded(f: Fixture) {
         register(&f.store, &endpoint(&format!("ep_{n}"), "acme", Subscribe::Named, &[])).await;
     }
     let more = endpoint("ep_more", "acme", Subscribe::Named, &[]);
-    assert_eq!(f.store.register_endpoint(&more, NOW).await.expect("asked"), Registered::TooMany { max: 100 });
+    assert_eq!(f.store.register_endpoint(&more, None, OPS).await.expect("asked"), Registered::TooMany { max: 100 });
     register(&f.store, &endpoint("ep_other", "globex", Subscribe::Named, &[])).await;
     let mut seen = Vec::new();
     let mut cursor = None;
@@ -435,7 +493,7 @@ async fn completions_for_the_broker_are_claimed_apart_and_only_where_there_is_on
     f.store.record_delivery(record(DeliveryNext::Failed)).await.expect("recorded");
     let gone = f.store.delivery(Some("acme"), pk).await.expect("read").expect("one");
     assert_eq!((gone.state, gone.attempts.len()), (DeliveryState::Failed, 1));
-    assert_eq!(f.store.resend_delivery(pk, NOW).await.expect("asked"), Resent::Due);
+    assert_eq!(f.store.resend_delivery(pk, OPS).await.expect("asked"), Resent::Due);
     // A publisher that falls silent has its claims taken over when they lapse.
     assert_eq!(claim(NOW + 60_000).await.len(), 3);
 }

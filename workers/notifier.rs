@@ -29,6 +29,7 @@ pub fn build(shared: &Shared, config: &Config) -> anyhow::Result<Option<Notifier
     let Some(secret) = &webhooks.secret else { return Ok(None) };
     let secrets = WebhookSecrets::new(secret).context("webhooks.secret")?;
     let settings = WebhookSettings {
+        masters: Arc::clone(&shared.masters),
         allow_http: webhooks.allow_http,
         allow_networks: webhooks.allow_networks.clone(),
         timeout: webhooks.timeout,

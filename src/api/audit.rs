@@ -59,7 +59,7 @@ impl Control {
 /// The routes of this resource.
 pub(super) fn routes() -> Routes<Parts> {
     let listing = Operation::for_all("listActs", "List what operators did, newest first", Scope::Admin)
-        .about("Pauses, keys, the master key, purges and replays: who, what, to what, when. Kept for 400 days.")
+        .about("Pauses, keys, the master key, purges, replays, webhook endpoints and deliveries: who, what, to what, when. Kept for 400 days.")
         .query(&params::ACTS)
         .answer::<PageJson<ActJson>>(200, "A page of acts");
     Routes::new().get("/v1/audit", list, listing)

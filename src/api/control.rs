@@ -16,6 +16,7 @@ use crate::clock::Clock;
 use crate::job::{Catalog, ProviderRules};
 use crate::store::{LeaseView, Order, ReportView, Store, StoredKey, Subject};
 use crate::vault::MasterKeys;
+use crate::webhook::Keyring;
 
 /// Jobs are not counted where that would take longer.
 const COUNT_WITHIN: Duration = Duration::from_secs(2);
@@ -27,6 +28,8 @@ pub struct Control {
     pub(super) catalog: Arc<Catalog>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) masters: Arc<MasterKeys>,
+    /// Opens the secrets of endpoints that were sealed without a master key.
+    pub(super) hooks: Option<Keyring>,
 }
 
 /// Everything that is known at one time, by provider.
@@ -43,13 +46,13 @@ struct Seen {
 impl Control {
     /// Of the providers in `catalog`.
     pub fn new(store: Store, catalog: Arc<Catalog>, clock: Arc<dyn Clock>) -> Self {
-        Self { store, catalog, clock, masters: Arc::default() }
+        Self { store, catalog, clock, masters: Arc::default(), hooks: None }
     }
 
-    /// With what opens stored keys: without it none can be added.
+    /// With what opens stored keys, without which none can be added, and the secrets of endpoints.
     #[must_use]
-    pub fn with_masters(self, masters: Arc<MasterKeys>) -> Self {
-        Self { masters, ..self }
+    pub fn with_masters(self, masters: Arc<MasterKeys>, hooks: Option<Keyring>) -> Self {
+        Self { masters, hooks, ..self }
     }
 
     /// The live state of every configured provider.

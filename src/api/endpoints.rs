@@ -23,14 +23,14 @@ use crate::config::Scope;
 
 /// The routes, and what the document says of them.
 pub(super) fn routes() -> Routes<Parts> {
-    use ProblemKind::{Busy, EndpointDisabled, NotFound};
+    use ProblemKind::{Busy, EndpointDisabled, NoMasterKey, NotFound};
     let registering = Operation::new("registerEndpoint", "Register a webhook endpoint", Scope::Admin)
         .about("Its secret is told this once, where it was generated.")
         .body::<RegisterBody>()
         .sends("all completions", r#"{"url": "https://hooks.example.com/paceline"}"#)
         .sends("some", r#"{"url": "https://hooks.example.com/acme", "tenant": "acme", "events": ["job.dead"]}"#)
         .answer::<EndpointJson>(201, "The endpoint")
-        .problems(&[Busy]);
+        .problems(&[Busy, NoMasterKey]);
     let listing = Operation::new("listEndpoints", "List webhook endpoints, newest first", Scope::Read)
         .about("Those of bare callback URLs too.")
         .query(&params::ENDPOINTS)
@@ -57,7 +57,7 @@ pub(super) fn routes() -> Routes<Parts> {
         .optional_body::<RotateBody>()
         .sends("both for a day", r#"{"overlap": "24h"}"#)
         .answer::<EndpointJson>(200, "The endpoint, with its secret where that was generated")
-        .problems(&[NotFound, Busy]);
+        .problems(&[NotFound, Busy, NoMasterKey]);
     let testing = Operation::new("testEndpoint", "Send an endpoint a test event", Scope::Admin)
         .optional_body::<Nothing>()
         .sends("nothing", "{}")

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock::rfc3339;
 use crate::duration::HumanDuration;
 use crate::job::{EventKind, Instant};
-use crate::store::{DeliveryView, EndpointView, Occurrence, ResendView, Subscribe};
+use crate::store::{DeliveryView, EndpointView, Occurrence, ResendView, Subscribe, delivery_id};
 use crate::webhook::{Keyring, TEST_EVENT};
 
 fn subscribe(_: &mut SchemaGenerator) -> Schema {
@@ -287,31 +287,6 @@ impl From<DeliveryView> for DeliveryJson {
             next_attempt_at: view.due_ms.map(rfc3339),
             finished_at: view.finished_ms.map(rfc3339),
             attempts: attempts.collect(),
-        }
-    }
-}
-
-/// The id of the delivery in that row.
-fn delivery_id(pk: i64) -> String {
-    format!("dl_{pk}")
-}
-
-/// The row of the delivery of that id; ids of another form exist nowhere.
-pub(super) fn delivery_row(id: &str) -> Option<i64> {
-    let digits = id.strip_prefix("dl_")?;
-    let row = digits.parse().ok().filter(|row| *row > 0)?;
-    (delivery_id(row) == id).then_some(row)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ids_of_deliveries_are_read_back_in_one_form_only() {
-        assert_eq!(delivery_row(&delivery_id(17)), Some(17));
-        for id in ["17", "dl_", "dl_0", "dl_-1", "dl_017", "dl_+17", "dl_17 ", "dl_99999999999999999999", "ep_17"] {
-            assert_eq!(delivery_row(id), None, "{id}");
         }
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::auth::Tenancy;
 use super::desk::{Desk, known_form, object};
 use super::error::{Problem, ProblemKind};
-use super::hook_view::{DeletedJson, DeliveryJson, EndpointJson, RegisterBody, ResendBody, RotateBody, delivery_row};
+use super::hook_view::{DeletedJson, DeliveryJson, EndpointJson, RegisterBody, ResendBody, RotateBody};
 use super::params::{self, ListKind};
 use super::view::PageJson;
 use crate::clock::Clock;
@@ -18,9 +18,10 @@ use crate::job::{Invalid, Job, hook_url};
 use crate::net_guard::{NetGuard, Refused};
 use crate::secrets::Secret;
 use crate::store::{
-    EndpointSecrets, EndpointView, NewEndpoint, OlderSecret, Page, Registered, ResendBegun, ResendOrder, Resent, Store,
-    Subscribe, Tested,
+    By, EndpointSecrets, EndpointView, GivenSecret, NewEndpoint, OlderSecret, Page, Registered, ResendBegun,
+    ResendOrder, Resent, Rotated, Store, Subscribe, Tested, delivery_row,
 };
+use crate::vault::{MasterKeys, VaultError};
 use crate::webhook::{Keyring, KeyringError, WebhookSecretError, WebhookSecrets};
 
 /// How long a replaced secret goes on signing, unless told otherwise.
@@ -46,13 +47,14 @@ pub struct HookRules {
 }
 
 impl HookRules {
-    /// Of `[webhooks]`.
+    /// Of `[webhooks]`; secrets that endpoints were given are opened with `masters`.
     ///
     /// # Errors
     /// [`WebhookSecretError`] where the secret is not of the scheme.
-    pub fn of(config: &WebhooksConfig) -> Result<Self, WebhookSecretError> {
+    pub fn of(config: &WebhooksConfig, masters: Arc<MasterKeys>) -> Result<Self, WebhookSecretError> {
+        let base = config.secret.as_ref().map(WebhookSecrets::new).transpose()?;
         Ok(Self {
-            keyring: config.secret.as_ref().map(WebhookSecrets::new).transpose()?.map(Keyring::new),
+            keyring: base.map(|base| Keyring::new(base, masters)),
             allow_http: config.allow_http,
             guard: NetGuard::new(&config.allow_networks),
         })
@@ -80,7 +82,7 @@ impl Hooks {
     pub async fn register(&self, who: Tenancy, body: &[u8]) -> Result<EndpointJson, Problem> {
         let body: RegisterBody = object(body, EXAMPLE)?;
         let keyring = self.keyring()?;
-        let tenant = self.tenant_of(who, body.tenant)?;
+        let tenant = self.tenant_of(who.clone(), body.tenant)?;
         check_description(body.description.as_deref())?;
         if body.events.as_ref().is_some_and(std::collections::BTreeSet::is_empty) {
             let expected = "expected at least one event, or none of this member for all events";
@@ -100,13 +102,19 @@ impl Hooks {
             subscribe: body.subscribe.unwrap_or(Subscribe::All),
             secrets: EndpointSecrets { current, older: Vec::new(), ed25519: body.ed25519 },
         };
-        match self.store.register_endpoint(&new, self.clock.wall_ms()).await? {
+        let given = given.as_ref().map(|secret| GivenSecret { secret, masters: keyring.masters() });
+        match self.store.register_endpoint(&new, given, self.by(&who)).await? {
             Registered::Done => self.told(&Tenancy::all(), &new.id, told).await,
+            Registered::NoMaster(error) => Err(no_master(&error)),
             Registered::TooMany { max } => Err(Problem::new(
                 ProblemKind::Busy,
                 format!("this tenant has {max} endpoints, which is as many as it may have: delete one first"),
             )),
         }
+    }
+
+    fn by<'a>(&self, who: &'a Tenancy) -> By<'a> {
+        By { who: who.by(), now_ms: self.clock.wall_ms() }
     }
 
     fn keyring(&self) -> Result<&Keyring, Problem> {
@@ -181,7 +189,7 @@ impl Hooks {
     /// 404.
     pub async fn enable(&self, who: &Tenancy, id: &str, enabled: bool) -> Result<EndpointJson, Problem> {
         let view = self.view(who, id).await?;
-        if !self.store.enable_endpoint(view.pk, enabled).await? {
+        if !self.store.enable_endpoint(view.pk, enabled, self.by(who)).await? {
             return Err(Problem::no_endpoint());
         }
         self.endpoint(who, id).await
@@ -193,7 +201,7 @@ impl Hooks {
     /// 404.
     pub async fn delete(&self, who: &Tenancy, id: &str) -> Result<DeletedJson, Problem> {
         let view = self.view(who, id).await?;
-        if !self.store.delete_endpoint(view.pk).await? {
+        if !self.store.delete_endpoint(view.pk, self.by(who)).await? {
             return Err(Problem::no_endpoint());
         }
         Ok(DeletedJson { id: view.id, deleted: true })
@@ -208,7 +216,7 @@ impl Hooks {
         let body = if empty { RotateBody::default() } else { object(body, "{} or {\"overlap\": \"24h\"}")? };
         let keyring = self.keyring()?;
         let view = self.view(who, id).await?;
-        let Some(secrets) = view.secrets else {
+        let Some(secrets) = &view.secrets else {
             let detail =
                 "a bare callback URL is signed for with its tenant's secret: register the URL to give it its own";
             return Err(Problem::new(ProblemKind::Invalid, detail));
@@ -221,13 +229,17 @@ impl Hooks {
         let version = secrets.current.version.saturating_add(1);
         let current = keyring.version(&view.id, version, given.as_ref()).map_err(in_secret)?;
         let told = if given.is_none() { Some(keyring.secret(&view.id, &current).map_err(in_secret)?) } else { None };
-        let older = self.older(&secrets, overlap)?;
+        let older = self.older(secrets, overlap)?;
         let new = EndpointSecrets { current, older, ed25519: secrets.ed25519 };
-        if !self.store.replace_endpoint_secrets(view.pk, &secrets, &new).await? {
-            let detail = "somebody else rotated the secret of this endpoint just now: look, then try again";
-            return Err(Problem::new(ProblemKind::Busy, detail));
+        let given = given.as_ref().map(|secret| GivenSecret { secret, masters: keyring.masters() });
+        match self.store.rotate_endpoint(&view, &new, given, self.by(who)).await? {
+            Rotated::Done => self.told(who, id, told).await,
+            Rotated::NoMaster(error) => Err(no_master(&error)),
+            Rotated::Superseded => {
+                let detail = "somebody else rotated the secret of this endpoint just now: look, then try again";
+                Err(Problem::new(ProblemKind::Busy, detail))
+            }
         }
-        self.told(who, id, told).await
     }
 
     /// What still signs beside a new secret; nothing, where the old ones are not to be trusted any more.
@@ -255,7 +267,7 @@ impl Hooks {
     /// 404; 409 where it is disabled.
     pub async fn test(&self, who: &Tenancy, id: &str) -> Result<DeliveryJson, Problem> {
         let view = self.view(who, id).await?;
-        match self.store.test_endpoint(view.pk, self.clock.wall_ms()).await? {
+        match self.store.test_endpoint(view.pk, self.by(who)).await? {
             Tested::Queued(pk) => self.shown(who, pk).await,
             Tested::Disabled => Err(disabled()),
             Tested::NotFound => Err(Problem::no_endpoint()),
@@ -270,7 +282,7 @@ impl Hooks {
         let body: ResendBody = object(body, "{\"since\": \"2026-11-20T10:00:00Z\"}")?;
         let view = self.view(who, id).await?;
         let order = ResendOrder { since_ms: body.since.0, everything: body.all };
-        match self.store.begin_resend(view.pk, order, self.clock.wall_ms()).await? {
+        match self.store.begin_resend(view.pk, order, self.by(who)).await? {
             ResendBegun::Running => self.endpoint(who, id).await,
             ResendBegun::Disabled => Err(disabled()),
             ResendBegun::NotFound => Err(Problem::no_endpoint()),
@@ -313,7 +325,7 @@ impl Hooks {
     pub async fn resend(&self, who: &Tenancy, id: &str) -> Result<DeliveryJson, Problem> {
         let row = delivery_row(id).ok_or_else(Problem::no_delivery)?;
         let view = self.store.delivery(who.tenant(), row).await?.ok_or_else(Problem::no_delivery)?;
-        match self.store.resend_delivery(view.pk, self.clock.wall_ms()).await? {
+        match self.store.resend_delivery(view.pk, self.by(who)).await? {
             Resent::Due => self.shown(who, view.pk).await,
             Resent::Underway => Err(Problem::new(ProblemKind::Busy, "it is being sent just now: look again")),
             Resent::Disabled => Err(disabled()),
@@ -348,6 +360,10 @@ const EXAMPLE: &str = "{\"url\": \"https://hooks.example.com/paceline\"}";
 
 fn disabled() -> Problem {
     Problem::new(ProblemKind::EndpointDisabled, "the endpoint is disabled, and gets nothing: enable it first")
+}
+
+fn no_master(error: &VaultError) -> Problem {
+    Problem::new(ProblemKind::NoMasterKey, error.to_string())
 }
 
 fn check_description(text: Option<&str>) -> Result<(), Problem> {

@@ -29,7 +29,7 @@ use crate::clock::rfc3339;
 use crate::config::{Scope, is_sendable};
 use crate::job::{Invalid, ProviderRules, is_name, optional_whole};
 use crate::secrets::Secret;
-use crate::store::{KeyAct, KeyRefused, NewKey, Store, StoreError, StoredKey};
+use crate::store::{By, KeyAct, KeyRefused, NewKey, SecretVersion, Store, StoreError, StoredKey};
 
 /// Longest secret, in bytes.
 const SECRET_BYTES_MAX: usize = 4_096;
@@ -182,9 +182,11 @@ impl Control {
     /// # Errors
     /// 409 where one of the master keys that are needed is missing.
     pub async fn rekey(&self, by: &str) -> Result<Rekeyed, Problem> {
+        let open_old = |id: &str, version: &SecretVersion| self.hooks.as_ref()?.secret(id, version).ok();
+        let by_now = By { who: by, now_ms: self.clock.wall_ms() };
+        let rekeyed = self.store.rekey(&self.masters, &open_old, by_now).await?.map_err(refused)?;
         let master = self.masters.current().map_err(|error| refused(error.into()))?.id().to_owned();
-        let rekeyed = self.store.rekey(&self.masters, by, self.clock.wall_ms()).await?.map_err(refused)?;
-        tracing::info!(rekeyed, master, by, "all stored keys were encrypted anew");
+        tracing::info!(rekeyed, master, by, "all stored secrets were encrypted anew");
         Ok(Rekeyed { rekeyed, master })
     }
 
@@ -441,12 +443,13 @@ pub(super) fn routes() -> Routes<Parts> {
         .sends("nothing", "{}")
         .answer::<KeyChanged>(200, "It is erased")
         .problems(&[NotFound, KeyConflict]);
-    let rekeying = Operation::for_all("rekeyVault", "Seal all stored keys with the current master key", Scope::Admin)
-        .about("All or none; doing it again is safe.")
-        .optional_body::<Nothing>()
-        .sends("nothing", "{}")
-        .answer::<Rekeyed>(200, "How many there were")
-        .problems(&[NoMasterKey, KeyConflict]);
+    let rekeying =
+        Operation::for_all("rekeyVault", "Seal all stored secrets with the current master key", Scope::Admin)
+            .about("Provider keys, and what endpoints were given to sign with. All or none; doing it again is safe.")
+            .optional_body::<Nothing>()
+            .sends("nothing", "{}")
+            .answer::<Rekeyed>(200, "How many there were")
+            .problems(&[NoMasterKey, KeyConflict]);
     Routes::new()
         .get("/v1/providers/{name}/keys", list, listing)
         .post("/v1/providers/{name}/keys", add, adding)

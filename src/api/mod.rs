@@ -194,7 +194,7 @@ impl From<ApiParts> for Parts {
         parts.readiness.declare("store");
         Self {
             control: Control::new(parts.store.clone(), Arc::clone(&parts.catalog), Arc::clone(&parts.clock))
-                .with_masters(parts.masters),
+                .with_masters(parts.masters, parts.hooks.keyring.clone()),
             hooks: Hooks::new(parts.store.clone(), Arc::clone(&parts.clock), parts.hooks),
             desk: Desk::new(parts.store.clone(), parts.catalog, parts.clock, parts.envelope_bytes_max),
             streams: events::Streams::new(parts.store.clone(), parts.public_url),

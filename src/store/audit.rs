@@ -28,16 +28,36 @@ pub enum ActKind {
     KeyRotate,
     /// The secret of a key was erased.
     KeyRemove,
-    /// All stored keys were encrypted anew.
+    /// All stored secrets were encrypted anew.
     VaultRekey,
     /// Dead letters were removed by filter.
     DeadPurge,
+    /// A dead letter runs again.
+    DeadReplay,
     /// A dead letter runs again with another request.
     DeadReplayEdited,
     /// A replay by filter was begun.
     ReplayBegin,
     /// A replay by filter was stopped.
     ReplayStop,
+    /// A webhook endpoint was registered.
+    EndpointRegister,
+    /// An endpoint is sent to again.
+    EndpointEnable,
+    /// An endpoint is sent nothing more.
+    EndpointDisable,
+    /// An endpoint was removed.
+    EndpointDelete,
+    /// An endpoint was given another secret.
+    EndpointRotate,
+    /// An endpoint is sent a test event.
+    EndpointTest,
+    /// An endpoint is sent again what it missed.
+    EndpointResend,
+    /// A delivery is sent again.
+    DeliveryResend,
+    /// A queue of the broker was drained and deleted.
+    QueuePrune,
 }
 
 impl ActKind {
@@ -54,10 +74,41 @@ impl ActKind {
             Self::KeyRemove => "key.remove",
             Self::VaultRekey => "vault.rekey",
             Self::DeadPurge => "dead_letters.purge",
+            Self::DeadReplay => "dead_letter.replay",
             Self::DeadReplayEdited => "dead_letter.replay_edited",
             Self::ReplayBegin => "replay.begin",
             Self::ReplayStop => "replay.stop",
+            Self::EndpointRegister => "endpoint.register",
+            Self::EndpointEnable => "endpoint.enable",
+            Self::EndpointDisable => "endpoint.disable",
+            Self::EndpointDelete => "endpoint.delete",
+            Self::EndpointRotate => "endpoint.rotate",
+            Self::EndpointTest => "endpoint.test",
+            Self::EndpointResend => "endpoint.resend",
+            Self::DeliveryResend => "delivery.resend",
+            Self::QueuePrune => "queue.prune",
         }
+    }
+}
+
+/// Who acts, and when.
+#[derive(Debug, Clone, Copy)]
+pub struct By<'a> {
+    /// As [`Act::who`].
+    pub who: &'a str,
+    /// Now.
+    pub now_ms: WallMs,
+}
+
+impl<'a> By<'a> {
+    /// What was done.
+    pub(super) const fn done(self, kind: ActKind, target: &'a str, detail: Option<&'a str>) -> Act<'a> {
+        Act { who: self.who, kind, target, done: true, detail, at_ms: self.now_ms }
+    }
+
+    /// What was not done, and why.
+    pub(super) const fn refused(self, kind: ActKind, target: &'a str, why: &'a str) -> Act<'a> {
+        Act { who: self.who, kind, target, done: false, detail: Some(why), at_ms: self.now_ms }
     }
 }
 

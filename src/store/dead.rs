@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use uuid::Uuid;
 
-use super::audit::{self, Act, ActKind};
+use super::audit::{self, Act, ActKind, By};
 use super::dialect::{Db, Rows, Tx, on_db};
 use super::events::Ended;
 use super::jobs::{Conditions, Rerun, rerun, state_of};
@@ -275,10 +275,10 @@ pub(super) async fn replay(
     rerun(tx, &Rerun { pk, run, job: &job, idempotency_key: &key, now_ms }, wakes).await?;
     let sql = "UPDATE dead_letters SET replayed_ms = $2 WHERE pk = $1";
     on_db!(tx, |c| sqlx::query(sql).bind(letter_pk).bind(now_ms).execute(c).await.map(drop))?;
-    if let (Some(who), Some(_)) = (&how.by, &how.request) {
+    if let Some(who) = &how.by {
         let detail = format!("run {run}");
-        let (kind, detail) = (ActKind::DeadReplayEdited, Some(detail.as_str()));
-        audit::write(tx, Act { who, kind, target: id, done: true, detail, at_ms: now_ms }).await?;
+        let kind = if how.request.is_some() { ActKind::DeadReplayEdited } else { ActKind::DeadReplay };
+        audit::write(tx, By { who, now_ms }.done(kind, id, Some(&detail))).await?;
     }
     Ok(Replayed::Queued { run })
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::audit::{self, ActKind, By};
 use super::deliveries::{NO_EVENT, test_event_id};
 use super::dialect::{Db, Tx, on_db};
 use super::events::kind_of;
@@ -111,6 +112,18 @@ pub struct DeliveryView {
     pub finished_ms: Option<WallMs>,
     /// Oldest first.
     pub attempts: Vec<DeliveryAttempt>,
+}
+
+/// The id of the delivery in that row.
+pub fn delivery_id(pk: i64) -> String {
+    format!("dl_{pk}")
+}
+
+/// The row of the delivery of that id; ids of another form exist nowhere.
+pub fn delivery_row(id: &str) -> Option<i64> {
+    let digits = id.strip_prefix("dl_")?;
+    let row = digits.parse().ok().filter(|row| *row > 0)?;
+    (delivery_id(row) == id).then_some(row)
 }
 
 /// What asking to send a delivery again came to.
@@ -268,8 +281,31 @@ async fn add_attempts(db: &Db, views: &mut [DeliveryView]) -> Result<(), StoreEr
     Ok(())
 }
 
-/// Makes a delivery due now, whatever became of it.
-async fn resend(tx: &mut Tx, pk: i64, now_ms: WallMs, wakes: &mut Pending) -> Result<Resent, StoreError> {
+impl Resent {
+    /// What is written down where it was not done.
+    const fn why_not(self) -> Option<&'static str> {
+        match self {
+            Self::Due | Self::NotFound => None,
+            Self::Underway => Some("it was being sent"),
+            Self::Disabled => Some("its endpoint was disabled"),
+            Self::Gone => Some("its endpoint was removed"),
+        }
+    }
+}
+
+/// Makes a delivery due now, whatever became of it, and writes that down.
+async fn resend(tx: &mut Tx, pk: i64, by: By<'_>, wakes: &mut Pending) -> Result<Resent, StoreError> {
+    let (resent, id) = (try_resend(tx, pk, by.now_ms, wakes).await?, delivery_id(pk));
+    let act = match resent.why_not() {
+        _ if resent == Resent::NotFound => return Ok(resent),
+        None => by.done(ActKind::DeliveryResend, &id, None),
+        Some(why) => by.refused(ActKind::DeliveryResend, &id, why),
+    };
+    audit::write(tx, act).await?;
+    Ok(resent)
+}
+
+async fn try_resend(tx: &mut Tx, pk: i64, now_ms: WallMs, wakes: &mut Pending) -> Result<Resent, StoreError> {
     let sql = format!(
         "SELECT d.kind, d.owner, (SELECT n.enabled FROM endpoints n WHERE n.pk = d.endpoint_pk)
          FROM deliveries d WHERE d.pk = $1{}",
@@ -317,11 +353,24 @@ impl Store {
         self.db().in_time(show(self.db(), tenant, pk)).await
     }
 
-    /// Sends the delivery of that row again, under the same event id.
+    /// Sends the delivery of that row again, under the same event id; an act.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
-    pub async fn resend_delivery(&self, pk: i64, now_ms: WallMs) -> Result<Resent, StoreError> {
-        act!(self, |tx, wakes| resend(tx, pk, now_ms, wakes).await)
+    pub async fn resend_delivery(&self, pk: i64, by: By<'_>) -> Result<Resent, StoreError> {
+        act!(self, |tx, wakes| resend(tx, pk, by, wakes).await)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_of_deliveries_are_read_back_in_one_form_only() {
+        assert_eq!(delivery_row(&delivery_id(17)), Some(17));
+        for id in ["17", "dl_", "dl_0", "dl_-1", "dl_017", "dl_+17", "dl_17 ", "dl_99999999999999999999", "ep_17"] {
+            assert_eq!(delivery_row(id), None, "{id}");
+        }
     }
 }

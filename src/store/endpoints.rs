@@ -4,11 +4,14 @@ use std::collections::{BTreeSet, HashMap};
 
 use serde::{Deserialize, Serialize};
 
+use super::audit::{self, ActKind, By};
 use super::dialect::{Db, Rows, Tx, on_db};
+use super::vault::{self, GivenSecret};
 use super::wakes::Pending;
-use super::{Page, ResendView, Store, StoreError, act, resends};
+use super::{Page, ResendView, Store, StoreError, act, delivery_id, resends};
 use crate::clock::WallMs;
 use crate::job::EventKind;
+use crate::vault::VaultError;
 
 /// Endpoints that one tenant may register: each is looked at for every completion of it.
 const REGISTERED_MAX: i64 = 100;
@@ -94,7 +97,7 @@ pub struct NewEndpoint {
 }
 
 /// What registering came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Registered {
     /// It is there.
     Done,
@@ -103,6 +106,19 @@ pub enum Registered {
         /// So many.
         max: i64,
     },
+    /// Its secret cannot be sealed: nothing was changed.
+    NoMaster(VaultError),
+}
+
+/// What giving an endpoint another secret came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Rotated {
+    /// It has it.
+    Done,
+    /// Somebody else was first: nothing was changed.
+    Superseded,
+    /// It cannot be sealed: nothing was changed.
+    NoMaster(VaultError),
 }
 
 /// What asking for a test event came to.
@@ -328,14 +344,50 @@ async fn list(
     Ok(Page { next: items.last().filter(|_| full).map(|view| view.pk), items })
 }
 
-async fn register(tx: &mut Tx, new: &NewEndpoint, now_ms: WallMs) -> Result<Registered, StoreError> {
+/// Registers it, and writes that down.
+async fn register(
+    tx: &mut Tx,
+    new: &NewEndpoint,
+    given: Option<GivenSecret<'_>>,
+    by: By<'_>,
+) -> Result<Registered, StoreError> {
+    let registered = try_register(tx, new, given, by.now_ms).await?;
+    let detail = match &registered {
+        Registered::Done => described(new),
+        Registered::TooMany { max } => format!("the tenant {:?} has {max} endpoints", new.tenant),
+        Registered::NoMaster(error) => error.to_string(),
+    };
+    let act = match &registered {
+        Registered::Done => by.done(ActKind::EndpointRegister, &new.id, Some(&detail)),
+        _ => by.refused(ActKind::EndpointRegister, &new.id, &detail),
+    };
+    audit::write(tx, act).await?;
+    Ok(registered)
+}
+
+/// Where it is and whose; of its URL no more, which may hold a credential.
+fn described(new: &NewEndpoint) -> String {
+    let origin = url::Url::parse(&new.url).map(|url| url.origin().ascii_serialization()).unwrap_or_default();
+    let whose = if new.tenant.is_empty() { String::new() } else { format!(", tenant {}", new.tenant) };
+    format!("{origin}{whose}")
+}
+
+async fn try_register(
+    tx: &mut Tx,
+    new: &NewEndpoint,
+    given: Option<GivenSecret<'_>>,
+    now_ms: WallMs,
+) -> Result<Registered, StoreError> {
     let sql = "SELECT COUNT(*) FROM endpoints WHERE tenant = $1 AND NOT implicit";
     let known: (i64,) = on_db!(tx, |c| sqlx::query_as(sql).bind(&new.tenant).fetch_one(c).await)?;
     if known.0 >= REGISTERED_MAX {
         return Ok(Registered::TooMany { max: REGISTERED_MAX });
     }
+    let secrets = match sealed(tx, &new.id, &new.secrets, given, now_ms).await? {
+        Ok(secrets) => json(&secrets)?,
+        Err(error) => return Ok(Registered::NoMaster(error)),
+    };
     let events = new.events.as_ref().map(json).transpose()?;
-    let secrets = json(&new.secrets)?;
     let sql = "INSERT INTO endpoints (id, tenant, url, implicit, description, events, subscribe, secrets, created_ms)
         VALUES ($1, $2, $3, FALSE, $4, $5, $6, $7, $8)";
     on_db!(tx, |c| sqlx::query(sql)
@@ -353,16 +405,50 @@ async fn register(tx: &mut Tx, new: &NewEndpoint, now_ms: WallMs) -> Result<Regi
     Ok(Registered::Done)
 }
 
-async fn enable(tx: &mut Tx, pk: i64, enabled: bool) -> Result<bool, StoreError> {
+/// With the given secret under the master key, where there is one.
+async fn sealed(
+    tx: &mut Tx,
+    id: &str,
+    secrets: &EndpointSecrets,
+    given: Option<GivenSecret<'_>>,
+    now_ms: WallMs,
+) -> Result<Result<EndpointSecrets, VaultError>, StoreError> {
+    let mut secrets = secrets.clone();
+    if let Some(given) = given {
+        match vault::seal_for_endpoint(tx, given, id, secrets.current.version, now_ms).await? {
+            Ok(Some(text)) => secrets.current.sealed = Some(text),
+            Ok(None) => {}
+            Err(error) => return Ok(Err(error)),
+        }
+    }
+    Ok(Ok(secrets))
+}
+
+/// What acts need to know of an endpoint.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub(super) struct Known {
+    pub id: String,
+    pub enabled: bool,
+}
+
+pub(super) async fn known(tx: &mut Tx, pk: i64) -> Result<Option<Known>, StoreError> {
+    let sql = "SELECT id, enabled FROM endpoints WHERE pk = $1";
+    Ok(on_db!(tx, |c| sqlx::query_as(sql).bind(pk).fetch_optional(c).await)?)
+}
+
+async fn enable(tx: &mut Tx, pk: i64, enabled: bool, by: By<'_>) -> Result<bool, StoreError> {
+    let Some(endpoint) = known(tx, pk).await? else { return Ok(false) };
     let sql = "UPDATE endpoints SET enabled = $2, disabled_reason = CASE WHEN $2 THEN NULL ELSE 'operator' END,
         failing_since_ms = NULL WHERE pk = $1";
-    let changed =
-        on_db!(tx, |c| sqlx::query(sql).bind(pk).bind(enabled).execute(c).await.map(|done| done.rows_affected()))?;
-    Ok(changed > 0)
+    on_db!(tx, |c| sqlx::query(sql).bind(pk).bind(enabled).execute(c).await.map(drop))?;
+    let kind = if enabled { ActKind::EndpointEnable } else { ActKind::EndpointDisable };
+    audit::write(tx, by.done(kind, &endpoint.id, None)).await?;
+    Ok(true)
 }
 
 /// What is pending for it is set aside when it is claimed; its test events are of no use any more.
-async fn delete(tx: &mut Tx, pk: i64) -> Result<bool, StoreError> {
+async fn delete(tx: &mut Tx, pk: i64, by: By<'_>) -> Result<bool, StoreError> {
+    let Some(endpoint) = known(tx, pk).await? else { return Ok(false) };
     for sql in [
         "DELETE FROM delivery_attempts WHERE delivery_pk IN
             (SELECT pk FROM deliveries WHERE endpoint_pk = $1 AND event_pk = 0)",
@@ -373,34 +459,95 @@ async fn delete(tx: &mut Tx, pk: i64) -> Result<bool, StoreError> {
     }
     let sql = "DELETE FROM endpoints WHERE pk = $1";
     let gone = on_db!(tx, |c| sqlx::query(sql).bind(pk).execute(c).await.map(|done| done.rows_affected()))?;
+    if gone > 0 {
+        audit::write(tx, by.done(ActKind::EndpointDelete, &endpoint.id, None)).await?;
+    }
     Ok(gone > 0)
 }
 
-async fn replace_secrets(
+/// Gives an endpoint other secrets, and writes that down.
+async fn rotate(
     tx: &mut Tx,
-    pk: i64,
-    old: &EndpointSecrets,
+    endpoint: &EndpointView,
     new: &EndpointSecrets,
-) -> Result<bool, StoreError> {
-    let (old, new) = (json(old)?, json(new)?);
-    let sql = "UPDATE endpoints SET secrets = $3 WHERE pk = $1 AND secrets = $2";
-    let changed = on_db!(tx, |c| {
-        sqlx::query(sql).bind(pk).bind(old).bind(new).execute(c).await.map(|done| done.rows_affected())
-    })?;
-    Ok(changed > 0)
+    given: Option<GivenSecret<'_>>,
+    by: By<'_>,
+) -> Result<Rotated, StoreError> {
+    let rotated = try_rotate(tx, endpoint, new, given, by.now_ms).await?;
+    let detail = match &rotated {
+        Rotated::Done => format!("version {}", new.current.version),
+        Rotated::Superseded => "somebody else was first".to_owned(),
+        Rotated::NoMaster(error) => error.to_string(),
+    };
+    let act = match &rotated {
+        Rotated::Done => by.done(ActKind::EndpointRotate, &endpoint.id, Some(&detail)),
+        _ => by.refused(ActKind::EndpointRotate, &endpoint.id, &detail),
+    };
+    audit::write(tx, act).await?;
+    Ok(rotated)
 }
 
-async fn test(tx: &mut Tx, pk: i64, now_ms: WallMs, wakes: &mut Pending) -> Result<Tested, StoreError> {
-    let sql = "SELECT enabled FROM endpoints WHERE pk = $1";
-    let row: Option<(bool,)> = on_db!(tx, |c| sqlx::query_as(sql).bind(pk).fetch_optional(c).await)?;
-    match row {
-        None => return Ok(Tested::NotFound),
-        Some((false,)) => return Ok(Tested::Disabled),
-        Some((true,)) => {}
+async fn try_rotate(
+    tx: &mut Tx,
+    endpoint: &EndpointView,
+    new: &EndpointSecrets,
+    given: Option<GivenSecret<'_>>,
+    now_ms: WallMs,
+) -> Result<Rotated, StoreError> {
+    let new = match sealed(tx, &endpoint.id, new, given, now_ms).await? {
+        Ok(new) => new,
+        Err(error) => return Ok(Rotated::NoMaster(error)),
+    };
+    let old = endpoint.secrets.as_ref().map(json).transpose()?;
+    let new = json(&new)?;
+    let sql = "UPDATE endpoints SET secrets = $3 WHERE pk = $1 AND secrets = $2";
+    let changed = on_db!(tx, |c| {
+        sqlx::query(sql).bind(endpoint.pk).bind(old).bind(new).execute(c).await.map(|done| done.rows_affected())
+    })?;
+    Ok(if changed > 0 { Rotated::Done } else { Rotated::Superseded })
+}
+
+/// Endpoints with secrets that were given: row, id, secrets. Nobody else changes them until the end of the transaction.
+pub(super) async fn given(tx: &mut Tx) -> Result<Vec<(i64, String, EndpointSecrets)>, StoreError> {
+    let sql = format!(
+        r#"SELECT pk, id, secrets FROM endpoints WHERE secrets LIKE '%"sealed":"%' ORDER BY pk{}"#,
+        tx.for_update()
+    );
+    let sql = sqlx::AssertSqlSafe(sql);
+    let rows: Vec<(i64, String, String)> = on_db!(tx, |c| sqlx::query_as(sql).fetch_all(c).await)?;
+    let read = |(pk, id, text): (i64, String, String)| {
+        let secrets = secrets_of(&id, Some(&text)).transpose()?;
+        Some(secrets.map(|secrets| (pk, id, secrets)))
+    };
+    rows.into_iter().filter_map(read).collect()
+}
+
+/// The same without a transaction, secrets alone.
+pub(super) async fn all_given(db: &Db) -> Result<Vec<EndpointSecrets>, StoreError> {
+    let sql = r#"SELECT id, secrets FROM endpoints WHERE secrets LIKE '%"sealed":"%'"#;
+    let rows: Vec<(String, String)> = on_db!(read db, |c| sqlx::query_as(sql).fetch_all(c).await)?;
+    rows.iter().filter_map(|(id, text)| secrets_of(id, Some(text)).transpose()).collect()
+}
+
+pub(super) async fn put_secrets(tx: &mut Tx, pk: i64, secrets: &EndpointSecrets) -> Result<(), StoreError> {
+    let secrets = json(secrets)?;
+    let sql = "UPDATE endpoints SET secrets = $2 WHERE pk = $1";
+    on_db!(tx, |c| sqlx::query(sql).bind(pk).bind(secrets).execute(c).await.map(drop))?;
+    Ok(())
+}
+
+/// Sends a test event, and writes that down.
+async fn test(tx: &mut Tx, pk: i64, by: By<'_>, wakes: &mut Pending) -> Result<Tested, StoreError> {
+    let Some(endpoint) = known(tx, pk).await? else { return Ok(Tested::NotFound) };
+    if !endpoint.enabled {
+        audit::write(tx, by.refused(ActKind::EndpointTest, &endpoint.id, "it was disabled")).await?;
+        return Ok(Tested::Disabled);
     }
     let sql = "INSERT INTO deliveries (event_pk, kind, endpoint_pk, state, due_ms, created_ms)
         VALUES (0, 'webhook', $1, 'pending', $2, $2) RETURNING pk";
-    let row: (i64,) = on_db!(tx, |c| sqlx::query_as(sql).bind(pk).bind(now_ms).fetch_one(c).await)?;
+    let row: (i64,) = on_db!(tx, |c| sqlx::query_as(sql).bind(pk).bind(by.now_ms).fetch_one(c).await)?;
+    let delivery = delivery_id(row.0);
+    audit::write(tx, by.done(ActKind::EndpointTest, &endpoint.id, Some(&delivery))).await?;
     wakes.deliveries();
     Ok(Tested::Queued(row.0))
 }
@@ -411,12 +558,18 @@ impl Store {
         fresh_id()
     }
 
-    /// Registers an endpoint.
+    /// Registers an endpoint; an act. A secret that was given is sealed with the master key, where there is one; else as
+    /// it stands in `new`.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
-    pub async fn register_endpoint(&self, new: &NewEndpoint, now_ms: WallMs) -> Result<Registered, StoreError> {
-        act!(self, |tx, _wakes| register(tx, new, now_ms).await)
+    pub async fn register_endpoint(
+        &self,
+        new: &NewEndpoint,
+        given: Option<GivenSecret<'_>>,
+        by: By<'_>,
+    ) -> Result<Registered, StoreError> {
+        act!(self, |tx, _wakes| register(tx, new, given, by).await)
     }
 
     /// An endpoint.
@@ -440,40 +593,42 @@ impl Store {
         self.db().in_time(list(self.db(), tenant, cursor, limit)).await
     }
 
-    /// Sends nothing more to an endpoint (row `pk`), or sends to it again. `false`: there is none.
+    /// Sends nothing more to an endpoint (row `pk`), or sends to it again; an act. `false`: there is none.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]; doing it again is safe.
-    pub async fn enable_endpoint(&self, pk: i64, enabled: bool) -> Result<bool, StoreError> {
-        act!(self, |tx, _wakes| enable(tx, pk, enabled).await)
+    pub async fn enable_endpoint(&self, pk: i64, enabled: bool, by: By<'_>) -> Result<bool, StoreError> {
+        act!(self, |tx, _wakes| enable(tx, pk, enabled, by).await)
     }
 
-    /// Removes an endpoint (row `pk`); its deliveries stay until their jobs are removed. `false`: there is none.
+    /// Removes an endpoint (row `pk`); an act. Its deliveries stay until their jobs are removed. `false`: there is none.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]; doing it again is safe.
-    pub async fn delete_endpoint(&self, pk: i64) -> Result<bool, StoreError> {
-        act!(self, |tx, _wakes| delete(tx, pk).await)
+    pub async fn delete_endpoint(&self, pk: i64, by: By<'_>) -> Result<bool, StoreError> {
+        act!(self, |tx, _wakes| delete(tx, pk, by).await)
     }
 
-    /// Replaces what signs for an endpoint (row `pk`). `false`: somebody else did meanwhile.
+    /// Replaces what signs for an endpoint, as it was seen; an act. A secret that was given is sealed as by
+    /// [`Store::register_endpoint`].
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]: what signs is not known.
-    pub async fn replace_endpoint_secrets(
+    pub async fn rotate_endpoint(
         &self,
-        pk: i64,
-        old: &EndpointSecrets,
+        endpoint: &EndpointView,
         new: &EndpointSecrets,
-    ) -> Result<bool, StoreError> {
-        act!(self, |tx, _wakes| replace_secrets(tx, pk, old, new).await)
+        given: Option<GivenSecret<'_>>,
+        by: By<'_>,
+    ) -> Result<Rotated, StoreError> {
+        act!(self, |tx, _wakes| rotate(tx, endpoint, new, given, by).await)
     }
 
-    /// Sends an endpoint (row `pk`) an event that says nothing, once.
+    /// Sends an endpoint (row `pk`) an event that says nothing, once; an act.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
-    pub async fn test_endpoint(&self, pk: i64, now_ms: WallMs) -> Result<Tested, StoreError> {
-        act!(self, |tx, wakes| test(tx, pk, now_ms, wakes).await)
+    pub async fn test_endpoint(&self, pk: i64, by: By<'_>) -> Result<Tested, StoreError> {
+        act!(self, |tx, wakes| test(tx, pk, by, wakes).await)
     }
 }

@@ -41,18 +41,20 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::broadcast;
 
-pub use audit::{Act, ActKind, ActView};
+pub use audit::{Act, ActKind, ActView, By};
 pub use completions::{COMPLETIONS_MAX, CompletionFilter, Horizon};
 pub use dead::PurgeAct;
-pub use delivery_views::{DeliveryAttempt, DeliveryFilter, DeliveryState, DeliveryView, Occurrence, Resent};
+pub use delivery_views::{
+    DeliveryAttempt, DeliveryFilter, DeliveryState, DeliveryView, Occurrence, Resent, delivery_id, delivery_row,
+};
 use dialect::Db;
 pub use endpoints::{
-    EndpointSecrets, EndpointView, NewEndpoint, OlderSecret, Registered, SecretVersion, Subscribe, Tested,
+    EndpointSecrets, EndpointView, NewEndpoint, OlderSecret, Registered, Rotated, SecretVersion, Subscribe, Tested,
 };
 pub use replays::{ReplayLetter, ReplayOptions, ReplayOrder, ReplayState, ReplayView};
 pub use resends::{ResendBegun, ResendOrder, ResendState, ResendView};
 pub use types::*;
-pub use vault::{KeyAct, KeyRefused, NewKey, STORED_KEYS_MAX, Sealed, StoredKey};
+pub use vault::{GivenSecret, KeyAct, KeyRefused, NeededMasters, NewKey, OpenOld, STORED_KEYS_MAX, StoredKey};
 use wakes::Wakes;
 use writer::Writer;
 

@@ -5,10 +5,11 @@
 
 use std::collections::HashMap;
 
+use super::audit::{self, ActKind, By};
 use super::dialect::{Db, Tx, on_db};
 use super::wakes::Pending;
-use super::{Store, StoreError, act};
-use crate::clock::WallMs;
+use super::{Store, StoreError, act, endpoints};
+use crate::clock::{WallMs, rfc3339};
 
 /// What is to be sent again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,18 +119,26 @@ async fn pending(db: &Db, endpoint_pk: i64, most: u32) -> Result<i64, StoreError
     Ok(row.0)
 }
 
-async fn is_enabled(tx: &mut Tx, endpoint_pk: i64) -> Result<Option<bool>, StoreError> {
-    let sql = "SELECT enabled FROM endpoints WHERE pk = $1";
-    let row: Option<(bool,)> = on_db!(tx, |c| sqlx::query_as(sql).bind(endpoint_pk).fetch_optional(c).await)?;
-    Ok(row.map(|row| row.0))
+/// Begins one, and writes that down.
+async fn begin(tx: &mut Tx, endpoint_pk: i64, order: ResendOrder, by: By<'_>) -> Result<ResendBegun, StoreError> {
+    let Some(endpoint) = endpoints::known(tx, endpoint_pk).await? else { return Ok(ResendBegun::NotFound) };
+    let begun = match endpoint.enabled {
+        true => insert(tx, endpoint_pk, order, by.now_ms).await?,
+        false => ResendBegun::Disabled,
+    };
+    let since = rfc3339(order.since_ms);
+    let detail = if order.everything { format!("all since {since}") } else { format!("since {since}") };
+    let kind = ActKind::EndpointResend;
+    let act = match begun {
+        ResendBegun::Disabled => by.refused(kind, &endpoint.id, "it was disabled"),
+        ResendBegun::Busy => by.refused(kind, &endpoint.id, "another one was running"),
+        ResendBegun::Running | ResendBegun::NotFound => by.done(kind, &endpoint.id, Some(&detail)),
+    };
+    audit::write(tx, act).await?;
+    Ok(begun)
 }
 
-async fn begin(tx: &mut Tx, endpoint_pk: i64, order: ResendOrder, now_ms: WallMs) -> Result<ResendBegun, StoreError> {
-    match is_enabled(tx, endpoint_pk).await? {
-        None => return Ok(ResendBegun::NotFound),
-        Some(false) => return Ok(ResendBegun::Disabled),
-        Some(true) => {}
-    }
+async fn insert(tx: &mut Tx, endpoint_pk: i64, order: ResendOrder, now_ms: WallMs) -> Result<ResendBegun, StoreError> {
     let sql = "INSERT INTO resends (endpoint_pk, since_ms, everything, state, last_pk, created_ms)
         VALUES ($1, $2, $3, 'running',
             (SELECT COALESCE(MAX(pk), 0) FROM deliveries WHERE endpoint_pk = $1), $4)
@@ -164,7 +173,7 @@ async fn step(
          RETURNING pk"
     );
     let sql = sqlx::AssertSqlSafe(sql);
-    let is_on = is_enabled(tx, resend.endpoint_pk).await? == Some(true);
+    let is_on = endpoints::known(tx, resend.endpoint_pk).await?.is_some_and(|endpoint| endpoint.enabled);
     let rows: Vec<(i64,)> = match is_on {
         false => Vec::new(),
         true => on_db!(tx, |c| {
@@ -211,7 +220,7 @@ async fn is_mine(tx: &mut Tx, resend: &ResendView) -> Result<bool, StoreError> {
 }
 
 impl Store {
-    /// Begins to send an endpoint (row `endpoint_pk`) again what it missed.
+    /// Begins to send an endpoint (row `endpoint_pk`) again what it missed; an act.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
@@ -219,9 +228,9 @@ impl Store {
         &self,
         endpoint_pk: i64,
         order: ResendOrder,
-        now_ms: WallMs,
+        by: By<'_>,
     ) -> Result<ResendBegun, StoreError> {
-        act!(self, |tx, _wakes| begin(tx, endpoint_pk, order, now_ms).await)
+        act!(self, |tx, _wakes| begin(tx, endpoint_pk, order, by).await)
     }
 
     /// All resends that run.

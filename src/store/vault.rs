@@ -1,16 +1,18 @@
-//! Stored provider keys: rows that only a master key opens.
+//! Stored provider keys, and the secrets that endpoints were given: rows that only a master key opens.
 //!
 //! Every change locks the row of the master key first: one goes after the other, and all of them
 //! seal with the same one. Which that is, the store says: a process that does not hold it changes
 //! nothing.
 
-use super::audit::{self, Act, ActKind};
+use std::collections::BTreeSet;
+
+use super::audit::{self, Act, ActKind, By};
 use super::dialect::{Db, Tx, on_db};
 use super::wakes::Pending;
-use super::{Store, StoreError, Subject, act, orders};
+use super::{EndpointSecrets, SecretVersion, Store, StoreError, Subject, act, endpoints, orders};
 use crate::clock::WallMs;
 use crate::secrets::Secret;
-use crate::vault::{MasterKey, MasterKeys, Place, VaultError};
+use crate::vault::{MasterKey, MasterKeys, Place, Sealed, VaultError};
 
 /// Stored keys of one provider at most, removed ones too.
 pub const STORED_KEYS_MAX: usize = 10_000;
@@ -40,27 +42,17 @@ pub struct StoredKey {
     pub changed_by: String,
 }
 
-/// An encrypted secret.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sealed {
-    /// Nonce and ciphertext.
-    pub bytes: Vec<u8>,
-    /// Which master key opens it.
-    pub master: String,
-}
-
 impl StoredKey {
     /// Decrypts the secret; `None`: it was removed.
     ///
     /// # Errors
     /// [`VaultError`] where the master key is missing or another one, or the row was changed.
     pub fn open(&self, masters: &MasterKeys) -> Result<Option<Secret>, VaultError> {
-        let Some(sealed) = &self.sealed else { return Ok(None) };
-        masters.find(&sealed.master)?.open(self.place(), &sealed.bytes).map(Some)
+        self.sealed.as_ref().map(|sealed| sealed.open(masters, self.place())).transpose()
     }
 
     fn place(&self) -> Place<'_> {
-        Place { provider: &self.provider, label: &self.label, version: self.version }
+        Place::Key { provider: &self.provider, label: &self.label, version: self.version }
     }
 }
 
@@ -88,6 +80,27 @@ pub struct NewKey<'a> {
     pub weight: u32,
     /// A declared budget.
     pub budget: Option<&'a str>,
+}
+
+/// A secret that an endpoint is given, and what seals it.
+#[derive(Debug, Clone, Copy)]
+pub struct GivenSecret<'a> {
+    /// `whsec_…`
+    pub secret: &'a Secret,
+    /// Of this process.
+    pub masters: &'a MasterKeys,
+}
+
+/// Opens a secret of the endpoint of that id that was sealed without a master key; `None`: it cannot.
+pub type OpenOld<'a> = &'a (dyn Fn(&str, &SecretVersion) -> Option<Secret> + Sync);
+
+/// The ids of the master keys that open what is stored.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NeededMasters {
+    /// Provider keys.
+    pub keys: BTreeSet<String>,
+    /// What signs for endpoints.
+    pub endpoints: BTreeSet<String>,
 }
 
 /// Why a stored key was not changed.
@@ -159,7 +172,7 @@ async fn add(
 }
 
 async fn try_add(tx: &mut Tx, act: KeyAct<'_>, new: NewKey<'_>) -> Result<KeyResult<StoredKey>, StoreError> {
-    let master = match locked_master(tx, act).await? {
+    let master = match locked_master(tx, act.masters, act.now_ms).await? {
         Ok(master) => master,
         Err(refused) => return Ok(Err(refused.into())),
     };
@@ -220,7 +233,7 @@ async fn rotate(
 }
 
 async fn try_rotate(tx: &mut Tx, act: KeyAct<'_>, secret: &Secret) -> Result<KeyResult<StoredKey>, StoreError> {
-    let master = match locked_master(tx, act).await? {
+    let master = match locked_master(tx, act.masters, act.now_ms).await? {
         Ok(master) => master,
         Err(refused) => return Ok(Err(refused.into())),
     };
@@ -254,52 +267,128 @@ async fn remove(tx: &mut Tx, act: KeyAct<'_>, wakes: &mut Pending) -> Result<Key
 }
 
 /// Encrypts every secret anew with the current master key, all or none; how many there were.
-async fn rekey(tx: &mut Tx, masters: &MasterKeys, by: &str, now_ms: WallMs) -> Result<KeyResult<u64>, StoreError> {
+async fn rekey(
+    tx: &mut Tx,
+    masters: &MasterKeys,
+    open_old: OpenOld<'_>,
+    by: By<'_>,
+) -> Result<KeyResult<u64>, StoreError> {
     let current = match masters.current() {
         Ok(current) => current,
-        Err(error) => return Ok(Err(error.into())),
+        Err(error) => return refuse_rekey(tx, error, by).await,
     };
     let active = lock(tx).await?;
+    // Everything is opened before anything is written.
+    let (keys, given) = (list_in(tx, None).await?, endpoints::given(tx).await?);
+    let opened: Result<Vec<_>, VaultError> =
+        keys.into_iter().map(|key| key.open(masters).map(|secret| (key, secret))).collect();
+    let anew = given.into_iter().map(|(pk, id, secrets)| {
+        resealed(&id, secrets, masters, current, open_old).map(|(secrets, changed)| (pk, secrets, changed))
+    });
+    let (opened, anew) = match (opened, anew.collect::<Result<Vec<_>, VaultError>>()) {
+        (Ok(opened), Ok(anew)) => (opened, anew),
+        (Err(error), _) | (_, Err(error)) => return refuse_rekey(tx, error, by).await,
+    };
     let mut done = 0;
-    let mut opened = Vec::new();
-    for key in list_in(tx, None).await? {
-        match key.open(masters) {
-            Ok(Some(secret)) => opened.push((key, Some(secret))),
-            Ok(None) => opened.push((key, None)),
-            Err(error) => return refuse_rekey(tx, error.into(), by, now_ms).await,
-        }
-    }
     for (key, secret) in opened {
-        match secret {
-            Some(secret) if key.sealed.as_ref().is_some_and(|sealed| sealed.master != current.id()) => {
-                match seal_and_put(tx, key, &secret, current).await? {
-                    Ok(_) => done += 1,
-                    Err(refused) => return Err(StoreError::Corrupt(refused.to_string())),
-                }
-            }
-            // Nobody can tell the removed secret any more.
-            None if active.as_deref() != Some(current.id()) => put(tx, &StoredKey { fingerprint: None, ..key }).await?,
-            _ => {}
-        }
+        done += u64::from(put_anew(tx, key, secret, active.as_deref(), current).await?);
     }
-    set_master(tx, current, now_ms).await?;
+    for (pk, secrets, changed) in anew.iter().filter(|(_, _, changed)| *changed > 0) {
+        endpoints::put_secrets(tx, *pk, secrets).await?;
+        done += changed;
+    }
+    set_master(tx, current, by.now_ms).await?;
     let detail = format!("{done} secrets, master key {}", current.id());
-    let act =
-        Act { who: by, kind: ActKind::VaultRekey, target: "vault", done: true, detail: Some(&detail), at_ms: now_ms };
-    audit::write(tx, act).await?;
+    audit::write(tx, by.done(ActKind::VaultRekey, "vault", Some(&detail))).await?;
     Ok(Ok(done))
 }
 
-async fn refuse_rekey(
+/// Whether the secret of that key had to be sealed anew.
+async fn put_anew(
     tx: &mut Tx,
-    refused: KeyRefused,
-    by: &str,
-    now_ms: WallMs,
-) -> Result<KeyResult<u64>, StoreError> {
-    let detail = refused.to_string();
-    let (kind, detail) = (ActKind::VaultRekey, Some(detail.as_str()));
-    audit::write(tx, Act { who: by, kind, target: "vault", done: false, detail, at_ms: now_ms }).await?;
+    key: StoredKey,
+    secret: Option<Secret>,
+    active: Option<&str>,
+    current: &MasterKey,
+) -> Result<bool, StoreError> {
+    match secret {
+        Some(secret) if key.sealed.as_ref().is_some_and(|sealed| sealed.master != current.id()) => {
+            match seal_and_put(tx, key, &secret, current).await? {
+                Ok(_) => Ok(true),
+                Err(refused) => Err(StoreError::Corrupt(refused.to_string())),
+            }
+        }
+        // Nobody can tell the removed secret any more.
+        None if active != Some(current.id()) => {
+            put(tx, &StoredKey { fingerprint: None, ..key }).await?;
+            Ok(false)
+        }
+        _ => Ok(false),
+    }
+}
+
+/// The given secrets of an endpoint under the current master key, and how many were not. What was sealed without a master
+/// key and opens no more stays as it is.
+fn resealed(
+    id: &str,
+    mut secrets: EndpointSecrets,
+    masters: &MasterKeys,
+    current: &MasterKey,
+    open_old: OpenOld<'_>,
+) -> Result<(EndpointSecrets, u64), VaultError> {
+    let mut changed = 0;
+    let older = secrets.older.iter_mut().map(|older| &mut older.secret);
+    for version in std::iter::once(&mut secrets.current).chain(older) {
+        let place = Place::Endpoint { id, version: version.version };
+        let Some(text) = &version.sealed else { continue };
+        let secret = match Sealed::from_text(text) {
+            Some(sealed) if sealed.master == current.id() => None,
+            Some(sealed) => Some(sealed.open(masters, place)?),
+            None => open_old(id, version),
+        };
+        if let Some(secret) = secret {
+            version.sealed = Some(current.seal(place, &secret)?.to_text());
+            changed += 1;
+        }
+    }
+    Ok((secrets, changed))
+}
+
+async fn refuse_rekey(tx: &mut Tx, error: VaultError, by: By<'_>) -> Result<KeyResult<u64>, StoreError> {
+    let refused = KeyRefused::from(error);
+    audit::write(tx, by.refused(ActKind::VaultRekey, "vault", &refused.to_string())).await?;
     Ok(Err(refused))
+}
+
+/// Seals a secret that an endpoint is given. `None`: neither this process nor anything that is stored has a master key.
+pub(super) async fn seal_for_endpoint(
+    tx: &mut Tx,
+    given: GivenSecret<'_>,
+    id: &str,
+    version: u32,
+    now_ms: WallMs,
+) -> Result<Result<Option<String>, VaultError>, StoreError> {
+    let master = match locked_master(tx, given.masters, now_ms).await? {
+        Ok(master) => master,
+        Err(_) if given.masters.current().is_err() && !has_secrets(tx).await? => return Ok(Ok(None)),
+        Err(error) => return Ok(Err(error)),
+    };
+    let sealed = master.seal(Place::Endpoint { id, version }, given.secret);
+    Ok(sealed.map(|sealed| Some(sealed.to_text())))
+}
+
+async fn needed(db: &Db) -> Result<NeededMasters, StoreError> {
+    let sql = "SELECT DISTINCT master FROM vault_keys WHERE sealed IS NOT NULL AND master IS NOT NULL";
+    let keys: Vec<(String,)> = on_db!(read db, |c| sqlx::query_as(sql).fetch_all(c).await)?;
+    let given = endpoints::all_given(db).await?;
+    let versions = given
+        .iter()
+        .flat_map(|secrets| std::iter::once(&secrets.current).chain(secrets.older.iter().map(|older| &older.secret)));
+    let sealed = versions.filter_map(|version| Sealed::from_text(version.sealed.as_deref()?));
+    Ok(NeededMasters {
+        keys: keys.into_iter().map(|row| row.0).collect(),
+        endpoints: sealed.map(|sealed| sealed.master).collect(),
+    })
 }
 
 /// An operator's word that took the key out of use ends with its new secret.
@@ -332,29 +421,35 @@ async fn settle(
 }
 
 /// The master key to seal with; nobody else changes anything until the end of the transaction.
-async fn locked_master<'a>(tx: &mut Tx, act: KeyAct<'a>) -> Result<Result<&'a MasterKey, VaultError>, StoreError> {
+async fn locked_master<'a>(
+    tx: &mut Tx,
+    masters: &'a MasterKeys,
+    now_ms: WallMs,
+) -> Result<Result<&'a MasterKey, VaultError>, StoreError> {
     if lock(tx).await?.is_none()
-        && let Ok(current) = act.masters.current()
+        && let Ok(current) = masters.current()
     {
         let sql = "INSERT INTO vault_master (one, master, since_ms) VALUES (1, $1, $2) ON CONFLICT (one) DO NOTHING";
-        on_db!(tx, |c| sqlx::query(sql).bind(current.id()).bind(act.now_ms).execute(c).await.map(drop))?;
+        on_db!(tx, |c| sqlx::query(sql).bind(current.id()).bind(now_ms).execute(c).await.map(drop))?;
     }
     // Somebody else's may have been first.
     let Some(active) = lock(tx).await? else {
         return Ok(Err(VaultError::NoMaster));
     };
-    match (act.masters.find(&active), act.masters.current()) {
+    match (masters.find(&active), masters.current()) {
         // As long as there is nothing that it opens, any other will do.
         (Err(VaultError::WrongMaster { .. }), Ok(current)) if !has_secrets(tx).await? => {
-            set_master(tx, current, act.now_ms).await?;
+            set_master(tx, current, now_ms).await?;
             Ok(Ok(current))
         }
         (found, _) => Ok(found),
     }
 }
 
+/// Whether anything is stored that a master key opens.
 async fn has_secrets(tx: &mut Tx) -> Result<bool, StoreError> {
-    let sql = "SELECT COUNT(*) FROM vault_keys WHERE sealed IS NOT NULL";
+    let sql = r#"SELECT (SELECT COUNT(*) FROM vault_keys WHERE sealed IS NOT NULL)
+        + (SELECT COUNT(*) FROM endpoints WHERE secrets LIKE '%"sealed":"m1.%')"#;
     let rows: Vec<(i64,)> = on_db!(tx, |c| sqlx::query_as(sql).fetch_all(c).await)?;
     Ok(rows.first().is_some_and(|row| row.0 > 0))
 }
@@ -379,11 +474,10 @@ async fn seal_and_put(
     secret: &Secret,
     master: &MasterKey,
 ) -> Result<KeyResult<StoredKey>, StoreError> {
-    let bytes = match master.seal(key.place(), secret) {
-        Ok(bytes) => bytes,
+    let sealed = match master.seal(key.place(), secret) {
+        Ok(sealed) => Some(sealed),
         Err(error) => return Ok(Err(error.into())),
     };
-    let sealed = Some(Sealed { bytes, master: master.id().to_owned() });
     let fingerprint = Some(master.fingerprint(&key.provider, secret));
     let key = StoredKey { sealed, fingerprint, ..key };
     put(tx, &key).await?;
@@ -453,16 +547,25 @@ impl Store {
         act!(self, |tx, wakes| remove(tx, act, wakes).await)
     }
 
-    /// Encrypts every stored secret anew with the current master key, all or none; how many there were.
+    /// Encrypts every stored secret anew with the current master key, all or none; how many there were. Those of endpoints
+    /// that were sealed without a master key are opened by `open_old`.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]; doing it again is safe.
     pub async fn rekey(
         &self,
         masters: &MasterKeys,
-        by: &str,
-        now_ms: WallMs,
+        open_old: OpenOld<'_>,
+        by: By<'_>,
     ) -> Result<Result<u64, KeyRefused>, StoreError> {
-        act!(self, |tx, _wakes| rekey(tx, masters, by, now_ms).await)
+        act!(self, |tx, _wakes| rekey(tx, masters, open_old, by).await)
+    }
+
+    /// Which master keys what is stored needs.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn needed_masters(&self) -> Result<NeededMasters, StoreError> {
+        self.db().in_time(needed(self.db())).await
     }
 }

@@ -1,6 +1,9 @@
 //! What signs for registered endpoints: secrets that are derived and so stored nowhere, secrets that were given
 //! and are sealed, and Ed25519 keys.
 //!
+//! A given secret is sealed with the master key ([`crate::vault`]), by the store in the transaction that keeps it. Where
+//! there is no master key it is sealed here:
+//!
 //! ```text
 //! HKDF-SHA256 (RFC 5869), no salt, 32 bytes
 //!   input key  the bytes of webhooks.secret
@@ -10,10 +13,11 @@
 //!              "paceline/webhook/seal/v1"       the key that seals a given secret
 //! ```
 //!
-//! A given secret is sealed by ChaCha20-Poly1305 under a key of its own endpoint and version, so that its stored text
-//! opens nothing but itself.
+//! That is ChaCha20-Poly1305 under a key of its own endpoint and version, so that a stored text opens nothing but itself.
+//! What was sealed so is opened as long as `webhooks.secret` is the same.
 
 use std::fmt;
+use std::sync::Arc;
 
 use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
@@ -25,12 +29,13 @@ use super::sign::{SignError, WebhookSecretError, WebhookSecrets, decode, sign_wi
 use crate::clock::WallMs;
 use crate::secrets::Secret;
 use crate::store::{Endpoint, EndpointSecrets, SecretVersion};
+use crate::vault::{MasterKeys, Place, Sealed, VaultError};
 
 /// Labels of what is derived. Changing one changes every secret of its kind.
 const SECRET_LABEL: &[u8] = b"paceline/webhook/endpoint/v1\0";
 const ED25519_LABEL: &[u8] = b"paceline/webhook/ed25519/v1\0";
 const SEAL_LABEL: &[u8] = b"paceline/webhook/seal/v1\0";
-/// In front of a sealed secret: how it was sealed.
+/// In front of a secret that is sealed without a master key.
 const SEALED_PREFIX: &str = "w1.";
 /// In front of a public key of the scheme.
 const PUBLIC_PREFIX: &str = "whpk_";
@@ -44,6 +49,9 @@ pub enum KeyringError {
     /// It was sealed under another `webhooks.secret`, or its text was changed.
     #[error("a given secret cannot be opened: was webhooks.secret changed? Rotate the secret of the endpoint")]
     Sealed,
+    /// The master key that opens it is missing, or it was changed.
+    #[error(transparent)]
+    Vault(#[from] VaultError),
     /// The cryptographic library refused: never seen.
     #[error("a key cannot be made")]
     Key,
@@ -71,6 +79,7 @@ impl From<&Endpoint> for Signer {
 #[derive(Clone)]
 pub struct Keyring {
     base: WebhookSecrets,
+    masters: Arc<MasterKeys>,
 }
 
 impl fmt::Debug for Keyring {
@@ -80,9 +89,14 @@ impl fmt::Debug for Keyring {
 }
 
 impl Keyring {
-    /// Everything is derived from `webhooks.secret`.
-    pub const fn new(base: WebhookSecrets) -> Self {
-        Self { base }
+    /// Secrets are derived from `webhooks.secret`; given ones are opened with `masters`.
+    pub const fn new(base: WebhookSecrets, masters: Arc<MasterKeys>) -> Self {
+        Self { base, masters }
+    }
+
+    /// The master keys of this process.
+    pub fn masters(&self) -> &MasterKeys {
+        &self.masters
     }
 
     /// The value of `webhook-signature` at `now_ms`: `v1` of every active secret, newest first, and `v1a` where the
@@ -119,7 +133,7 @@ impl Keyring {
     /// The secret of that version, to be told once: `whsec_<base64>`.
     ///
     /// # Errors
-    /// [`KeyringError::Sealed`].
+    /// [`KeyringError::Sealed`], [`KeyringError::Vault`].
     pub fn secret(&self, id: &str, version: &SecretVersion) -> Result<Secret, KeyringError> {
         Ok(told(&self.key(id, version)?))
     }
@@ -132,7 +146,7 @@ impl Keyring {
         Ok(format!("{PUBLIC_PREFIX}{}", STANDARD.encode(self.pair(id, version)?.public_key().as_ref())))
     }
 
-    /// A version whose secret is `given`, sealed; or one that is derived.
+    /// A version whose secret is `given`, sealed without a master key; or one that is derived.
     ///
     /// # Errors
     /// [`KeyringError::Secret`] says what was expected.
@@ -155,7 +169,13 @@ impl Keyring {
     fn key(&self, id: &str, version: &SecretVersion) -> Result<Zeroizing<Vec<u8>>, KeyringError> {
         match &version.sealed {
             None => self.derive(SECRET_LABEL, id, version.version).next().ok_or(KeyringError::Key),
-            Some(sealed) => self.open(id, version.version, sealed),
+            Some(text) => match Sealed::from_text(text) {
+                Some(sealed) => {
+                    let place = Place::Endpoint { id, version: version.version };
+                    Ok(decode(&sealed.open(&self.masters, place)?)?)
+                }
+                None => self.open(id, version.version, text),
+            },
         }
     }
 
@@ -206,7 +226,16 @@ mod tests {
     const GIVEN: &str = "whsec_Z2l2ZW4tYnktdGhlLXJlY2VpdmVyLTMyLWJ5dGVzLiE=";
 
     fn keyring(base: &str) -> Keyring {
-        Keyring::new(WebhookSecrets::new(&Secret::new(base.to_owned())).expect("valid"))
+        with_masters(base, Arc::default())
+    }
+
+    fn with_masters(base: &str, masters: Arc<MasterKeys>) -> Keyring {
+        Keyring::new(WebhookSecrets::new(&Secret::new(base.to_owned())).expect("valid"), masters)
+    }
+
+    fn masters(byte: u8) -> Arc<MasterKeys> {
+        let env = |name: &str| (name == "PACELINE_MASTER_KEY").then(|| STANDARD.encode([byte; 32]));
+        Arc::new(MasterKeys::from_env(&env).expect("a master key"))
     }
 
     fn only(current: SecretVersion, ed25519: bool) -> Signer {
@@ -261,6 +290,32 @@ mod tests {
             assert!(matches!(keyring.secret(id, version), Err(KeyringError::Sealed)), "{id}");
         }
         assert!(matches!(self::keyring(GIVEN).secret("ep_1", &version), Err(KeyringError::Sealed)));
+    }
+
+    #[test]
+    fn what_the_master_key_sealed_opens_with_it_whatever_the_base() {
+        let place = Place::Endpoint { id: "ep_1", version: 1 };
+        let given = Secret::new(GIVEN.to_owned());
+        let sealed = masters(1).current().expect("set").seal(place, &given).expect("sealed").to_text();
+        let version = SecretVersion { version: 1, sealed: Some(sealed) };
+        for base in [BASE, GIVEN] {
+            assert_eq!(with_masters(base, masters(1)).secret("ep_1", &version).expect("opened"), given);
+        }
+        let by_hand = WebhookSecrets::new(&given).expect("valid").sign("", "evt_1", 7, b"{}").expect("signed");
+        assert_eq!(signed(&with_masters(BASE, masters(1)), &only(version.clone(), false), 0), [by_hand]);
+        let later = SecretVersion { version: 2, ..version.clone() };
+        for (id, version) in [("ep_2", &version), ("ep_1", &later)] {
+            let opened = with_masters(BASE, masters(1)).secret(id, version);
+            assert!(matches!(opened, Err(KeyringError::Vault(VaultError::Damaged { .. }))), "{id}");
+        }
+        for masters in [Arc::default(), masters(2)] {
+            let opened = with_masters(BASE, masters).secret("ep_1", &version);
+            let Err(KeyringError::Vault(error @ VaultError::WrongMaster { .. })) = opened else { panic!("{opened:?}") };
+            assert!(error.to_string().contains("PACELINE_MASTER_KEY"), "{error}");
+        }
+        // What was sealed before there was a master key still opens.
+        let old = keyring(BASE).version("ep_1", 1, Some(&given)).expect("valid");
+        assert_eq!(with_masters(BASE, masters(1)).secret("ep_1", &old).expect("opened"), given);
     }
 
     #[test]

@@ -31,9 +31,12 @@ mod send;
 mod sign;
 mod stats;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+
+use crate::vault::MasterKeys;
 
 pub use classify::{Answer, Schedule, ScheduleError, next, retry_after};
 pub use keyring::{Keyring, KeyringError, Signer};
@@ -49,6 +52,8 @@ pub use stats::NotifierStats;
 pub struct WebhookSettings {
     /// What signs them.
     pub secrets: WebhookSecrets,
+    /// What opens the secrets that endpoints were given.
+    pub masters: Arc<MasterKeys>,
     /// Endpoints may use plain `http`.
     pub allow_http: bool,
     /// Special networks that may be called in spite of the guard.
@@ -73,6 +78,7 @@ impl WebhookSettings {
     pub fn new(secrets: WebhookSecrets) -> Self {
         Self {
             secrets,
+            masters: Arc::default(),
             allow_http: false,
             allow_networks: Vec::new(),
             timeout: Duration::from_secs(15),

@@ -174,7 +174,7 @@ impl Sender {
         Ok(Self {
             client,
             guard,
-            keyring: Keyring::new(settings.secrets.clone()),
+            keyring: Keyring::new(settings.secrets.clone(), Arc::clone(&settings.masters)),
             allow_http: settings.allow_http,
             timeout: settings.timeout,
         })

@@ -11,7 +11,7 @@ use super::output::{Out, cell, time};
 /// List what operators did: who, what, to what, when, newest first
 #[derive(Debug, clap::Args)]
 #[command(
-    after_long_help = "Pauses, keys, purges and replays, by the name of the token; `local` where none is configured, `command line`\nwhere a command opened the store itself. Kept for 400 days.\n\nExample:\n  paceline audit --limit 20"
+    after_long_help = "Pauses, keys, purges, replays, webhook endpoints and deliveries, by the name of the token; `local` where none is configured, `command line`\nwhere a command opened the store itself. Kept for 400 days.\n\nExample:\n  paceline audit --limit 20"
 )]
 pub struct Args {
     #[command(flatten)]

@@ -76,13 +76,14 @@ impl Backend {
         let clock = Arc::new(SystemClock::new());
         let catalog = Arc::new(config.catalog());
         learn_keys(&store, &catalog.added).await?;
-        let masters = MasterKeys::of_process().map_err(|error| Failure::usage(error.to_string()))?;
-        let control = Control::new(store.clone(), Arc::clone(&catalog), Arc::clone(&clock) as Arc<dyn Clock>)
-            .with_masters(Arc::new(masters));
+        let masters = Arc::new(MasterKeys::of_process().map_err(|error| Failure::usage(error.to_string()))?);
         if publishes(&config) {
             store.publish_completions();
         }
-        let rules = HookRules::of(&config.webhooks).map_err(|e| Failure::usage(format!("webhooks.secret: {e}")))?;
+        let rules = HookRules::of(&config.webhooks, Arc::clone(&masters))
+            .map_err(|e| Failure::usage(format!("webhooks.secret: {e}")))?;
+        let control = Control::new(store.clone(), Arc::clone(&catalog), Arc::clone(&clock) as Arc<dyn Clock>)
+            .with_masters(masters, rules.keyring.clone());
         let hooks = Hooks::new(store.clone(), Arc::clone(&clock) as Arc<dyn Clock>, rules);
         let desk = Desk::new(store.clone(), catalog, clock, config.api.envelope_bytes_max);
         Ok(Self::Store { desk, control, hooks, store, place })
@@ -468,7 +469,7 @@ pub async fn open_store(config: &Config, missing: Missing) -> Result<(Store, Str
 }
 
 /// The file of a SQLite URL, unless it is in memory.
-fn sqlite_path(url: &str) -> Option<&Path> {
+pub(super) fn sqlite_path(url: &str) -> Option<&Path> {
     let rest = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:"))?;
     let path = rest.split('?').next().unwrap_or_default();
     (!path.is_empty() && path != ":memory:").then(|| Path::new(path))

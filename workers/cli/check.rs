@@ -1,6 +1,7 @@
 //! `paceline check`: is the configuration valid, and what does it mean?
 
 mod call;
+mod masters;
 
 use clap::Args as ClapArgs;
 use paceline::config::{Auth, Config, Provider, QueueConfig};
@@ -14,11 +15,13 @@ use super::Globals;
 use super::backend::without_password;
 use super::failure::{Exit, Failure};
 use super::output::Out;
+use masters::Masters;
 
 /// Validate the configuration and show what is in effect
 ///
-/// Reads the file, the environment and every secret it names, and tells all that is wrong at once.
-/// Nothing is called and no secret is shown. Of each limit it says what share of it can be reached and
+/// Reads the file, the environment and every secret it names, and tells all that is wrong at once. No provider
+/// is called and no secret is shown. Where the store can be reached it says whether the master key
+/// (PACELINE_MASTER_KEY) opens what is stored there. Of each limit it says what share of it can be reached and
 /// whether it is surely never exceeded; what is valid and risky is told as a warning.
 #[derive(Debug, ClapArgs)]
 pub struct Args {
@@ -54,17 +57,24 @@ pub async fn run(args: Args, globals: &Globals, out: &Out) -> Result<Exit, Failu
     if let Some((method, path)) = &args.call {
         return call::run(&config, &reviews, (method, path), &args, out);
     }
+    let masters = masters::look(&config).await?;
     let exit = if args.strict && risky { Exit::Failed } else { Exit::Done };
-    let shown = effective(&config, &reviews);
+    let shown = effective(&config, &reviews, &masters);
     if out.is_json() {
         out.json(&shown)?;
     } else {
-        print(&config, &reviews, &shown, &args, out)?;
+        print(&config, &reviews, (&shown, &masters), &args, out)?;
     }
     Ok(exit)
 }
 
-fn print(config: &Config, reviews: &[Review], shown: &Value, args: &Args, out: &Out) -> Result<(), Failure> {
+fn print(
+    config: &Config,
+    reviews: &[Review],
+    (shown, masters): (&Value, &Masters),
+    args: &Args,
+    out: &Out,
+) -> Result<(), Failure> {
     let file =
         config.path.as_ref().map_or("no file, the built-in defaults".to_owned(), |path| path.display().to_string());
     out.line(format!("valid: {file}\n"))?;
@@ -80,6 +90,7 @@ fn print(config: &Config, reviews: &[Review], shown: &Value, args: &Args, out: &
     let signed =
         if config.webhooks.secret.is_some() { "signed" } else { "no secret: callbacks by bare URL are refused" };
     out.line(format!("webhooks   {signed}"))?;
+    out.line(format!("vault      {}", masters.line()))?;
     if config.providers.is_empty() {
         out.line("\nno provider is configured: every job will be refused")?;
     }
@@ -174,7 +185,7 @@ fn auth(auth: &Auth) -> String {
 }
 
 /// What is in effect, without secrets.
-fn effective(config: &Config, reviews: &[Review]) -> Value {
+fn effective(config: &Config, reviews: &[Review], masters: &Masters) -> Value {
     let queue = match &config.queue {
         QueueConfig::Embedded => "embedded:".to_owned(),
         QueueConfig::Amqp(url) => without_password(url.expose()),
@@ -192,6 +203,7 @@ fn effective(config: &Config, reviews: &[Review]) -> Value {
         "queue": queue,
         "api": { "listen": config.api.listen.to_string(), "envelope_bytes_max": config.api.envelope_bytes_max, "tokens": tokens },
         "webhooks": { "signed": config.webhooks.secret.is_some(), "allow_http": config.webhooks.allow_http },
+        "vault": masters.json(),
         "providers": config.providers.iter().zip(reviews).map(|(p, review)| provider(p, review)).collect::<Vec<_>>(),
         "warnings": reviews.iter().flat_map(|review| &review.warnings).collect::<Vec<_>>(),
     })

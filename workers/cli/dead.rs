@@ -16,15 +16,21 @@ use super::replays::{self, ByFilter};
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// List dead letters, newest first
+    #[command(
+        after_long_help = "Examples:\n  paceline dead list --reason permanent --provider geocoder\n  paceline --json dead list --all"
+    )]
     List(List),
     /// Show a dead letter: why, every attempt, the whole job
+    #[command(after_long_help = "Example:\n  paceline dead show order-17")]
     Show(One),
     /// Run dead letters again
     #[command(after_long_help = REPLAY_EXAMPLES)]
     Replay(Box<Replay>),
     /// List replays by filter, newest first
+    #[command(after_long_help = "Example:\n  paceline dead replays --limit 5")]
     Replays(Pages),
     /// Stop a replay by filter; what it has queued again stays queued
+    #[command(after_long_help = "Example:\n  paceline dead stop rp_0193c1f0")]
     Stop(One),
     /// Remove dead letters for good
     #[command(

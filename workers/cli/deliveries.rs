@@ -18,8 +18,10 @@ pub enum Command {
     )]
     List(List),
     /// Show a delivery with all its attempts
+    #[command(after_long_help = "Example:\n  paceline deliveries show dl_17")]
     Show(One),
     /// Send deliveries again, under the same event ids
+    #[command(after_long_help = "Example:\n  paceline deliveries resend dl_17 dl_18")]
     Resend(Many),
 }
 

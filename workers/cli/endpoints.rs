@@ -22,6 +22,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// List endpoints, newest first; those of bare callback URLs too
+    #[command(after_long_help = "Example:\n  paceline endpoints list --tenant acme")]
     List(List),
     /// Register an endpoint; its secret is shown this once
     #[command(
@@ -29,8 +30,10 @@ pub enum Command {
     )]
     Add(Add),
     /// Show an endpoint
+    #[command(after_long_help = "Example:\n  paceline endpoints show ep_0193c1f0")]
     Show(One),
     /// Send nothing more to endpoints until they are enabled; what comes up meanwhile is held back
+    #[command(after_long_help = "Example:\n  paceline endpoints disable ep_0193c1f0")]
     Disable(Many),
     /// Send to endpoints again, whoever disabled them
     #[command(
@@ -38,6 +41,9 @@ pub enum Command {
     )]
     Enable(Many),
     /// Remove endpoints
+    #[command(
+        after_long_help = "Deliveries to them can be looked at until their jobs are removed.\n\nExample:\n  paceline endpoints delete ep_0193c1f0"
+    )]
     Delete(Many),
     /// Give an endpoint a new secret; the old one signs as well for a while
     #[command(
@@ -45,6 +51,7 @@ pub enum Command {
     )]
     Rotate(Rotate),
     /// Send an endpoint a test event, and say what it answered
+    #[command(after_long_help = "Example:\n  paceline endpoints test ep_0193c1f0 --timeout 30s")]
     Test(Test),
     /// Send an endpoint again what it missed since a time
     #[command(

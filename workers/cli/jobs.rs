@@ -26,10 +26,15 @@ pub enum Command {
     )]
     List(List),
     /// Show a job with all its attempts
+    #[command(
+        after_long_help = "Examples:\n  paceline jobs show order-17\n  paceline --json jobs show order-17 --tenant acme"
+    )]
     Show(One),
     /// Write a provider's response body to standard output
+    #[command(after_long_help = "Example:\n  paceline jobs result order-17 > answer.json")]
     Result(One),
     /// Cancel jobs that are not being sent
+    #[command(after_long_help = "Example:\n  paceline jobs cancel order-17 order-18")]
     Cancel(Many),
     /// Wait until jobs have ended
     #[command(

@@ -14,6 +14,7 @@ use super::secret_input::SecretInput;
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// List keys: where they come from, state, until when, how much of their limits is used
+    #[command(after_long_help = "Examples:\n  paceline keys list\n  paceline --json keys list geocoder")]
     List(List),
     /// Add a key: every dispatcher uses it within seconds
     #[command(after_long_help = ADD_HELP)]
@@ -26,7 +27,7 @@ pub enum Command {
         after_long_help = "Its label and what was spent with it are kept: it can be added again under the same label.\n\nExample:\n  paceline keys remove geocoder a3"
     )]
     Remove(One),
-    /// Encrypt every stored key anew with the current master key
+    /// Encrypt every stored secret anew with the current master key
     #[command(after_long_help = REKEY_HELP)]
     Rekey,
     /// Use a key no more until it is enabled
@@ -57,7 +58,11 @@ Example:
 const REKEY_HELP: &str = "\
 To replace the master key: give every process the new one as PACELINE_MASTER_KEY and the old one as
 PACELINE_MASTER_KEY_PREVIOUS (or …_FILE), start them again, run this, and take the old one away.
-All keys are encrypted anew, or none; doing it again is safe.";
+What webhook endpoints were given to sign with is encrypted anew, too. All secrets are, or none; doing
+it again is safe.
+
+Example:
+  paceline keys rekey";
 
 /// A key to be added.
 #[derive(Debug, Args)]
@@ -145,7 +150,7 @@ async fn rekey(backend: &Backend, out: &Out) -> Result<Exit, Failure> {
         out.json(&answer)?;
     } else {
         out.line(format!(
-            "{} keys open with the master key {} now",
+            "{} secrets were encrypted anew; the master key {} opens all of them",
             cell(&answer["rekeyed"]),
             cell(&answer["master"])
         ))?;

@@ -127,7 +127,9 @@ Examples:
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(serve::Args),
+    #[command(after_long_help = "Example:\n  paceline demo")]
     Demo(demo::Args),
+    #[command(after_long_help = "Example:\n  paceline bench --json")]
     Bench(bench::Args),
     Enqueue(Box<enqueue::Args>),
     #[command(subcommand)]
@@ -143,16 +145,21 @@ enum Command {
     #[command(subcommand)]
     Keys(keys::Command),
     Audit(audit::Args),
+    #[command(after_long_help = "Examples:\n  paceline check --strict\n  paceline check --call \"POST /v1/search\"")]
     Check(check::Args),
     Plan(Box<plan::Args>),
+    #[command(after_long_help = "Example:\n  paceline migrate")]
     Migrate(migrate::Args),
     #[command(subcommand)]
     Topology(topology::Command),
     #[command(subcommand)]
     Schedules(schedules::Command),
     Schema(schema::Args),
+    #[command(after_long_help = "Example:\n  paceline ready --url http://127.0.0.1:8080")]
     Ready(ready::Args),
+    #[command(after_long_help = "Example:\n  paceline completions bash > /etc/bash_completion.d/paceline")]
     Completions(pages::Completions),
+    #[command(after_long_help = "Example:\n  paceline man > /usr/local/share/man/man1/paceline.1")]
     Man(pages::Man),
 }
 
@@ -231,4 +238,39 @@ fn log_to_stderr(verbose: u8, json: bool) {
         _ => "trace",
     };
     init_logs(if json { LogFormat::Json } else { LogFormat::Text }, level);
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// Every command that does something, with how it is called and what its help ends with.
+    fn leaves(command: &clap::Command, called: &str, found: &mut Vec<(String, String)>) {
+        // Without one of its subcommands `bench` does something, too.
+        if !command.has_subcommands() || called == "paceline bench" {
+            found.push((called.to_owned(), command.clone().render_long_help().to_string()));
+            return;
+        }
+        command.get_subcommands().for_each(|sub| leaves(sub, &format!("{called} {}", sub.get_name()), found));
+    }
+
+    #[test]
+    fn every_command_has_an_example_that_is_understood() {
+        let mut found = Vec::new();
+        leaves(&Cli::command(), "paceline", &mut found);
+        assert!(found.len() > 40, "{found:?}");
+        for (called, help) in found {
+            assert!(help.contains("Example"), "{called}: {help:?}");
+            let examples: Vec<&str> =
+                help.lines().map(str::trim).filter(|line| line.starts_with("paceline ")).collect();
+            // Ids that are cut short and quotes are for people.
+            for example in examples.iter().filter(|line| !line.contains(['…', '"', '\''])) {
+                let words = example.split([' ', '\t']).take_while(|word| !matches!(*word, "#" | "|" | "<" | ">"));
+                let words: Vec<&str> = words.filter(|word| !word.is_empty()).collect();
+                assert!(Cli::try_parse_from(&words).is_ok(), "{called}: {example}");
+            }
+        }
+    }
 }

@@ -12,8 +12,10 @@ use super::output::{Out, cell, time};
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// List providers: state, queue, rate, keys
+    #[command(after_long_help = "Example:\n  paceline providers list")]
     List,
     /// Show a provider with its lanes, budgets, keys and leases
+    #[command(after_long_help = "Example:\n  paceline providers show geocoder")]
     Show(One),
     /// Send nothing to a provider until it is resumed; its jobs wait
     #[command(

@@ -13,6 +13,7 @@ use super::output::Out;
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Show every configured schedule with its next times; nothing is contacted
+    #[command(after_long_help = "Example:\n  paceline schedules list --count 5")]
     List {
         /// So many next times of each
         #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]

@@ -2,12 +2,13 @@
 
 use clap::Subcommand;
 use lapin::Connection;
-use paceline::clock::SystemClock;
+use paceline::api::OPERATOR;
+use paceline::clock::{Clock, SystemClock};
 use paceline::config::{Config, QueueConfig};
 use paceline::inlet::leftovers::{self, Leftover, Pruned};
 use paceline::inlet::topology::{JOBS, Topology};
 use paceline::inlet::{self, InletError};
-use paceline::store::Store;
+use paceline::store::{Act, ActKind, Store};
 use serde_json::json;
 
 use super::Globals;
@@ -19,15 +20,20 @@ use super::output::Out;
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Show what the configured providers need; nothing is contacted
+    #[command(after_long_help = "Example:\n  paceline topology print")]
     Print,
     /// Declare it; what is there already stays as it is
     ///
     /// `paceline serve` does this by itself. Use it where producers start first.
+    #[command(after_long_help = "Example:\n  paceline topology apply")]
     Apply,
     /// Drain and delete queues of providers and lanes that are no longer configured
     ///
     /// What waits in them becomes dead letters (unroutable), body and headers kept; then the queue is
     /// deleted. Queues that somebody consumes are left alone. It can be stopped and run again at any time.
+    #[command(
+        after_long_help = "Examples:\n  paceline topology prune --dry-run\n  paceline topology prune --queue paceline.jobs.geocoder.default"
+    )]
     Prune(Prune),
 }
 
@@ -137,6 +143,17 @@ async fn prune(prune: &Prune, config: &Config, topology: &Topology, out: &Out) -
     done
 }
 
+/// Prunes a queue, and writes that down as what an operator did.
+async fn prune_one(connection: &Connection, store: &Store, queue: &str) -> Result<Pruned, Failure> {
+    let clock = SystemClock::new();
+    let pruned = leftovers::prune(connection, store, &clock, queue).await.map_err(unreachable)?;
+    let detail = format!("{} messages are dead letters now", pruned.buried);
+    let (kind, done, detail) = (ActKind::QueuePrune, pruned.deleted, Some(detail.as_str()));
+    let act = Act { who: OPERATOR, kind, target: queue, done, detail, at_ms: clock.wall_ms() };
+    store.write_act(act).await?;
+    Ok(pruned)
+}
+
 async fn prune_all(
     prune: &Prune,
     connection: &Connection,
@@ -153,7 +170,7 @@ async fn prune_all(
         let in_use = consumers > 0;
         let pruned = match prune.dry_run || in_use {
             true => None,
-            false => Some(leftovers::prune(connection, store, &SystemClock::new(), &queue).await.map_err(unreachable)?),
+            false => Some(prune_one(connection, store, &queue).await?),
         };
         let deleted = pruned.is_some_and(|pruned| pruned.deleted);
         if !prune.dry_run && !deleted {
