@@ -266,6 +266,22 @@ fn lateness_shifts_later_slots() {
     assert!(slot(&mut pool, &Ask::default(), t(301)) >= t(1_701));
 }
 
+/// A call that left late keeps its distance, though one after it turns out to cost nothing.
+#[test]
+fn a_late_departure_is_not_forgotten_when_a_cost_shrinks() {
+    // A second for 10 units, and two calls of so much at once.
+    let limit = LimitSpec::cost(100, seconds(10.0), Algorithm::Smooth).with_burst(20);
+    let mut pool = Pool::new(&one_key(vec![limit]), Time::ZERO).unwrap();
+    let mut late = depart(&mut pool, &costing(10), t(0));
+    pool.departed_late(&mut late, t(800));
+    let mut free = depart(&mut pool, &costing(10), t(801));
+    pool.first_byte(&mut free, t(801), None);
+    pool.finish(free, t(801), Some(0));
+    send(&mut pool, &costing(10), t(801));
+    let next = slot(&mut pool, &costing(10), t(801));
+    assert!(next >= t(1_800) && next <= t(1_850), "{next:?}");
+}
+
 #[test]
 fn what_was_not_sent_is_given_back() {
     let spec = one_key(vec![

@@ -271,7 +271,7 @@ fn judge(arrivals: &BTreeMap<u32, Vec<u64>>, mut server: impl FnMut() -> Box<dyn
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn no_sliding_window_overflows(
