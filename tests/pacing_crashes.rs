@@ -346,6 +346,40 @@ fn costs_that_shrink_after_they_were_written_hide_no_calls() {
     assert!(next >= t(10_100) && next <= t(10_110), "{next:?}");
 }
 
+/// What was on its way counts as arriving a second after the takeover. Until then the bucket would have filled up again:
+/// that does not mean that nothing else could have been sent.
+#[test]
+fn calls_on_their_way_hide_no_others_from_a_bucket() {
+    let spec = one_key(LimitSpec::requests(20, Duration::from_secs(1), Algorithm::TokenBucket).with_burst(20));
+    let mut first = Pool::new(&spec, t(0)).unwrap();
+    let _on_their_way: Vec<Flight> = (0..10).map(|_| depart(&mut first, 1, t(0))).collect();
+    let written = first.save(t(0));
+    let _sent_unseen: Vec<Flight> = (0..10).map(|_| depart(&mut first, 1, t(50))).collect();
+    let mut second = Pool::new(&spec, t(100)).unwrap();
+    let within = Duration::from_millis(100);
+    second.restore(&written, within, Since::AtMost { calls: 10, open: 20, within }, t(100));
+    assert!(slot(&mut second, 1, t(1_100)) >= t(1_150));
+}
+
+/// The dead owner knew when the period ended, and used the quota anew; to its successor nobody names the period.
+#[test]
+fn a_period_that_only_the_dead_owner_knew_hides_no_calls() {
+    let reset = Reset { longest: Duration::from_secs(10), calendar: 1 };
+    let spec = one_key(LimitSpec::requests(3, reset.longest, Algorithm::Quota(reset)));
+    let mut first = Pool::new(&spec, t(0)).unwrap();
+    let sharp = |at| Edge { low: t(at), high: t(at) };
+    let period = QuotaPeriod { begins: sharp(0), ends: sharp(5_000) };
+    first.quota_period(Place::Key(KeyId(0)), 0, Some(period));
+    for mut flight in (0..3).map(|_| depart(&mut first, 1, t(4_000))).collect::<Vec<_>>() {
+        first.first_byte(&mut flight, t(4_000), None);
+        first.finish(flight, t(4_000), None);
+    }
+    let written = first.save(t(4_500));
+    let _sent_unseen: Vec<Flight> = (0..3).map(|_| depart(&mut first, 1, t(5_010))).collect();
+    let mut second = heir(&spec, &written, 600, 3, t(5_100));
+    assert!(slot(&mut second, 1, t(14_100)) >= t(15_010));
+}
+
 /// `smooth` lets a call go that costs as much as the whole limit, and rests afterwards.
 #[test]
 fn one_large_cost_that_nobody_saw_counts_wholly() {

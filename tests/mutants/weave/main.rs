@@ -126,9 +126,9 @@ impl<'a> Weaver<'a> {
     }
 
     fn function(&mut self, signature: &syn::Signature, block: &syn::Block) {
-        // A constant cannot choose, and two iterators are of two types.
+        // Two iterators are of two types.
         let returns = &self.text[self.range(signature.output.span())];
-        if signature.constness.is_some() || returns.contains("impl ") {
+        if returns.contains("impl ") {
             return;
         }
         let open = self.range(block.brace_token.span.open());
@@ -220,12 +220,19 @@ impl<'ast> Visit<'ast> for Weaver<'_> {
 
     fn visit_impl_item_const(&mut self, _: &'ast syn::ImplItemConst) {}
 
+    // A constant cannot choose.
     fn visit_item_fn(&mut self, item: &'ast syn::ItemFn) {
+        if item.sig.constness.is_some() {
+            return;
+        }
         visit::visit_item_fn(self, item);
         self.function(&item.sig, &item.block);
     }
 
     fn visit_impl_item_fn(&mut self, item: &'ast syn::ImplItemFn) {
+        if item.sig.constness.is_some() {
+            return;
+        }
         visit::visit_impl_item_fn(self, item);
         self.function(&item.sig, &item.block);
     }
