@@ -187,23 +187,17 @@ class Test:
 def measured(program, name):
     reached = WORK / f"reached-{threading.get_ident()}.txt"
     reached.unlink(missing_ok=True)
-    seconds_of(program, name, REACHED=str(reached))
-    places = set(map(int, reached.read_text().split())) if reached.exists() else set()
-    whole = seconds_of(program, name)
-    random = 0 in places
-    cost = seconds_of(program, name, FEWER=str(FEWER)) if random else whole
-    return Test(name, random, whole, cost, places - {0})
-
-
-def seconds_of(program, name, **more):
     args = [program, "-q", "--test-threads=1", "--exact", name]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    child = subprocess.Popen(args, cwd=CRATE, env=environment(**more), **quiet)
+    child = subprocess.Popen(args, cwd=CRATE, env=environment(REACHED=str(reached)), **quiet)
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
         sys.exit(f"mutants: {name} fails without any mutant")
-    return usage.ru_utime + usage.ru_stime
+    whole = usage.ru_utime + usage.ru_stime
+    places = set(map(int, reached.read_text().split())) if reached.exists() else set()
+    random = 0 in places
+    return Test(name, random, whole, whole / FEWER if random else whole, places - {0})
 
 
 def environment(**more):
