@@ -743,6 +743,10 @@ impl Play {
     }
 }
 
+fn seeds(count: u64) -> std::ops::Range<u64> {
+    0..count
+}
+
 impl Play {
     /// Another owner takes over what this one wrote, in order or after it had sent some more.
     fn take_over(&mut self) {
@@ -781,7 +785,7 @@ impl Play {
 
 #[test]
 fn whoever_takes_over_never_finds_room_before() {
-    for seed in 0..3_000 {
+    for seed in seeds(3_000) {
         let mut play = Play::new(seed, seed % 2 == 0);
         for _ in 0..1 + seed % 3 {
             (0..60).for_each(|_| play.step());
@@ -793,7 +797,7 @@ fn whoever_takes_over_never_finds_room_before() {
 
 #[test]
 fn there_is_room_exactly_when_the_lists_say_so() {
-    for seed in 0..3_000 {
+    for seed in seeds(3_000) {
         let mut play = Play::new(seed, false);
         // Fewer answers than `balanced` needs to know the network.
         for _ in 0..120 {
@@ -804,7 +808,7 @@ fn there_is_room_exactly_when_the_lists_say_so() {
 
 #[test]
 fn under_strict_there_is_never_room_before() {
-    for seed in 0..1_000 {
+    for seed in seeds(1_000) {
         let mut play = Play::new(seed, true);
         for _ in 0..200 {
             play.step();

@@ -24,7 +24,8 @@ pub(crate) fn mutant(place: u16) -> u32 {
 #[cold]
 fn reached(file: &str, place: u16) {
     static SEEN: [AtomicBool; 1 << 16] = [const { AtomicBool::new(false) }; 1 << 16];
-    if !SEEN[usize::from(place)].swap(true, Relaxed) {
+    let seen = &SEEN[usize::from(place)];
+    if !seen.load(Relaxed) && !seen.swap(true, Relaxed) {
         let mut file = File::options().append(true).create(true).open(file).unwrap();
         writeln!(file, "{place}").unwrap();
     }

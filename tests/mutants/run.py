@@ -7,7 +7,7 @@ The pacing depends on nothing else of the package. So it is copied into a packag
 with its tests in the same crate, and all mutants are woven into one build (`weave/`): nothing is compiled for a mutant.
 It costs a run of the tests that come by its place at all, until the first one fails: the one that noticed it the last
 time, all quick ones together, then those that notice most for what they cost, with an eighth of their random cases. What
-passes all that is tried again with all random cases, and only then it was missed.
+passes all that is tried again with all random cases and by the longest tests, and only then it was missed.
 
 MUTANTS_MINUTES (240) bounds the time, MUTANTS_JOBS is how many run at once (one a core). What was found is in
 target/mutants/programs/*/results.txt, and what was tried is not tried again while neither sources nor tests have changed.
@@ -45,10 +45,11 @@ PROGRAMS = WORK / "programs"
 JOBS = int(os.environ.get("MUTANTS_JOBS", os.cpu_count() or 1))
 # At first only one of so many random cases is tried.
 FEWER = 8
-# Tests that take less than so many seconds are run together.
+# Tests that take less than so many seconds are run together; those that take longer than this only in the second go.
 QUICK_SECONDS = 0.05
+LONG_SECONDS = 1.5
 # Of processor time, for tests that usually need so many seconds: what needs more hangs.
-CPU_SECONDS = lambda usual: int(3 + 10 * usual)
+CPU_SECONDS = lambda usual: int(2 + 4 * usual)
 # What is found out about limits that nobody declared stands above these files.
 DECLARED = "ask bucket calls counter edge gate gcra limit period saved shelf slot smooth spec spread time window".split()
 UNNOTICED = ("passed", "missed")
@@ -79,7 +80,7 @@ def put_together():
             continue
         # How many cases are random is the run's choice.
         text = re.sub(r"\bcases: (\d+)", r"cases: crate::cases(\1)", text)
-        text = re.sub(r"\bseeds\((\d+)\)", r"seeds(crate::cases(\1).into())", text)
+        text = re.sub(r"\bseeds\(([\d_]+)\)", r"seeds(crate::cases(\1).into())", text)
         (PLAIN / "tests" / test.name).write_text(text)
         lib += f'\n#[cfg(test)]\n#[path = "../tests/{test.name}"]\nmod {test.stem};\n'
     (PLAIN / "src/lib.rs").write_text(lib)
@@ -226,36 +227,40 @@ class Tests:
         known.write_text(json.dumps(tests))
 
     def of(self, place, file):
-        """The quick tests that come by the place, and the others, those that will notice something at little cost first."""
+        """The tests that come by the place: those that will notice something at little cost first."""
         declared = Path(file).stem in DECLARED
         tests = [t for t in self.all if place in t.places and not (declared and t.name.startswith("pacing_unknown"))]
-        quick = [test for test in tests if test.cost < QUICK_SECONDS]
-        return quick, sorted((test for test in tests if test.cost >= QUICK_SECONDS), key=lambda test: self.worth(test, file))
+        return sorted(tests, key=lambda test: self.worth(test, file), reverse=True)
 
     def worth(self, test, file):
         # Some notice much in all files, some in one.
         usual = (self.noticed[test.name] + 1) / (self.tried[test.name] + 10)
         here = (self.noticed[test.name, file] + 3 * usual) / (self.tried[test.name, file] + 3)
-        return -here / test.cost
+        # Whoever notices something ends early.
+        return here / (QUICK_SECONDS + test.cost * (1 - here))
 
-    def count(self, test, file, noticed):
-        for key in (test.name, (test.name, file)):
-            self.tried[key] += 1
-            self.noticed[key] += noticed
+    def count(self, tests, file, noticed):
+        for name in {test.name for test in tests}:
+            for key in (name, (name, file)):
+                self.tried[key] += 1
+                self.noticed[key] += bool(noticed) and noticed[1] == name
 
 
 def first_go(program, mutant, tests, last):
     """What became of the mutant, and which test noticed it."""
     number, place, name = mutant
     file = name.split(":")[0]
-    quick, slow = tests.of(place, file)
-    one = [test for test in quick + slow if test.name == last]
-    for some in filter(None, [one, quick]):
-        if noticed := run_tests(program, number, some):
-            return noticed
-    for test in slow:
-        noticed = run_tests(program, number, [test])
-        tests.count(test, file, bool(noticed))
+    left = [test for test in tests.of(place, file) if test.cost < LONG_SECONDS]
+    while left:
+        if one := [test for test in left if test.name == last]:
+            some, last = one, None
+        elif left[0].cost < QUICK_SECONDS:
+            some = [test for test in left if test.cost < QUICK_SECONDS]
+        else:
+            some = left[:1]
+        left = [test for test in left if test not in some]
+        noticed = run_tests(program, number, some)
+        tests.count(some, file, noticed)
         if noticed:
             return noticed
     return "passed", "-"
@@ -263,9 +268,9 @@ def first_go(program, mutant, tests, last):
 
 def second_go(program, mutant, tests):
     number, place, name = mutant
-    quick, slow = tests.of(place, name.split(":")[0])
-    for test in quick + slow:
-        if test.random and (noticed := run_tests(program, number, [test], whole=True)):
+    for test in tests.of(place, name.split(":")[0]):
+        again = test.random or test.cost >= LONG_SECONDS
+        if again and (noticed := run_tests(program, number, [test], whole=True)):
             return noticed
     return "missed", "-"
 
@@ -338,8 +343,6 @@ def lines_of(path):
 
 
 def main():
-    files = [arg for arg in sys.argv[1:] if not arg.startswith("--")]
-    ends = time.monotonic() + 60 * float(os.environ.get("MUTANTS_MINUTES", "240"))
     CRATE.mkdir(parents=True, exist_ok=True)
     program, woven = woven_program()
     home = PROGRAMS / hashlib.sha256(Path(program).read_bytes()).hexdigest()[:16]
@@ -347,6 +350,11 @@ def main():
     # What is built meanwhile is another one.
     if not (home / "program").exists():
         shutil.copy(program, home / "program")
+    judge(home, woven, [arg for arg in sys.argv[1:] if not arg.startswith("--")])
+
+
+def judge(home, woven, files):
+    ends = time.monotonic() + 60 * float(os.environ.get("MUTANTS_MINUTES", "240"))
     program = home / "program"
     results, tests, known = Results(home), Tests(program, home), survivors()
     # Files in the order in which they are named.
