@@ -540,6 +540,33 @@ fn the_allowance_bounds_what_is_let_go() {
     assert_eq!(unlimited.allowance(seconds(1.0), t(0)), 0);
 }
 
+/// What others used comes back, too, and every window that ends within the time brings a whole one.
+#[test]
+fn the_allowance_counts_what_comes_back() {
+    let spec = one_key(vec![LimitSpec::requests(10, seconds(10.0), Algorithm::SlidingWindow)]);
+    let mut pool = Pool::new(&spec, Time::ZERO).unwrap();
+    let mut flight = depart(&mut pool, &Ask::default(), t(0));
+    let told = Signal::parse([("x-ratelimit-limit", "10"), ("x-ratelimit-remaining", "3")], 200, None);
+    pool.first_byte(&mut flight, t(10), Some(&told));
+    pool.finish(flight, t(10), None);
+    assert_eq!(used(&mut pool, t(11)), [7], "six others");
+    assert_eq!(pool.allowance(seconds(8.0), t(1_000)), 3);
+    assert!(pool.allowance(seconds(9.5), t(1_000)) >= 10);
+    assert!(pool.allowance(seconds(20.0), t(20_000)) >= 20);
+}
+
+/// Calls that are late make up for it: then several leave at once.
+#[test]
+fn the_allowance_counts_what_is_made_up_for() {
+    let limit = LimitSpec::requests(1_000, seconds(1.0), Algorithm::Smooth);
+    let spec = PoolSpec { safety: Safety::Balanced, ..one_key(vec![limit]) };
+    let mut pool = Pool::new(&spec, Time::ZERO).unwrap();
+    send(&mut pool, &Ask::default(), t(0));
+    let most = pool.allowance(Duration::ZERO, t(6)) as usize;
+    let sent = room(&mut pool, t(6), &[]);
+    assert!(sent > 1 && sent <= most, "{sent} of {most}");
+}
+
 #[test]
 fn absurd_declarations_are_refused() {
     let bad = |spec: PoolSpec| Pool::new(&spec, Time::ZERO).err().map(|error| error.to_string());
@@ -597,11 +624,11 @@ fn balanced_does_not_wait_for_slow_answers() {
 }
 
 /// How many such calls go at once.
-fn room(pool: &mut Pool, routes: &[usize]) -> usize {
+fn room(pool: &mut Pool, now: Time, routes: &[usize]) -> usize {
     let ask = Ask { routes: routes.iter().fold(Routes::NONE, |set, route| set.with(*route)), ..Ask::default() };
     let mut sent = 0;
-    while let Acquire::Granted(permit) = pool.acquire(&ask, t(0)) {
-        drop(pool.depart(permit, t(0)));
+    while let Acquire::Granted(permit) = pool.acquire(&ask, now) {
+        drop(pool.depart(permit, now));
         sent += 1;
     }
     sent
@@ -620,13 +647,13 @@ fn each_route_has_limits_of_its_own() {
         };
         let spec = PoolSpec { routes: (0..128).map(route).collect(), ..one_key(limit(1_000)) };
         let mut pool = Pool::new(&spec, Time::ZERO).unwrap();
-        assert_eq!(room(&mut pool, &[2, 5]), 3, "the narrower of two");
-        assert_eq!(room(&mut pool, &[2]), 0);
-        assert_eq!(room(&mut pool, &[5]), 3, "what it shared with the other counts");
+        assert_eq!(room(&mut pool, t(0), &[2, 5]), 3, "the narrower of two");
+        assert_eq!(room(&mut pool, t(0), &[2]), 0);
+        assert_eq!(room(&mut pool, t(0), &[5]), 3, "what it shared with the other counts");
         for n in [0, 1, 63, 64, 127] {
-            assert_eq!(room(&mut pool, &[n]), n + 1, "route {n}");
+            assert_eq!(room(&mut pool, t(0), &[n]), n + 1, "route {n}");
         }
-        assert_eq!(room(&mut pool, &[0, 126]), 0);
-        assert_eq!(room(&mut pool, &[126, 125]), 126);
+        assert_eq!(room(&mut pool, t(0), &[0, 126]), 0);
+        assert_eq!(room(&mut pool, t(0), &[126, 125]), 126);
     }
 }

@@ -400,6 +400,45 @@ fn flown(pool: &mut Pool, at: u64, heads: &[(&str, &str)], status: u16) {
     pool.finish(flight, now, None);
 }
 
+fn room(pool: &Pool, at: u64) -> usize {
+    let mut pool = pool.clone();
+    let now = Time::from_nanos(at * MILLI);
+    let permit = |_| match pool.acquire(&Ask::default(), now) {
+        Acquire::Granted(permit) => Some(pool.depart(permit, now)),
+        _ => None,
+    };
+    (0..1_000).map_while(permit).count()
+}
+
+/// What others used is counted from when it was told of, each part for itself.
+#[test]
+fn foreign_use_that_is_told_of_later_counts_for_longer() {
+    let limit = LimitSpec::requests(20, Duration::from_secs(10), Algorithm::SlidingWindow);
+    let mut pool = Pool::new(&one_key(limit), Time::ZERO).unwrap();
+    flown(&mut pool, 0, &[("x-ratelimit-limit", "20"), ("x-ratelimit-remaining", "16")], 200);
+    flown(&mut pool, 5_000, &[("x-ratelimit-limit", "20"), ("x-ratelimit-remaining", "10")], 200);
+    assert_eq!(room(&pool, 5_001), 10, "three others, and five more");
+    assert_eq!(room(&pool, 12_000), 14);
+    assert_eq!(room(&pool, 15_003), 20);
+}
+
+/// A guard that was widened and has shrunk again is as wide as it was, clock drift and all.
+#[test]
+fn a_guard_shrinks_to_what_it_was() {
+    let wait = |refused: bool| {
+        let limit = LimitSpec::requests(1, Duration::from_secs(1_000), Algorithm::SlidingWindow);
+        let mut pool = Pool::new(&one_key(limit), Time::ZERO).unwrap();
+        flown(&mut pool, 0, &[("retry-after", "1")], if refused { 429 } else { 200 });
+        for round in 1..6 {
+            flown(&mut pool, round * 2_000_000, &[], 200);
+        }
+        let now = Time::from_nanos(10_000_001 * MILLI);
+        let Acquire::At(at) = pool.acquire(&Ask::default(), now) else { panic!("at once") };
+        at
+    };
+    assert_eq!(wait(true), wait(false));
+}
+
 #[test]
 fn where_nothing_is_declared_the_answer_pauses() {
     let mut spec = one_key(LimitSpec::concurrency(5));

@@ -47,9 +47,9 @@ JOBS = int(os.environ.get("MUTANTS_JOBS", os.cpu_count() or 1))
 FEWER = 8
 # Tests that take less than so many seconds are run together; those that take longer than this only in the second go.
 QUICK_SECONDS = 0.05
-LONG_SECONDS = 1.5
+LONG_SECONDS = 1.3
 # Of processor time, for tests that usually need so many seconds: what needs more hangs.
-CPU_SECONDS = lambda usual: int(2 + 4 * usual)
+CPU_SECONDS = lambda usual: int(2 + 3 * usual)
 # What is found out about limits that nobody declared stands above these files.
 DECLARED = "ask bucket calls counter edge gate gcra limit period saved shelf slot smooth spec spread time window".split()
 UNNOTICED = ("passed", "missed")
