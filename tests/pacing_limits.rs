@@ -395,6 +395,17 @@ fn a_refusal_does_not_move_the_edge_of_a_quota() {
     }
     let next = slot(&mut pool, &Ask::default(), t(300_000));
     assert!(next >= t(5_000_000) && next <= t(5_001_100), "{next:?}");
+    assert_eq!(pool.used(OF_THE_KEY, 0, next), Some(0), "all of it is forgotten there");
+}
+
+/// A whole quota before the end of the period, and another one after it.
+#[test]
+fn the_allowance_of_a_quota_counts_both_periods() {
+    let mut pool = Pool::new(&quota(3, seconds(100.0)), Time::ZERO).unwrap();
+    pool.quota_period(OF_THE_KEY, 0, period(t(0), t(5_000)));
+    let most = pool.allowance(seconds(10.0), t(1_000)) as usize;
+    let sent = room(&mut pool, t(1_000), &[]) + room(&mut pool, t(9_000), &[]);
+    assert!(sent <= most, "{sent} of {most}");
 }
 
 /// Another number for the same calendar does not forget what was spent; another calendar does not count as this one.
