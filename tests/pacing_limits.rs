@@ -398,6 +398,77 @@ fn a_refusal_does_not_move_the_edge_of_a_quota() {
     assert_eq!(pool.used(OF_THE_KEY, 0, next), Some(0), "all of it is forgotten there");
 }
 
+/// What a pinned ask may cost depends on its key or budget alone.
+#[test]
+fn what_is_impossible_depends_on_the_pin() {
+    let budget = |units| {
+        let limits = vec![LimitSpec::cost(units, seconds(1.0), Algorithm::SlidingWindow)];
+        BudgetSpec { name: format!("of {units}"), limits }
+    };
+    let key = |label: &str, budget| KeySpec { label: label.into(), weight: 1, budget: Some(budget) };
+    let keys = vec![key("a", 0), key("b", 1), key("c", 1)];
+    let spec = PoolSpec { budgets: vec![budget(10), budget(50)], keys, ..PoolSpec::default() };
+    let pool = Pool::new(&spec, Time::ZERO).unwrap();
+    let most = |pin, cost| pool.impossible(&Ask { pin, ..costing(cost) }).map(|told| told.largest);
+    assert_eq!((most(None, 50), most(None, 51)), (None, Some(50)));
+    for (key, units) in [(0, 10), (1, 50), (2, 50)] {
+        let pin = Some(Pin::Key(KeyId(key)));
+        assert_eq!((most(pin, units), most(pin, units + 1)), (None, Some(units)), "key {key}");
+    }
+    for (number, units) in [(0, 10), (1, 50)] {
+        let pin = Some(Pin::Budget(BudgetId(number)));
+        assert_eq!((most(pin, units), most(pin, units + 1)), (None, Some(units)), "budget {number}");
+    }
+    assert_eq!(most(Some(Pin::Key(KeyId(3))), 99), None, "there is no such key");
+    assert_eq!(most(Some(Pin::Budget(BudgetId(2))), 99), None);
+}
+
+/// A pinned call goes with that key, or with one of that budget, or not at all.
+#[test]
+fn a_pin_is_kept() {
+    let key = |label: &str, budget| KeySpec { label: label.into(), weight: 1, budget };
+    let spec = PoolSpec {
+        budgets: vec![BudgetSpec { name: "org".into(), limits: Vec::new() }],
+        keys: vec![key("a", None), key("b", Some(0)), key("c", Some(0))],
+        ..one_key(vec![LimitSpec::requests(2, seconds(60.0), Algorithm::SlidingWindow)])
+    };
+    let mut pool = Pool::new(&spec, Time::ZERO).unwrap();
+    let mut keys = |pin, calls: usize| -> Vec<u32> {
+        let ask = Ask { pin: Some(pin), ..Ask::default() };
+        let permits = (0..calls).map_while(|_| match pool.acquire(&ask, t(0)) {
+            Acquire::Granted(permit) => Some(pool.depart(permit, t(0)).key().0),
+            Acquire::Blocked { until: None, .. } => Some(u32::MAX),
+            _ => None,
+        });
+        let mut keys: Vec<u32> = permits.collect();
+        keys.sort_unstable();
+        keys
+    };
+    assert_eq!(keys(Pin::Budget(BudgetId(0)), 9), [1, 1, 2, 2]);
+    assert_eq!(keys(Pin::Key(KeyId(0)), 9), [0, 0]);
+    for nobody in [Pin::Key(KeyId(3)), Pin::Key(KeyId(9)), Pin::Budget(BudgetId(2)), Pin::Budget(BudgetId(9))] {
+        assert_eq!(keys(nobody, 1), [u32::MAX], "{nobody:?}");
+    }
+    assert_eq!([0, 1, 2, 3].map(|key| pool.key_label(KeyId(key)).to_owned()), ["a", "b", "c", ""]);
+}
+
+#[test]
+fn permits_and_flights_tell_what_they_are() {
+    let mut pool = Pool::new(&one_key(vec![LimitSpec::concurrency(5)]), Time::ZERO).unwrap();
+    let mut grant = |pool: &mut Pool, at, probe| {
+        let Acquire::Granted(permit) = pool.acquire(&Ask::default(), t(at)) else { panic!("there is room") };
+        assert_eq!((permit.booked(), permit.is_probe(), permit.key()), (t(at), probe, KeyId(0)));
+        let flight = pool.depart(permit, t(at + 1));
+        assert_eq!((flight.sent(), flight.is_probe(), flight.key()), (t(at + 1), probe, KeyId(0)));
+    };
+    grant(&mut pool, 7, false);
+    pool.disable_key(KeyId(0), Some(t(50)));
+    grant(&mut pool, 50, true);
+    let routes = Routes::NONE.with(2).with(127).with(2);
+    assert!(routes.contains(2) && routes.contains(127), "said twice");
+    assert!(!routes.contains(128) && !routes.with(128).contains(128) && !routes.contains(3));
+}
+
 /// A whole quota before the end of the period, and another one after it.
 #[test]
 fn the_allowance_of_a_quota_counts_both_periods() {

@@ -404,6 +404,38 @@ fn the_word_about_a_provider_outlives_the_process() {
     assert_eq!(why(&mut next, later), Some(Why::ProviderPaused), "what was learnt since stays");
 }
 
+/// What one budget spent, and how it is set aside, is no other's.
+#[test]
+fn budgets_are_not_taken_for_each_other() {
+    let limits = vec![LimitSpec::requests(5, Duration::from_secs(60), Algorithm::SlidingWindow)];
+    let budget = |name: &str| BudgetSpec { name: name.into(), limits: limits.clone() };
+    let key = |label: &str, budget| KeySpec { label: label.into(), weight: 1, budget };
+    let keys = vec![key("a", Some(0)), key("b", Some(1)), key("c", None), key("d", None)];
+    let spec =
+        PoolSpec { budgets: vec![budget("one"), budget("other")], key_limits: limits, keys, ..PoolSpec::default() };
+    let now = Time::from_nanos(START);
+    let mut pool = Pool::new(&spec, now).unwrap();
+    for (number, calls) in [(0, 4), (1, 2)] {
+        for _ in 0..calls {
+            let ask = Ask { pin: Some(Pin::Key(KeyId(number))), ..Ask::default() };
+            let Acquire::Granted(permit) = pool.acquire(&ask, now) else { panic!("there is room") };
+            let mut flight = pool.depart(permit, now);
+            pool.first_byte(&mut flight, now, None);
+            pool.finish(flight, now, None);
+        }
+    }
+    pool.park_budget(BudgetId(2), None);
+    pool.park_budget(BudgetId(0), None);
+    let (mut next, later) = handed_over(&mut pool, &spec, 0);
+    let used = [0, 1].map(|number| next.used(Place::Budget(BudgetId(number)), 0, later));
+    assert_eq!(used, [Some(4), Some(2)]);
+    let parked = |number: u32, next: &mut Pool| {
+        let ask = Ask { pin: Some(Pin::Key(KeyId(number))), ..Ask::default() };
+        matches!(next.acquire(&ask, later), Acquire::Blocked { why: Why::BudgetParked(_), .. })
+    };
+    assert_eq!([0, 1, 2, 3].map(|number| parked(number, &mut next)), [true, false, true, false]);
+}
+
 /// What others used counts even where nothing else does.
 #[test]
 fn foreign_use_alone_outlives_the_process() {
