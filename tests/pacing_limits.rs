@@ -661,6 +661,14 @@ fn absurd_declarations_are_refused() {
     assert!(bad(PoolSpec { safety: Safety::Headroom(f64::NAN), ..PoolSpec::default() }).is_some());
     assert!(bad(PoolSpec { counted_within: Duration::ZERO, ..PoolSpec::default() }).is_some());
     assert!(bad(PoolSpec { routes: vec![RouteSpec::default(); 129], ..PoolSpec::default() }).is_some());
+    assert!(bad(PoolSpec { counted_within: MAX_PERIOD + seconds(1.0), ..PoolSpec::default() }).is_some());
+    let of_days = |days: u32, longest| {
+        let reset = Reset { longest, calendar: 1 };
+        bad(one_key(vec![LimitSpec::requests(1, days * seconds(86_400.0), Algorithm::Quota(reset))]))
+    };
+    assert!(of_days(2, seconds(86_400.0)).is_some(), "shorter than the period");
+    assert!(of_days(2, MAX_PERIOD + seconds(1.0)).is_some());
+    assert!(of_days(2, 2 * seconds(86_400.0)).is_none() && of_days(2, MAX_PERIOD).is_none());
     let mut spec = one_key(vec![]);
     spec.keys[0].budget = Some(3);
     assert!(bad(spec).unwrap().contains("key k"));

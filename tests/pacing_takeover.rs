@@ -345,6 +345,7 @@ fn handed_over(pool: &mut Pool, spec: &PoolSpec, secret: u64) -> (Pool, Time) {
     let mut next = Pool::new(spec, later).unwrap();
     next.identify(KeyId(0), secret);
     next.restore(&saved, Duration::from_secs(4), Since::Nothing, later);
+    assert_eq!(next.secret_of(KeyId(0)), secret);
     (next, later)
 }
 
