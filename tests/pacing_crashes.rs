@@ -346,6 +346,40 @@ fn costs_that_shrink_after_they_were_written_hide_no_calls() {
     assert!(next >= t(10_100) && next <= t(10_110), "{next:?}");
 }
 
+/// What was on its way counts as arriving a second after the takeover. Until then the bucket would have filled up again:
+/// that does not mean that nothing else could have been sent.
+#[test]
+fn calls_on_their_way_hide_no_others_from_a_bucket() {
+    let spec = one_key(LimitSpec::requests(20, Duration::from_secs(1), Algorithm::TokenBucket).with_burst(20));
+    let mut first = Pool::new(&spec, t(0)).unwrap();
+    let _on_their_way: Vec<Flight> = (0..10).map(|_| depart(&mut first, 1, t(0))).collect();
+    let written = first.save(t(0));
+    let _sent_unseen: Vec<Flight> = (0..10).map(|_| depart(&mut first, 1, t(50))).collect();
+    let mut second = Pool::new(&spec, t(100)).unwrap();
+    let within = Duration::from_millis(100);
+    second.restore(&written, within, Since::AtMost { calls: 10, open: 20, within }, t(100));
+    assert!(slot(&mut second, 1, t(1_100)) >= t(1_150));
+}
+
+/// The dead owner knew when the period ended, and used the quota anew; to its successor nobody names the period.
+#[test]
+fn a_period_that_only_the_dead_owner_knew_hides_no_calls() {
+    let reset = Reset { longest: Duration::from_secs(10), calendar: 1 };
+    let spec = one_key(LimitSpec::requests(3, reset.longest, Algorithm::Quota(reset)));
+    let mut first = Pool::new(&spec, t(0)).unwrap();
+    let sharp = |at| Edge { low: t(at), high: t(at) };
+    let period = QuotaPeriod { begins: sharp(0), ends: sharp(5_000) };
+    first.quota_period(Place::Key(KeyId(0)), 0, Some(period));
+    for mut flight in (0..3).map(|_| depart(&mut first, 1, t(4_000))).collect::<Vec<_>>() {
+        first.first_byte(&mut flight, t(4_000), None);
+        first.finish(flight, t(4_000), None);
+    }
+    let written = first.save(t(4_500));
+    let _sent_unseen: Vec<Flight> = (0..3).map(|_| depart(&mut first, 1, t(5_010))).collect();
+    let mut second = heir(&spec, &written, 600, 3, t(5_100));
+    assert!(slot(&mut second, 1, t(14_100)) >= t(15_010));
+}
+
 /// `smooth` lets a call go that costs as much as the whole limit, and rests afterwards.
 #[test]
 fn one_large_cost_that_nobody_saw_counts_wholly() {
@@ -355,6 +389,60 @@ fn one_large_cost_that_nobody_saw_counts_wholly() {
     let _sent_unseen = depart(&mut first, 100, t(100));
     let mut second = heir(&spec, &written, 1_000, 1, t(1_000));
     assert!(slot(&mut second, 50, t(1_000)) >= t(20_100));
+}
+
+/// Two calls that left and were answered together: one of them being over says nothing about the other.
+#[test]
+fn a_cost_that_may_still_shrink_is_not_taken_for_that_of_its_twin() {
+    let spec = one_key(LimitSpec::cost(100, Duration::from_secs(10), Algorithm::SlidingWindow));
+    let mut first = Pool::new(&spec, t(0)).unwrap();
+    let mut twins = [depart(&mut first, 45, t(0)), depart(&mut first, 45, t(0))];
+    twins.iter_mut().for_each(|flight| first.first_byte(flight, t(100), None));
+    let [one, other] = twins;
+    first.finish(one, t(200), None);
+    let written = first.save(t(1_000));
+    first.finish(other, t(1_100), Some(0));
+    let _sent_unseen = depart(&mut first, 45, t(1_200));
+    let mut second = heir(&spec, &written, 1_000, 1, t(2_000));
+    assert!(slot(&mut second, 60, t(2_000)) >= t(11_200));
+}
+
+/// A call that was not answered in time counts from then on. Its answer may come all the same, and give most of it back.
+#[test]
+fn a_late_answer_that_may_still_come_hides_no_calls() {
+    let limit = LimitSpec::cost(100, Duration::from_secs(10), Algorithm::SlidingWindow);
+    let spec = PoolSpec { counted_within: Duration::from_secs(1), ..one_key(limit) };
+    let mut first = Pool::new(&spec, t(0)).unwrap();
+    let mut flight = depart(&mut first, 90, t(0));
+    let written = first.save(t(3_000));
+    first.first_byte(&mut flight, t(3_100), None);
+    first.finish(flight, t(3_100), Some(0));
+    let _sent_unseen = depart(&mut first, 90, t(3_200));
+    let mut second = heir(&spec, &written, 500, 1, t(3_500));
+    assert!(slot(&mut second, 80, t(3_500)) >= t(13_200));
+}
+
+/// The dead owner may have known of many edges, and used the limit anew after each. The route's limit counts all that.
+#[test]
+fn every_edge_that_the_dead_owner_may_have_known_counts() {
+    let limit = LimitSpec::requests(10, Duration::from_millis(500), Algorithm::FixedWindow);
+    let of_route = LimitSpec::requests(100, Duration::from_secs(60), Algorithm::SlidingWindow);
+    let routes = vec![RouteSpec { limits: vec![of_route], key_limits: Vec::new() }];
+    let spec = PoolSpec { routes, ..one_key(limit) };
+    let written = Pool::new(&spec, t(0)).unwrap().save(t(0));
+    let mut second = heir(&spec, &written, 5_500, 80, t(5_500));
+    assert_eq!(second.used(Place::Route(0), 0, t(5_500)), Some(80));
+}
+
+/// What nobody saw may arrive a second after the takeover. Even calls keep their distance from that, too.
+#[test]
+fn even_calls_keep_their_distance_from_what_nobody_saw() {
+    let spec = one_key(LimitSpec::requests(11, Duration::from_secs(10), Algorithm::Smooth));
+    let mut first = Pool::new(&spec, t(0)).unwrap();
+    let written = first.save(t(0));
+    let _sent_unseen = depart(&mut first, 1, t(50));
+    let mut second = heir(&spec, &written, 100, 1, t(100));
+    assert!(slot(&mut second, 1, t(100)) >= t(100 + 1_000 + 1_000));
 }
 
 /// Permits were in hand when it was written; they are given back, and calls of a route take their place unseen.

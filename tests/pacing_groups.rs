@@ -88,6 +88,45 @@ fn keys_of_a_group_that_is_not_held_are_no_candidates() {
     }
 }
 
+/// However groups come and go, with few keys that are looked at one by one and many that are indexed.
+#[test]
+fn nothing_leaves_of_a_group_that_is_not_open() {
+    for keys in [4, 30] {
+        let mut pool = pool(keys);
+        let groups = pool.group_count() as u64;
+        let mut seed = keys as u64;
+        let mut below = |n: u64| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) % n
+        };
+        for step in 0..3_000 {
+            let now = t(step * 400);
+            let hold = [Hold::Open, Hold::Shut, Hold::Away][below(3) as usize];
+            pool.set_hold(GroupId(below(groups) as u32), hold);
+            let pin = match below(4) {
+                0 => Some(Pin::Key(KeyId(below(keys as u64) as u32))),
+                1 => Some(Pin::Budget(BudgetId(below(groups) as u32))),
+                _ => None,
+            };
+            let cost = [1, 1, 5][below(3) as usize];
+            match pool.acquire(&Ask { cost, ..pinned(pin) }, now) {
+                Acquire::Granted(permit) => {
+                    let group = pool.group_of(permit.key()).expect("a key");
+                    assert_eq!(pool.hold(group), Hold::Open, "step {step} of {keys} keys");
+                    let mut flight = pool.depart(permit, now);
+                    pool.first_byte(&mut flight, now, None);
+                    pool.finish(flight, now, None);
+                }
+                answer => {
+                    let open = (0..groups).any(|group| pool.hold(GroupId(group as u32)) == Hold::Open);
+                    // There is always room with some key of thirty.
+                    assert!(pin.is_some() || !open || keys == 4, "step {step}: {answer:?}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn what_is_shut_waits_and_what_nobody_holds_is_refused() {
     for keys in [4, 40] {

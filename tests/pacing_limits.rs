@@ -266,6 +266,22 @@ fn lateness_shifts_later_slots() {
     assert!(slot(&mut pool, &Ask::default(), t(301)) >= t(1_701));
 }
 
+/// A call that left late keeps its distance, though one after it turns out to cost nothing.
+#[test]
+fn a_late_departure_is_not_forgotten_when_a_cost_shrinks() {
+    // A second for 10 units, and two calls of so much at once.
+    let limit = LimitSpec::cost(100, seconds(10.0), Algorithm::Smooth).with_burst(20);
+    let mut pool = Pool::new(&one_key(vec![limit]), Time::ZERO).unwrap();
+    let mut late = depart(&mut pool, &costing(10), t(0));
+    pool.departed_late(&mut late, t(800));
+    let mut free = depart(&mut pool, &costing(10), t(801));
+    pool.first_byte(&mut free, t(801), None);
+    pool.finish(free, t(801), Some(0));
+    send(&mut pool, &costing(10), t(801));
+    let next = slot(&mut pool, &costing(10), t(801));
+    assert!(next >= t(1_800) && next <= t(1_850), "{next:?}");
+}
+
 #[test]
 fn what_was_not_sent_is_given_back() {
     let spec = one_key(vec![
@@ -379,6 +395,88 @@ fn a_refusal_does_not_move_the_edge_of_a_quota() {
     }
     let next = slot(&mut pool, &Ask::default(), t(300_000));
     assert!(next >= t(5_000_000) && next <= t(5_001_100), "{next:?}");
+    assert_eq!(pool.used(OF_THE_KEY, 0, next), Some(0), "all of it is forgotten there");
+}
+
+/// What a pinned ask may cost depends on its key or budget alone.
+#[test]
+fn what_is_impossible_depends_on_the_pin() {
+    let budget = |units| {
+        let limits = vec![LimitSpec::cost(units, seconds(1.0), Algorithm::SlidingWindow)];
+        BudgetSpec { name: format!("of {units}"), limits }
+    };
+    let key = |label: &str, budget| KeySpec { label: label.into(), weight: 1, budget: Some(budget) };
+    let keys = vec![key("a", 0), key("b", 1), key("c", 1)];
+    let spec = PoolSpec { budgets: vec![budget(10), budget(50)], keys, ..PoolSpec::default() };
+    let pool = Pool::new(&spec, Time::ZERO).unwrap();
+    let most = |pin, cost| pool.impossible(&Ask { pin, ..costing(cost) }).map(|told| told.largest);
+    assert_eq!((most(None, 50), most(None, 51)), (None, Some(50)));
+    for (key, units) in [(0, 10), (1, 50), (2, 50)] {
+        let pin = Some(Pin::Key(KeyId(key)));
+        assert_eq!((most(pin, units), most(pin, units + 1)), (None, Some(units)), "key {key}");
+    }
+    for (number, units) in [(0, 10), (1, 50)] {
+        let pin = Some(Pin::Budget(BudgetId(number)));
+        assert_eq!((most(pin, units), most(pin, units + 1)), (None, Some(units)), "budget {number}");
+    }
+    assert_eq!(most(Some(Pin::Key(KeyId(3))), 99), None, "there is no such key");
+    assert_eq!(most(Some(Pin::Budget(BudgetId(2))), 99), None);
+}
+
+/// A pinned call goes with that key, or with one of that budget, or not at all.
+#[test]
+fn a_pin_is_kept() {
+    let key = |label: &str, budget| KeySpec { label: label.into(), weight: 1, budget };
+    let spec = PoolSpec {
+        budgets: vec![BudgetSpec { name: "org".into(), limits: Vec::new() }],
+        keys: vec![key("a", None), key("b", Some(0)), key("c", Some(0))],
+        ..one_key(vec![LimitSpec::requests(2, seconds(60.0), Algorithm::SlidingWindow)])
+    };
+    let mut pool = Pool::new(&spec, Time::ZERO).unwrap();
+    let mut keys = |pin, calls: usize| -> Vec<u32> {
+        let ask = Ask { pin: Some(pin), ..Ask::default() };
+        let permits = (0..calls).map_while(|_| match pool.acquire(&ask, t(0)) {
+            Acquire::Granted(permit) => Some(pool.depart(permit, t(0)).key().0),
+            Acquire::Blocked { until: None, .. } => Some(u32::MAX),
+            _ => None,
+        });
+        let mut keys: Vec<u32> = permits.collect();
+        keys.sort_unstable();
+        keys
+    };
+    assert_eq!(keys(Pin::Budget(BudgetId(0)), 9), [1, 1, 2, 2]);
+    assert_eq!(keys(Pin::Key(KeyId(0)), 9), [0, 0]);
+    for nobody in [Pin::Key(KeyId(3)), Pin::Key(KeyId(9)), Pin::Budget(BudgetId(2)), Pin::Budget(BudgetId(9))] {
+        assert_eq!(keys(nobody, 1), [u32::MAX], "{nobody:?}");
+    }
+    assert_eq!([0, 1, 2, 3].map(|key| pool.key_label(KeyId(key)).to_owned()), ["a", "b", "c", ""]);
+}
+
+#[test]
+fn permits_and_flights_tell_what_they_are() {
+    let mut pool = Pool::new(&one_key(vec![LimitSpec::concurrency(5)]), Time::ZERO).unwrap();
+    let mut grant = |pool: &mut Pool, at, probe| {
+        let Acquire::Granted(permit) = pool.acquire(&Ask::default(), t(at)) else { panic!("there is room") };
+        assert_eq!((permit.booked(), permit.is_probe(), permit.key()), (t(at), probe, KeyId(0)));
+        let flight = pool.depart(permit, t(at + 1));
+        assert_eq!((flight.sent(), flight.is_probe(), flight.key()), (t(at + 1), probe, KeyId(0)));
+    };
+    grant(&mut pool, 7, false);
+    pool.disable_key(KeyId(0), Some(t(50)));
+    grant(&mut pool, 50, true);
+    let routes = Routes::NONE.with(2).with(127).with(2);
+    assert!(routes.contains(2) && routes.contains(127), "said twice");
+    assert!(!routes.contains(128) && !routes.with(128).contains(128) && !routes.contains(3));
+}
+
+/// A whole quota before the end of the period, and another one after it.
+#[test]
+fn the_allowance_of_a_quota_counts_both_periods() {
+    let mut pool = Pool::new(&quota(3, seconds(100.0)), Time::ZERO).unwrap();
+    pool.quota_period(OF_THE_KEY, 0, period(t(0), t(5_000)));
+    let most = pool.allowance(seconds(10.0), t(1_000)) as usize;
+    let sent = room(&mut pool, t(1_000), &[]) + room(&mut pool, t(9_000), &[]);
+    assert!(sent <= most, "{sent} of {most}");
 }
 
 /// Another number for the same calendar does not forget what was spent; another calendar does not count as this one.
@@ -524,6 +622,33 @@ fn the_allowance_bounds_what_is_let_go() {
     assert_eq!(unlimited.allowance(seconds(1.0), t(0)), 0);
 }
 
+/// What others used comes back, too, and every window that ends within the time brings a whole one.
+#[test]
+fn the_allowance_counts_what_comes_back() {
+    let spec = one_key(vec![LimitSpec::requests(10, seconds(10.0), Algorithm::SlidingWindow)]);
+    let mut pool = Pool::new(&spec, Time::ZERO).unwrap();
+    let mut flight = depart(&mut pool, &Ask::default(), t(0));
+    let told = Signal::parse([("x-ratelimit-limit", "10"), ("x-ratelimit-remaining", "3")], 200, None);
+    pool.first_byte(&mut flight, t(10), Some(&told));
+    pool.finish(flight, t(10), None);
+    assert_eq!(used(&mut pool, t(11)), [7], "six others");
+    assert_eq!(pool.allowance(seconds(8.0), t(1_000)), 3);
+    assert!(pool.allowance(seconds(9.5), t(1_000)) >= 10);
+    assert!(pool.allowance(seconds(20.0), t(20_000)) >= 20);
+}
+
+/// Calls that are late make up for it: then several leave at once.
+#[test]
+fn the_allowance_counts_what_is_made_up_for() {
+    let limit = LimitSpec::requests(1_000, seconds(1.0), Algorithm::Smooth);
+    let spec = PoolSpec { safety: Safety::Balanced, ..one_key(vec![limit]) };
+    let mut pool = Pool::new(&spec, Time::ZERO).unwrap();
+    send(&mut pool, &Ask::default(), t(0));
+    let most = pool.allowance(Duration::ZERO, t(6)) as usize;
+    let sent = room(&mut pool, t(6), &[]);
+    assert!(sent > 1 && sent <= most, "{sent} of {most}");
+}
+
 #[test]
 fn absurd_declarations_are_refused() {
     let bad = |spec: PoolSpec| Pool::new(&spec, Time::ZERO).err().map(|error| error.to_string());
@@ -536,6 +661,14 @@ fn absurd_declarations_are_refused() {
     assert!(bad(PoolSpec { safety: Safety::Headroom(f64::NAN), ..PoolSpec::default() }).is_some());
     assert!(bad(PoolSpec { counted_within: Duration::ZERO, ..PoolSpec::default() }).is_some());
     assert!(bad(PoolSpec { routes: vec![RouteSpec::default(); 129], ..PoolSpec::default() }).is_some());
+    assert!(bad(PoolSpec { counted_within: MAX_PERIOD + seconds(1.0), ..PoolSpec::default() }).is_some());
+    let of_days = |days: u32, longest| {
+        let reset = Reset { longest, calendar: 1 };
+        bad(one_key(vec![LimitSpec::requests(1, days * seconds(86_400.0), Algorithm::Quota(reset))]))
+    };
+    assert!(of_days(2, seconds(86_400.0)).is_some(), "shorter than the period");
+    assert!(of_days(2, MAX_PERIOD + seconds(1.0)).is_some());
+    assert!(of_days(2, 2 * seconds(86_400.0)).is_none() && of_days(2, MAX_PERIOD).is_none());
     let mut spec = one_key(vec![]);
     spec.keys[0].budget = Some(3);
     assert!(bad(spec).unwrap().contains("key k"));
@@ -581,11 +714,11 @@ fn balanced_does_not_wait_for_slow_answers() {
 }
 
 /// How many such calls go at once.
-fn room(pool: &mut Pool, routes: &[usize]) -> usize {
+fn room(pool: &mut Pool, now: Time, routes: &[usize]) -> usize {
     let ask = Ask { routes: routes.iter().fold(Routes::NONE, |set, route| set.with(*route)), ..Ask::default() };
     let mut sent = 0;
-    while let Acquire::Granted(permit) = pool.acquire(&ask, t(0)) {
-        drop(pool.depart(permit, t(0)));
+    while let Acquire::Granted(permit) = pool.acquire(&ask, now) {
+        drop(pool.depart(permit, now));
         sent += 1;
     }
     sent
@@ -604,13 +737,13 @@ fn each_route_has_limits_of_its_own() {
         };
         let spec = PoolSpec { routes: (0..128).map(route).collect(), ..one_key(limit(1_000)) };
         let mut pool = Pool::new(&spec, Time::ZERO).unwrap();
-        assert_eq!(room(&mut pool, &[2, 5]), 3, "the narrower of two");
-        assert_eq!(room(&mut pool, &[2]), 0);
-        assert_eq!(room(&mut pool, &[5]), 3, "what it shared with the other counts");
+        assert_eq!(room(&mut pool, t(0), &[2, 5]), 3, "the narrower of two");
+        assert_eq!(room(&mut pool, t(0), &[2]), 0);
+        assert_eq!(room(&mut pool, t(0), &[5]), 3, "what it shared with the other counts");
         for n in [0, 1, 63, 64, 127] {
-            assert_eq!(room(&mut pool, &[n]), n + 1, "route {n}");
+            assert_eq!(room(&mut pool, t(0), &[n]), n + 1, "route {n}");
         }
-        assert_eq!(room(&mut pool, &[0, 126]), 0);
-        assert_eq!(room(&mut pool, &[126, 125]), 126);
+        assert_eq!(room(&mut pool, t(0), &[0, 126]), 0);
+        assert_eq!(room(&mut pool, t(0), &[126, 125]), 126);
     }
 }

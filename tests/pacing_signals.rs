@@ -400,6 +400,183 @@ fn flown(pool: &mut Pool, at: u64, heads: &[(&str, &str)], status: u16) {
     pool.finish(flight, now, None);
 }
 
+fn room(pool: &Pool, at: u64) -> usize {
+    let mut pool = pool.clone();
+    let now = Time::from_nanos(at * MILLI);
+    let permit = |_| match pool.acquire(&Ask::default(), now) {
+        Acquire::Granted(permit) => Some(pool.depart(permit, now)),
+        _ => None,
+    };
+    (0..1_000).map_while(permit).count()
+}
+
+/// What others used is counted from when it was told of, each part for itself.
+#[test]
+fn foreign_use_that_is_told_of_later_counts_for_longer() {
+    let limit = LimitSpec::requests(20, Duration::from_secs(10), Algorithm::SlidingWindow);
+    let mut pool = Pool::new(&one_key(limit), Time::ZERO).unwrap();
+    flown(&mut pool, 0, &[("x-ratelimit-limit", "20"), ("x-ratelimit-remaining", "16")], 200);
+    flown(&mut pool, 5_000, &[("x-ratelimit-limit", "20"), ("x-ratelimit-remaining", "10")], 200);
+    assert_eq!(room(&pool, 5_001), 10, "three others, and five more");
+    assert_eq!(room(&pool, 12_000), 14);
+    assert_eq!(room(&pool, 15_003), 20);
+}
+
+fn used_of_all(pool: &mut Pool, at: u64) -> Vec<u64> {
+    let limits = 0..pool.snapshot(Time::from_nanos(at * MILLI)).budgets[0].keys[0].limits.len();
+    limits.filter_map(|n| pool.used(Place::Key(KeyId(0)), n, Time::from_nanos(at * MILLI))).collect()
+}
+
+/// A reading is about the limit of its unit, amount and window, and about no other.
+#[test]
+fn a_reading_is_compared_with_its_limit_alone() {
+    let window = |n, seconds| LimitSpec::requests(n, Duration::from_secs(seconds), Algorithm::SlidingWindow);
+    let cost = LimitSpec::cost(10, Duration::from_secs(10), Algorithm::SlidingWindow);
+    let bucket = LimitSpec::requests(10, Duration::from_secs(1_000), Algorithm::TokenBucket).with_burst(5);
+    let old: fn(&'static str) -> Vec<(&'static str, &'static str)> =
+        |n| vec![("x-ratelimit-limit", n), ("x-ratelimit-remaining", "3")];
+    let named = |window| vec![("ratelimit-policy", window), ("ratelimit", "\"p\";r=3;t=30")];
+    let tokens = vec![("x-ratelimit-limit-tokens", "10"), ("x-ratelimit-remaining-tokens", "3")];
+    // Limits, what is told, and what is used of them then: one call, or what makes three be left.
+    let cases = [
+        (vec![window(100, 60), window(10, 10)], old("10"), vec![1, 7]),
+        (vec![window(10, 10), window(100, 60)], old("10"), vec![7, 1]),
+        (vec![window(100, 60), window(10, 10)], old("50"), vec![1, 1]),
+        (vec![window(10, 10), window(10, 60)], old("10"), vec![1, 1]),
+        (vec![window(10, 10), window(10, 60)], named("\"p\";q=10;w=60"), vec![1, 7]),
+        (vec![window(10, 60), window(20, 60)], named("\"p\";q=20;w=60"), vec![1, 17]),
+        (vec![window(10, 10), cost.clone()], tokens.clone(), vec![1, 7]),
+        (vec![cost, window(10, 10)], old("10"), vec![1, 7]),
+        // A bucket may be told by its rate or by its depth; one more may have been missing from it.
+        (vec![window(100, 60), bucket.clone()], old("10"), vec![1, 6]),
+        (vec![window(100, 60), bucket], vec![("x-ratelimit-limit", "5"), ("x-ratelimit-remaining", "0")], vec![1, 4]),
+    ];
+    for (limits, heads, expected) in cases {
+        let mut pool = Pool::new(&PoolSpec { key_limits: limits, ..one_key(window(1, 1)) }, Time::ZERO).unwrap();
+        flown(&mut pool, 1, &heads, 200);
+        let used = used_of_all(&mut pool, 2);
+        assert_eq!(used, expected, "{heads:?}");
+    }
+}
+
+/// Single fields, names with commas in them, and what is left where only what is used is told.
+#[test]
+fn parts_of_a_dialect_are_understood() {
+    let read = |heads: &[(&str, &str)]| {
+        let signal = Signal::parse(heads.iter().copied(), 200, None);
+        let parts = signal.readings.iter().map(|reading| (reading.limit, reading.remaining));
+        parts.collect::<Vec<_>>()
+    };
+    assert_eq!(read(&[("x-ratelimit-remaining-requests", "0")]), [(None, Some(0))]);
+    assert_eq!(read(&[("x-ratelimit-limit-requests", "9")]), [(Some(9), None)]);
+    assert_eq!(
+        read(&[("ratelimit-policy", "\"a, b\";q=100;w=60"), ("ratelimit", "\"a, b\";r=7")]),
+        [(Some(100), Some(7))]
+    );
+    assert_eq!(read(&[("x-ratelimit-limit", "100"), ("x-ratelimit-used", "95")]), [(Some(100), Some(5))]);
+    let both = [
+        ("x-ratelimit-limit", "100"),
+        ("x-ratelimit-used", "95"),
+        ("x-ratelimit-used", "97"),
+        ("x-ratelimit-remaining", "9"),
+    ];
+    assert_eq!(read(&both), [(Some(100), Some(3))], "the tighter one");
+}
+
+/// When the next call may leave after this answer at one second.
+fn after(limit: LimitSpec, heads: &[(&str, &str)], status: u16) -> u64 {
+    let mut pool = Pool::new(&one_key(limit), Time::ZERO).unwrap();
+    flown(&mut pool, 1_000, heads, status);
+    match pool.acquire(&Ask::default(), Time::from_nanos(1_001 * MILLI)) {
+        Acquire::Blocked { until: Some(at), .. } => at.as_nanos() / MILLI,
+        Acquire::Granted(permit) => {
+            pool.abandon(permit, Time::from_nanos(1_001 * MILLI));
+            0
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_pause_is_as_long_as_is_stated() {
+    let limit = || LimitSpec::requests(100, Duration::from_secs(60), Algorithm::SlidingWindow);
+    let about = |wait: u64, seconds: u64| (1_000 + seconds * 1_000..=1_000 + seconds * 1_063).contains(&wait);
+    assert!(about(after(limit(), &[("retry-after", "5")], 503), 5), "though no limit is meant");
+    assert_eq!(after(limit(), &[("retry-after", "5")], 200), 0);
+    assert_eq!(after(limit(), &[("retry-after", "0")], 429), 0);
+    // Of two limits the one of which nothing is left says how long.
+    let heads = [
+        ("x-ratelimit-limit-requests", "500"),
+        ("x-ratelimit-remaining-requests", "400"),
+        ("x-ratelimit-reset-requests", "1s"),
+        ("x-ratelimit-limit-tokens", "700"),
+        ("x-ratelimit-remaining-tokens", "0"),
+        ("x-ratelimit-reset-tokens", "30s"),
+    ];
+    assert!(about(after(limit(), &heads, 429), 30));
+    let heads = heads.map(|(name, value)| {
+        (
+            name,
+            if value == "30s" {
+                "1s"
+            } else if value == "1s" {
+                "30s"
+            } else {
+                value
+            },
+        )
+    });
+    assert!(about(after(limit(), &heads, 429), 1));
+}
+
+/// Two rounds of refusals widen every guard by a hundredth, wherever the limit is declared; later it is half of that.
+#[test]
+fn guards_of_shared_limits_are_widened_and_shrink_by_half() {
+    let limit = || vec![LimitSpec::requests(1, Duration::from_secs(10), Algorithm::SlidingWindow)];
+    let route = |limits| vec![RouteSpec { limits, key_limits: Vec::new() }];
+    let plain = one_key(LimitSpec::concurrency(9));
+    let specs = [
+        PoolSpec { key_limits: limit(), ..plain.clone() },
+        PoolSpec { limits: limit(), ..plain.clone() },
+        PoolSpec { routes: route(limit()), ..plain },
+    ];
+    for (n, spec) in specs.into_iter().enumerate() {
+        let mut pool = Pool::new(&spec, Time::ZERO).unwrap();
+        let ask = Ask { routes: Routes::NONE.with(0), ..Ask::default() };
+        let mut flown = |at: u64, status| {
+            let now = Time::from_nanos(at * MILLI);
+            let Acquire::Granted(permit) = pool.acquire(&ask, now) else { panic!("not granted at {at} ms") };
+            let mut flight = pool.depart(permit, now);
+            pool.first_byte(&mut flight, now, Some(&Signal::parse([("retry-after", "1")], status, None)));
+            pool.finish(flight, now, None);
+            let later = now + Duration::from_secs(5);
+            let Acquire::At(next) = pool.acquire(&ask, later) else { panic!("at once") };
+            next.since(now).as_millis() as u64 - 10_002
+        };
+        flown(0, 429);
+        flown(100_000, 429);
+        let steps = [200_000, 800_000, 900_000].map(|at| flown(at, 200));
+        assert_eq!(steps, [100, 50, 50], "place {n}");
+    }
+}
+
+/// A guard that was widened and has shrunk again is as wide as it was, clock drift and all.
+#[test]
+fn a_guard_shrinks_to_what_it_was() {
+    let wait = |refused: bool| {
+        let limit = LimitSpec::requests(1, Duration::from_secs(1_000), Algorithm::SlidingWindow);
+        let mut pool = Pool::new(&one_key(limit), Time::ZERO).unwrap();
+        flown(&mut pool, 0, &[("retry-after", "1")], if refused { 429 } else { 200 });
+        for round in 1..6 {
+            flown(&mut pool, round * 2_000_000, &[], 200);
+        }
+        let now = Time::from_nanos(10_000_001 * MILLI);
+        let Acquire::At(at) = pool.acquire(&Ask::default(), now) else { panic!("at once") };
+        at
+    };
+    assert_eq!(wait(true), wait(false));
+}
+
 #[test]
 fn where_nothing_is_declared_the_answer_pauses() {
     let mut spec = one_key(LimitSpec::concurrency(5));

@@ -228,6 +228,26 @@ fn foreign_use_outlives_the_process() {
     }
 }
 
+/// Half of it is left unused, whatever the algorithm.
+#[test]
+fn headroom_lowers_every_rate() {
+    for algorithm in TIMED {
+        let keys = vec![KeySpec { label: "k".into(), weight: 1, budget: None }];
+        let key_limits = vec![LimitSpec::requests(10, ms(10_000), algorithm)];
+        let spec = PoolSpec { key_limits, keys, safety: Safety::Headroom(0.5), ..PoolSpec::default() };
+        let mut pool = Pool::new(&spec, t(0)).unwrap();
+        let mut sent = 0;
+        for now in (0..100_000).step_by(50) {
+            while let Some(permit) = try_acquire(&mut pool, t(now)) {
+                let flight = pool.depart(permit, t(now));
+                answer(&mut pool, flight, t(now));
+                sent += 1;
+            }
+        }
+        assert!((45..=50).contains(&sent), "{algorithm:?}: {sent}");
+    }
+}
+
 /// A refusal in spite of a permit makes the next calls a little rarer, whatever the algorithm.
 #[test]
 fn a_refusal_widens_every_guard() {

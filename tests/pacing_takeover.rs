@@ -271,7 +271,7 @@ fn judge(arrivals: &BTreeMap<u32, Vec<u64>>, mut server: impl FnMut() -> Box<dyn
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn no_sliding_window_overflows(
@@ -334,6 +334,117 @@ fn states_and_pauses_outlive_the_process() {
     let Acquire::Granted(permit) = next.acquire(&Ask::default(), open) else { panic!("the pause is over") };
     assert_eq!(permit.key(), KeyId(1), "the refused key stays aside");
     next.abandon(permit, open);
+}
+
+/// The same pool after a hand-over, four seconds later.
+fn handed_over(pool: &mut Pool, spec: &PoolSpec, secret: u64) -> (Pool, Time) {
+    let now = Time::from_nanos(START);
+    let json = serde_json::to_string(&pool.save(now)).unwrap();
+    let saved: Saved = serde_json::from_str(&json).unwrap();
+    let later = now + Duration::from_secs(4);
+    let mut next = Pool::new(spec, later).unwrap();
+    next.identify(KeyId(0), secret);
+    next.restore(&saved, Duration::from_secs(4), Since::Nothing, later);
+    assert_eq!(next.secret_of(KeyId(0)), secret);
+    (next, later)
+}
+
+fn why(pool: &mut Pool, now: Time) -> Option<Why> {
+    match pool.acquire(&Ask { pin: Some(Pin::Key(KeyId(0))), ..Ask::default() }, now) {
+        Acquire::Blocked { why, .. } => Some(why),
+        Acquire::Granted(permit) => {
+            pool.abandon(permit, now);
+            None
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn pauses_of_providers_and_budgets_outlive_the_process() {
+    let spec = spec(LimitSpec::requests(5, Duration::from_secs(1), Algorithm::SlidingWindow));
+    let (now, second) = (Time::from_nanos(START), Duration::from_secs(1));
+    let cases: [(fn(&mut Pool, Time), Why); 3] = [
+        (|pool, until| pool.pause_provider(until), Why::ProviderPaused),
+        (|pool, until| pool.pause_budget(BudgetId(0), until), Why::BudgetPaused(BudgetId(0))),
+        (|pool, until| pool.park_budget(BudgetId(0), Some(until)), Why::BudgetParked(BudgetId(0))),
+    ];
+    for (pause, expected) in cases {
+        let mut pool = Pool::new(&spec, now).unwrap();
+        pause(&mut pool, now + second * 10);
+        let (mut next, later) = handed_over(&mut pool, &spec, 0);
+        assert_eq!(why(&mut next, later), Some(expected));
+        assert_eq!(why(&mut next, now + second * 9), Some(expected));
+        assert_eq!(why(&mut next, now + second * 10 + Duration::from_millis(1)), None, "{expected:?} is over");
+    }
+}
+
+/// The budget of a single key is parked for its secret; another one is not refused for it.
+#[test]
+fn a_parked_key_stays_parked_for_its_secret_alone() {
+    let spec = spec(LimitSpec::requests(5, Duration::from_secs(1), Algorithm::SlidingWindow));
+    for (secret, expected) in [(7, Some(Why::BudgetParked(BudgetId(0)))), (8, None)] {
+        let mut pool = Pool::new(&spec, Time::from_nanos(START)).unwrap();
+        pool.identify(KeyId(0), 7);
+        pool.park_budget(BudgetId(0), None);
+        let (mut next, later) = handed_over(&mut pool, &spec, secret);
+        assert_eq!(why(&mut next, later), expected, "secret {secret}");
+    }
+}
+
+/// An operator's word is news once.
+#[test]
+fn the_word_about_a_provider_outlives_the_process() {
+    let spec = spec(LimitSpec::requests(5, Duration::from_secs(1), Algorithm::SlidingWindow));
+    let now = Time::from_nanos(START);
+    let mut pool = Pool::new(&spec, now).unwrap();
+    pool.order_provider(Word { held: false, version: 3 });
+    pool.pause_provider(now + Duration::from_secs(10));
+    let (mut next, later) = handed_over(&mut pool, &spec, 0);
+    assert!(!next.order_provider(Word { held: false, version: 3 }));
+    assert_eq!(why(&mut next, later), Some(Why::ProviderPaused), "what was learnt since stays");
+}
+
+/// What one budget spent, and how it is set aside, is no other's.
+#[test]
+fn budgets_are_not_taken_for_each_other() {
+    let limits = vec![LimitSpec::requests(5, Duration::from_secs(60), Algorithm::SlidingWindow)];
+    let budget = |name: &str| BudgetSpec { name: name.into(), limits: limits.clone() };
+    let key = |label: &str, budget| KeySpec { label: label.into(), weight: 1, budget };
+    let keys = vec![key("a", Some(0)), key("b", Some(1)), key("c", None), key("d", None)];
+    let spec =
+        PoolSpec { budgets: vec![budget("one"), budget("other")], key_limits: limits, keys, ..PoolSpec::default() };
+    let now = Time::from_nanos(START);
+    let mut pool = Pool::new(&spec, now).unwrap();
+    for (number, calls) in [(0, 4), (1, 2)] {
+        for _ in 0..calls {
+            let ask = Ask { pin: Some(Pin::Key(KeyId(number))), ..Ask::default() };
+            let Acquire::Granted(permit) = pool.acquire(&ask, now) else { panic!("there is room") };
+            let mut flight = pool.depart(permit, now);
+            pool.first_byte(&mut flight, now, None);
+            pool.finish(flight, now, None);
+        }
+    }
+    pool.park_budget(BudgetId(2), None);
+    pool.park_budget(BudgetId(0), None);
+    let (mut next, later) = handed_over(&mut pool, &spec, 0);
+    let used = [0, 1].map(|number| next.used(Place::Budget(BudgetId(number)), 0, later));
+    assert_eq!(used, [Some(4), Some(2)]);
+    let parked = |number: u32, next: &mut Pool| {
+        let ask = Ask { pin: Some(Pin::Key(KeyId(number))), ..Ask::default() };
+        matches!(next.acquire(&ask, later), Acquire::Blocked { why: Why::BudgetParked(_), .. })
+    };
+    assert_eq!([0, 1, 2, 3].map(|number| parked(number, &mut next)), [true, false, true, false]);
+}
+
+/// What others used counts even where nothing else does.
+#[test]
+fn foreign_use_alone_outlives_the_process() {
+    let spec = spec(LimitSpec::requests(5, Duration::from_secs(60), Algorithm::SlidingWindow));
+    let mut pool = Pool::new(&spec, Time::from_nanos(START)).unwrap();
+    pool.assume_spent(Time::from_nanos(START));
+    let (mut next, later) = handed_over(&mut pool, &spec, 0);
+    assert_eq!(next.used(Place::Key(KeyId(0)), 0, later), Some(5));
 }
 
 #[test]

@@ -335,7 +335,7 @@ impl Bank {
 
 impl Key {
     /// Out of use until somebody does something, whatever the provider says.
-    pub const fn is_out(&self) -> bool {
+    pub fn is_out(&self) -> bool {
         self.held || self.absent
     }
 }

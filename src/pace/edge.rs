@@ -84,3 +84,24 @@ impl Edges {
         self.last.is_some_and(|edge| edge.high > from && edge.low <= to)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn edge(low: u64, high: u64) -> Edge {
+        Edge { low: Time::from_nanos(low), high: Time::from_nanos(high) }
+    }
+
+    /// One as vague as the window is long may be about this edge or the next one, and would be taken for both.
+    #[test]
+    fn vague_statements_are_left_out() {
+        let mut edges = Edges::default();
+        edges.learn(edge(50, 101), 100, Time::ZERO);
+        assert_eq!(edges.last(), None);
+        edges.learn(edge(50, 100), 100, Time::ZERO);
+        assert_eq!(edges.last(), Some(edge(50, 100)));
+        edges.learn(edge(90, 191), 100, Time::ZERO);
+        assert_eq!(edges.last(), Some(edge(50, 100)));
+    }
+}

@@ -114,7 +114,15 @@ impl Gcra {
 
     /// A call recorded earlier left as late as `at`: the next one keeps its whole distance from it.
     pub fn not_before(&mut self, amount: u64, at: Time) {
-        self.full_at = self.full_at.max(at.plus(self.span(amount)));
+        let until = at.plus(self.span(amount));
+        if until <= self.full_at {
+            return;
+        }
+        self.full_at = until;
+        // Computed anew from what was taken before, the bucket would forget this.
+        if let Some(Takings { list, .. }) = self.takings.as_deref_mut() {
+            list.clear();
+        }
     }
 
     /// Slows the flow back by `extra` nanoseconds a period.

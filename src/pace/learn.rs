@@ -279,3 +279,31 @@ fn scrambled(seed: u64) -> u64 {
     x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     x ^ (x >> 31)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Family;
+    use super::*;
+
+    /// In milliseconds: the edge that an answer tells that was sent for at 100 s and came at 101 s.
+    fn told(resets_in: u64, reset_grain: u64, reset_at: Option<u64>) -> (u64, u64) {
+        let reading = Reading {
+            resets_in: Some(Duration::from_millis(resets_in)),
+            reset_grain: Duration::from_millis(reset_grain),
+            reset_at: reset_at.map(Duration::from_millis),
+            ..Reading::of(Unit::Requests, Family::XRateLimit)
+        };
+        let (sent, at) = (Time::from_nanos(100 * SECOND_NANOS), Time::from_nanos(101 * SECOND_NANOS));
+        let edge = stated_edge(&reading, 60 * SECOND_NANOS, sent, at).expect("it tells a reset");
+        (edge.low.as_nanos() / 1_000_000, edge.high.as_nanos() / 1_000_000)
+    }
+
+    #[test]
+    fn an_edge_is_as_vague_as_it_was_told() {
+        assert_eq!(told(30_000, 1_000, None), (129_000, 132_000), "rounded up or down");
+        assert_eq!(told(30_000, 1, None), (129_999, 131_000), "rounded up");
+        assert_eq!(told(30_000, 1_000, Some(1_800_000_017_000)), (128_000, 132_000), "and so was the date");
+        assert_eq!(told(30_000, 1, Some(1_800_000_017_500)), (128_999, 131_001));
+        assert_eq!(told(30_000, 1_000, Some(1_800_000_000_000)), (129_000, 131_000), "on the clock: only the date was");
+    }
+}

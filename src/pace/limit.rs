@@ -383,11 +383,14 @@ impl Limit {
     }
 
     /// Upper bound on the calls that a predecessor may have let go within `horizon`. It may have known of edges at
-    /// which the provider forgets everything, and that this process never heard of. The calendar both know.
+    /// which the provider forgets everything, and that this process never heard of. The calendar both know, unless
+    /// nobody has named the period to this one.
     pub fn allowed_unseen(&mut self, horizon: u64, now: Time, within: u64) -> u64 {
+        let named = self.window().is_some_and(Window::knows_edges);
         match self.edges {
-            Edges::None | Edges::Given { .. } => self.allowance(horizon, now, within),
-            Edges::Told => (horizon / self.per).saturating_add(2).saturating_mul(self.declared),
+            Edges::None => self.allowance(horizon, now, within),
+            Edges::Given { .. } if named => self.allowance(horizon, now, within),
+            Edges::Given { .. } | Edges::Told => (horizon / self.per).saturating_add(2).saturating_mul(self.declared),
         }
     }
 
@@ -482,6 +485,8 @@ impl Limit {
     /// it allowed within `horizon`. They are counted as late as they may have arrived.
     pub fn unseen(&mut self, unseen: Unseen, (now, late): (Time, Time), within: u64) {
         let Unseen { calls, open, horizon } = unseen;
+        // A bucket counts what was on its way as late as that; until then it must not seem emptier to whoever sent before.
+        let horizon = horizon.max(late.as_nanos() - now.as_nanos());
         let allowed = self.allowed_unseen(horizon, now, within).min(self.declared.max(self.largest));
         // Costs of unseen calls are not known: all that was allowed.
         let amount = if self.counts == Counts::Cost { allowed } else { allowed.min(calls) };

@@ -243,4 +243,37 @@ mod tests {
             assert_eq!(pinned(&mut next, A, t(1)).is_ok(), works, "secret {secret}");
         }
     }
+
+    #[test]
+    fn a_word_about_the_provider_is_news_once() {
+        let mut pool = pool();
+        let granted = |pool: &mut Pool| match pool.acquire(&Ask::default(), t(1)) {
+            Acquire::Granted(permit) => {
+                pool.abandon(permit, t(1));
+                true
+            }
+            _ => false,
+        };
+        assert!(pool.order_provider(word(true, 2)) && !granted(&mut pool));
+        assert!(!pool.order_provider(word(true, 2)) && !pool.order_provider(word(true, 1)) && !granted(&mut pool));
+        pool.pause_provider(Time::MAX);
+        assert!(pool.order_provider(word(false, 3)) && granted(&mut pool), "whatever was learnt before");
+        pool.pause_provider(Time::MAX);
+        assert!(!pool.order_provider(word(false, 3)) && !granted(&mut pool), "learnt since");
+        assert!(pool.order_provider(word(true, 4)) && !granted(&mut pool));
+    }
+
+    #[test]
+    fn a_key_set_aside_for_good_is_tried_when_somebody_says_so() {
+        let mut pool = pool();
+        pool.disable_key(A, None);
+        let ask = Ask { pin: Some(Pin::Key(A)), ..Ask::default() };
+        assert!(!matches!(pool.acquire(&ask, t(1_000)), Acquire::Granted(_)));
+        pool.probe_key(A, t(1_000));
+        let Acquire::Granted(permit) = pool.acquire(&ask, t(1_000)) else { panic!("one call may try") };
+        assert!(permit.is_probe());
+        pool.abandon(permit, t(1_000));
+        let names = [0, 1, 2, 3].map(|budget| pool.budget_name(BudgetId(budget)).map(str::to_owned));
+        assert_eq!(names, [Some("org".to_owned()), None, None, None]);
+    }
 }

@@ -160,6 +160,11 @@ impl Window {
         }
     }
 
+    /// Whether any edge is known.
+    pub fn knows_edges(&self) -> bool {
+        self.edges.is_some()
+    }
+
     /// Anchors are rounded up to the grain, but not over an edge.
     fn filed(&self, anchor: Time) -> Time {
         let rounded = anchor.rounded_up(self.grain);

@@ -149,3 +149,30 @@ fn go_duration(value: &str) -> Option<Wait> {
     }
     Some(Wait { after: seconds(total)?, grain, at: None })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_as_go_writes_them() {
+        let (coarse, fine) = (1_000, 1);
+        let durations = [
+            ("6m0s", 360_000, coarse),
+            ("1d2h3m4s", 93_784_000, coarse),
+            ("1h", 3_600_000, coarse),
+            ("250ms", 250, fine),
+            ("1h2m3.5s", 3_723_500, fine),
+            ("4500us", 5, fine),
+            ("4500µs", 5, fine),
+            ("2500000ns", 3, fine),
+        ];
+        for (text, millis, grain) in durations {
+            let wait = go_duration(text).unwrap_or_else(|| panic!("{text}"));
+            assert_eq!((wait.after.as_millis(), wait.grain.as_millis(), wait.at), (millis, grain, None), "{text}");
+        }
+        for text in ["", "-5s", "+5s", "5", "5w", "s", "1h-2m"] {
+            assert_eq!(go_duration(text), None, "{text}");
+        }
+    }
+}

@@ -1,7 +1,8 @@
 //! Weaves all mutants that `cargo mutants --list --json` names into the sources, so that one build holds them all and
-//! the environment chooses one: `a < b` becomes `(match crate::mutant() { 7 => (a) == (b), _ => (a) < (b) })`.
+//! the environment chooses one: `a < b` becomes `(match crate::mutant(7) { 7 => (a) == (b), 8 => (a) > (b), _ => (a) < (b) })`.
+//! What `mutant` is given names the place, by the first of its mutants.
 //!
-//!   weave LIST.json CRATE [UNVIABLE]     rewrites the files of CRATE in place; prints "number name" of those woven
+//!   weave LIST.json CRATE [UNVIABLE]     rewrites the files of CRATE in place; prints "number place name" of those woven
 //!
 //! UNVIABLE has the numbers of mutants to be left out, since they do not compile.
 
@@ -81,7 +82,8 @@ struct Weaver<'a> {
     at: HashMap<(Point, &'static str), Vec<&'a Mutant>>,
     bodies: Vec<&'a Mutant>,
     nodes: Vec<(Range<usize>, Node)>,
-    woven: Vec<usize>,
+    /// Numbers, and the places that stand for them.
+    woven: Vec<(usize, usize)>,
 }
 
 const GENRES: [&str; 5] = ["BinaryOperator", "UnaryOperator", "MatchArmGuard", "MatchArm", "StructField"];
@@ -114,14 +116,19 @@ impl<'a> Weaver<'a> {
         let start = span.start();
         let point = Point { line: start.line, column: start.column + 1 };
         let found = self.at.remove(&(point, genre)).unwrap_or_default();
-        self.woven.extend(found.iter().map(|mutant| mutant.number));
+        self.place(&found);
         found.into_iter().map(|mutant| (mutant.number, mutant.replacement.clone())).collect()
     }
 
+    fn place(&mut self, mutants: &[&Mutant]) {
+        let place = mutants.first().map_or(0, |first| first.number);
+        self.woven.extend(mutants.iter().map(|mutant| (mutant.number, place)));
+    }
+
     fn function(&mut self, signature: &syn::Signature, block: &syn::Block) {
-        // A constant cannot choose, and two iterators are of two types.
+        // Two iterators are of two types.
         let returns = &self.text[self.range(signature.output.span())];
-        if signature.constness.is_some() || returns.contains("impl ") {
+        if returns.contains("impl ") {
             return;
         }
         let open = self.range(block.brace_token.span.open());
@@ -136,7 +143,7 @@ impl<'a> Weaver<'a> {
         if here.is_empty() {
             return;
         }
-        self.woven.extend(here.iter().map(|mutant| mutant.number));
+        self.place(&here);
         let values = here.into_iter().map(|mutant| (mutant.number, mutant.replacement.clone())).collect();
         self.nodes.push((open.end..open.end, Node::Body { values }));
     }
@@ -166,8 +173,9 @@ impl<'a> Weaver<'a> {
     fn node(&self, n: usize) -> String {
         let part = |range: &Range<usize>| self.render(range.clone(), Some(n));
         let choose = |others: Vec<(usize, String)>, usual: String| {
+            let place = others[0].0;
             let arms: String = others.into_iter().map(|(number, text)| format!("{number}u32 => {text}, ")).collect();
-            format!("(match crate::mutant() {{ {arms}_ => {usual} }})")
+            format!("(match crate::mutant({place}) {{ {arms}_ => {usual} }})")
         };
         match &self.nodes[n].1 {
             Node::Binary { left, op, right, others } => {
@@ -177,7 +185,7 @@ impl<'a> Weaver<'a> {
             }
             Node::Body { values } => {
                 let arms: String = values.iter().map(|(n, value)| format!("{n}u32 => return {value}, ")).collect();
-                format!(" match crate::mutant() {{ {arms}_ => {{}} }} ")
+                format!(" match crate::mutant({}) {{ {arms}_ => {{}} }} ", values[0].0)
             }
             Node::Guard { guard, values } => choose(values.clone(), part(guard)),
             Node::Unary { operand, op, number } => {
@@ -187,7 +195,7 @@ impl<'a> Weaver<'a> {
             Node::Arm { pattern, guard, number } => {
                 let pattern = part(pattern);
                 let guard = guard.as_ref().map_or(String::new(), |guard| format!(" && ({})", part(guard)));
-                format!("{pattern} if crate::mutant() != {number}u32{guard}")
+                format!("{pattern} if crate::mutant({number}) != {number}u32{guard}")
             }
             Node::Field { name, value, base, number } => {
                 let (value, base) = (part(value), part(base));
@@ -212,12 +220,19 @@ impl<'ast> Visit<'ast> for Weaver<'_> {
 
     fn visit_impl_item_const(&mut self, _: &'ast syn::ImplItemConst) {}
 
+    // A constant cannot choose.
     fn visit_item_fn(&mut self, item: &'ast syn::ItemFn) {
+        if item.sig.constness.is_some() {
+            return;
+        }
         visit::visit_item_fn(self, item);
         self.function(&item.sig, &item.block);
     }
 
     fn visit_impl_item_fn(&mut self, item: &'ast syn::ImplItemFn) {
+        if item.sig.constness.is_some() {
+            return;
+        }
         visit::visit_impl_item_fn(self, item);
         self.function(&item.sig, &item.block);
     }
@@ -306,8 +321,8 @@ fn main() {
         weaver.visit_file(&parsed);
         let woven = weaver.render(0..text.len(), None);
         let names: HashMap<usize, &str> = left.iter().map(|mutant| (mutant.number, mutant.name.as_str())).collect();
-        for number in &weaver.woven {
-            println!("{number} {}", names[number]);
+        for (number, place) in &weaver.woven {
+            println!("{number} {place} {}", names[number]);
         }
         std::fs::write(&path, woven).expect("writable");
     }
