@@ -8,7 +8,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use common::broker::{self, Broker};
-use common::proxy::Proxy;
+use common::proxy::{Manner, Proxy};
 use common::world::{Mode, World, checkout, in_world};
 use common::{SOON, holds, until};
 use futures_util::StreamExt as _;
@@ -262,6 +262,39 @@ async fn a_broker_that_cannot_be_reached_costs_time_and_no_event() {
         .await;
         assert_eq!(world.number("SELECT COUNT(*) FROM delivery_attempts WHERE n > 1").await, 0, "no attempt was spent");
         broker.close().await;
+        serve.stop().await;
+    })
+    .await;
+}
+
+/// The database is silent and then gone, again and again, while completions go: whatever of a claim or a record is in doubt
+/// then is handed back as soon as the database answers, and does not wait until the claim runs out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_breaks_off_holds_no_event_up_for_long() {
+    in_world(Mode::Scaled, async |world| {
+        let provider = provider().await;
+        let database = url::Url::parse(world.database()).expect("a URL");
+        let target = format!("{}:{}", database.host_str().expect("a host"), database.port().unwrap_or(5432));
+        let proxy = Proxy::start(target).await;
+        world.provider(&provider.base_url(), &[("a1", KEY)], "");
+        world.prepare().await;
+        world.set("DATABASE_URL", &proxy.url(world.database()));
+        let serve = world.serving().await;
+        let jobs = 1_500;
+        enqueue(world, jobs).await;
+        // Often, and shortly: what is on its way then is mostly a commit now and then.
+        for _ in 0..60 {
+            proxy.set(Manner::Mute);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            proxy.cut();
+            proxy.set(Manner::Through);
+            tokio::time::sleep(Duration::from_millis(80)).await;
+        }
+        world.all_done(i64::try_from(jobs).expect("few"), SOON * 3).await;
+        until("all is published", SOON, async || {
+            holds(world.number("SELECT COUNT(*) FROM deliveries WHERE state <> 'delivered'").await == 0)
+        })
+        .await;
         serve.stop().await;
     })
     .await;

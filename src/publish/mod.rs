@@ -42,8 +42,8 @@ const ROLE: &str = "publisher";
 const BATCH: u32 = 256;
 /// The broker confirms within that time. What it does not confirm while it confirms others is refused.
 const CONFIRM_WITHIN: Duration = Duration::from_secs(10);
-/// How long a claim lasts: much longer than a batch can take.
-const LEASE: Duration = Duration::from_secs(60);
+/// How long a claim lasts: longer than a batch can take, with a store that answers as late as it may.
+const LEASE: Duration = Duration::from_secs(45);
 /// How often the store is told that this publisher lives.
 const BEAT: Duration = Duration::from_secs(5);
 /// For handing claims back, and for closing a connection.
@@ -182,6 +182,7 @@ impl Publisher {
         }
         let mut wakes = Some(self.store.wakes());
         let mut poll = Poll::new(self.clock.mono());
+        let mut in_doubt = false;
         loop {
             tokio::select! {
                 biased;
@@ -189,7 +190,13 @@ impl Publisher {
                 () = woken(&mut wakes) => poll.wake(),
                 () = tokio::time::sleep(poll.wait(self.clock.mono())) => {
                     poll.looking(self.clock.mono());
-                    match self.round(&mut channels).await? {
+                    // Nothing is under way between two rounds: what is held is of one that the store may have cut off.
+                    if in_doubt {
+                        self.hand_back().await;
+                    }
+                    let round = self.round(&mut channels).await?;
+                    in_doubt = round.is_err();
+                    match round {
                         Ok(Found::Some(number)) => poll.found(number >= BATCH as usize, self.clock.mono()),
                         Ok(Found::Nothing(due_in)) => poll.nothing(due_in, self.clock.mono()),
                         Err(error) => {
