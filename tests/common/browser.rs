@@ -134,8 +134,12 @@ impl Browser {
         if fine { Ok(value) } else { Err(value) }
     }
 
+    async fn try_post(&self, path: &str, body: Value) -> Result<Value, Value> {
+        Self::ask(&self.http, "POST", &format!("{}/{path}", self.session), Some(&body)).await
+    }
+
     async fn post(&self, path: &str, body: Value) -> Value {
-        let answer = Self::ask(&self.http, "POST", &format!("{}/{path}", self.session), Some(&body)).await;
+        let answer = self.try_post(path, body.clone()).await;
         answer.unwrap_or_else(|error| panic!("{path} {body}: {}", error["message"]))
     }
 
@@ -183,16 +187,10 @@ impl Browser {
     /// The element that an XPath finds, once there is one that can be seen.
     async fn element(&self, path: &str) -> String {
         let seen = until("", SOON * 2, async || {
-            let found = Self::ask(
-                &self.http,
-                "POST",
-                &format!("{}/element", self.session),
-                Some(&json!({ "using": "xpath", "value": path })),
-            );
-            let id = found.await.ok()?[ELEMENT].as_str()?.to_owned();
-            let shown =
-                Self::ask(&self.http, "GET", &format!("{}/element/{id}/displayed", self.session), None).await.ok()?;
-            (shown == true).then_some(id)
+            let found = self.try_post("element", json!({ "using": "xpath", "value": path })).await.ok()?;
+            let id = found[ELEMENT].as_str()?.to_owned();
+            let url = format!("{}/element/{id}/displayed", self.session);
+            (Self::ask(&self.http, "GET", &url, None).await.ok()? == true).then_some(id)
         });
         match tokio::time::timeout(SOON, seen).await {
             Ok(id) => id,
@@ -204,8 +202,7 @@ impl Browser {
     async fn click_at(&self, path: &str) {
         until(&format!("{path} is clicked"), SOON, async || {
             let id = self.element(path).await;
-            let url = format!("{}/element/{id}/click", self.session);
-            Self::ask(&self.http, "POST", &url, Some(&json!({}))).await.ok().map(drop)
+            self.try_post(&format!("element/{id}/click"), json!({})).await.ok().map(drop)
         })
         .await;
     }
@@ -319,16 +316,10 @@ impl Browser {
 
     /// For whoever reads a failure.
     async fn tell(&self) {
-        let page = Self::ask(
-            &self.http,
-            "POST",
-            &format!("{}/execute/sync", self.session),
-            Some(&json!({ "script": "return location.href + '\\n' + document.body.innerText", "args": [] })),
-        );
-        eprintln!("---- the page\n{}", page.await.unwrap_or_default().as_str().unwrap_or_default());
-        let log = format!("{}/se/log", self.session);
-        let console =
-            Self::ask(&self.http, "POST", &log, Some(&json!({ "type": "browser" }))).await.unwrap_or_default();
+        let script = "return location.href + '\\n' + document.body.innerText";
+        let page = self.try_post("execute/sync", json!({ "script": script, "args": [] })).await.unwrap_or_default();
+        eprintln!("---- the page\n{}", page.as_str().unwrap_or_default());
+        let console = self.try_post("se/log", json!({ "type": "browser" })).await.unwrap_or_default();
         eprintln!("---- its console\n{console:#}");
     }
 }
