@@ -24,7 +24,7 @@ export function percent(share) {
 /** A span in its largest units. */
 export function span(ms, most = 2) {
   if (ms < 1000) return `${Math.round(ms)} ms`;
-  if (ms < 10_000) return `${ONE.format(ms / 1000)} s`;
+  if (ms < 10_000) return `${Number((ms / 1000).toFixed(1))} s`;
   const units = [['d', 86_400_000], ['h', 3_600_000], ['min', 60_000], ['s', 1000]];
   const first = units.findIndex(([, size]) => ms >= size);
   return units.slice(first, first + most).map(([name, size], at) => [name, Math.floor((at ? ms % units[first][1] : ms) / size)])
