@@ -455,7 +455,7 @@ fn a_pin_is_kept() {
 #[test]
 fn permits_and_flights_tell_what_they_are() {
     let mut pool = Pool::new(&one_key(vec![LimitSpec::concurrency(5)]), Time::ZERO).unwrap();
-    let mut grant = |pool: &mut Pool, at, probe| {
+    let grant = |pool: &mut Pool, at, probe| {
         let Acquire::Granted(permit) = pool.acquire(&Ask::default(), t(at)) else { panic!("there is room") };
         assert_eq!((permit.booked(), permit.is_probe(), permit.key()), (t(at), probe, KeyId(0)));
         let flight = pool.depart(permit, t(at + 1));
