@@ -21,11 +21,11 @@ func main() {
 		if err != nil {
 			return err
 		}
-		returns := channel.NotifyReturn(make(chan amqp.Return, 1))
+		returns, confirms := channel.NotifyReturn(make(chan amqp.Return, 1)), channel.NotifyPublish(make(chan amqp.Confirmation, 1))
 		for err = channel.Confirm(false); err == nil && n < count; n++ { // the same id is the same job: again is safe
 			body := []byte(fmt.Sprintf(`{"request": {"method": "POST", "path": "/v1/echo", "body": {"n": %d}}%s}`, n, callback))
 			job := amqp.Publishing{MessageId: args[4] + fmt.Sprint(n), ContentType: "application/json", DeliveryMode: amqp.Persistent, Body: body}
-			if sent, err := channel.PublishWithDeferredConfirm("paceline.jobs", args[2], true, false, job); err != nil || !sent.Wait() || len(returns) > 0 {
+			if err := channel.Publish("paceline.jobs", args[2], true, false, job); err != nil || !(<-confirms).Ack || len(returns) > 0 {
 				return fmt.Errorf("lost, refused, or no queue takes it: %v", err)
 			}
 		}
