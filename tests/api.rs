@@ -813,7 +813,8 @@ async fn without_tokens_only_this_machine_is_served_and_no_foreign_page() {
         assert_eq!(api.send(Method::GET, "/v1/jobs", &[("host", host)], "").await.status, 200, "{host}");
     }
     for host in ["evil.example", "localhost.evil.example", "10.0.0.1", "127.0.0.1.nip.io"] {
-        for path in ["/v1/jobs", "/metrics", "/nowhere", "/"] {
+        // The page itself is for everybody: what it asks for is refused here.
+        for path in ["/v1/jobs", "/v1/providers", "/metrics", "/nowhere"] {
             api.send(Method::GET, path, &[("host", host)], "").await.problem(403, "forbidden");
         }
     }
@@ -961,7 +962,7 @@ async fn a_bound_token_sees_and_makes_only_its_tenant_s() {
 #[tokio::test]
 async fn unknown_routes_and_methods_are_problems_too() {
     let api = Api::start().await;
-    for path in ["/", "/v1", "/v2/jobs", "/v1/jobs/a/b/c", "/v1/jobs/", "/%ff"] {
+    for path in ["/index", "/v1", "/v2/jobs", "/v1/jobs/a/b/c", "/v1/jobs/", "/%ff"] {
         api.get(path).await.problem(404, "not-found");
     }
     for (method, path, allow) in [

@@ -263,6 +263,7 @@ mod tests {
         assert!(found.len() > 40, "{found:?}");
         for (called, help) in found {
             assert!(help.contains("Example"), "{called}: {help:?}");
+            let help = help.replace("\\\n", " ");
             let examples: Vec<&str> =
                 help.lines().map(str::trim).filter(|line| line.starts_with("paceline ")).collect();
             // Ids that are cut short and quotes are for people.
