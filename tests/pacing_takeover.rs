@@ -364,7 +364,8 @@ fn why(pool: &mut Pool, now: Time) -> Option<Why> {
 fn pauses_of_providers_and_budgets_outlive_the_process() {
     let spec = spec(LimitSpec::requests(5, Duration::from_secs(1), Algorithm::SlidingWindow));
     let (now, second) = (Time::from_nanos(START), Duration::from_secs(1));
-    let cases: [(fn(&mut Pool, Time), Why); 3] = [
+    type Pause = fn(&mut Pool, Time);
+    let cases: [(Pause, Why); 3] = [
         (|pool, until| pool.pause_provider(until), Why::ProviderPaused),
         (|pool, until| pool.pause_budget(BudgetId(0), until), Why::BudgetPaused(BudgetId(0))),
         (|pool, until| pool.park_budget(BudgetId(0), Some(until)), Why::BudgetParked(BudgetId(0))),
