@@ -546,7 +546,7 @@ impl Play {
                 3 => Place::Route(1),
                 _ => Place::RouteKey(1, KeyId(0)),
             };
-            let limit = any_limit(&mut dice, largest, seed % 4 == 0);
+            let limit = any_limit(&mut dice, largest, seed.is_multiple_of(4));
             let declared = match place {
                 Place::Provider => &mut spec.limits,
                 Place::Budget(_) => &mut spec.budgets[0].limits,

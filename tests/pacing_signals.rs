@@ -504,6 +504,11 @@ fn a_pause_is_as_long_as_is_stated() {
     assert!(about(after(limit(), &[("retry-after", "5")], 503), 5), "though no limit is meant");
     assert_eq!(after(limit(), &[("retry-after", "5")], 200), 0);
     assert_eq!(after(limit(), &[("retry-after", "0")], 429), 0);
+    let mut pool = Pool::new(&one_key(limit()), Time::ZERO).unwrap();
+    let (sent, at) = (Time::from_nanos(1_000 * MILLI), Time::from_nanos(1_010 * MILLI));
+    pool.throttled(KeyId(0), sent, at, Some(Duration::from_secs(5)));
+    let blocked = pool.acquire(&Ask::default(), Time::from_nanos(6_009 * MILLI));
+    assert!(matches!(blocked, Acquire::Blocked { why: Why::BudgetPaused(_), .. }), "told by a body: {blocked:?}");
     // Of two limits the one of which nothing is left says how long.
     let heads = [
         ("x-ratelimit-limit-requests", "500"),

@@ -48,8 +48,8 @@ FEWER = 8
 # Tests that take less than so many seconds are run together; those that take longer than this only in the second go.
 QUICK_SECONDS = 0.05
 LONG_SECONDS = 1.3
-# Of processor time, for tests that usually need so many seconds: what needs more hangs.
-CPU_SECONDS = lambda usual: int(2 + 3 * usual)
+# Of processor time: what needs more than so many seconds, and so many times the usual ones, hangs.
+CPU_SECONDS = (2, 3)
 # What is found out about limits that nobody declared stands above these files.
 DECLARED = "ask bucket calls counter edge gate gcra limit period saved shelf slot smooth spec spread time window".split()
 UNNOTICED = ("passed", "missed")
@@ -276,7 +276,8 @@ def second_go(program, mutant, tests):
 
 
 def run_tests(program, number, tests, whole=False):
-    seconds = CPU_SECONDS(sum(test.whole if whole else test.cost for test in tests))
+    usual = sum(test.whole if whole else test.cost for test in tests)
+    seconds = int(CPU_SECONDS[0] + CPU_SECONDS[1] * usual)
 
     def bounded():
         os.nice(5)
