@@ -40,7 +40,7 @@ pub use leave::Leave;
 pub use message::{Allowance, Answered, CallEnd, Command, Event, Note, Now};
 pub use orders::Freed;
 
-/// Calls open at once to one provider at most, whatever its limits allow.
+/// Calls to one provider at most that are open or whose ends are not committed, whatever its limits allow.
 pub const OPEN_MAX: usize = 1_000;
 /// Jobs of one lane in line at most.
 const LANE_MAX: u64 = 1_000;
@@ -123,8 +123,6 @@ pub struct Core {
     deadlines: BTreeSet<(WallMs, JobPk)>,
     opened: VecDeque<(Time, JobPk)>,
     open: usize,
-    /// Calls that are being committed as started.
-    starting: usize,
     doors: Doors,
     groups: groups::Groups,
     breaker: Breaker,
@@ -158,7 +156,6 @@ impl Core {
             deadlines: BTreeSet::new(),
             opened: VecDeque::new(),
             open: 0,
-            starting: 0,
             doors: Doors::Open,
             groups,
             breaker,
@@ -321,7 +318,7 @@ impl Core {
         if !self.window_is_open(now) {
             return self.empty_line(now);
         }
-        while self.open + self.starting < OPEN_MAX && self.provider_is_up(now.mono) {
+        while self.jobs.len() - self.in_line.iter().sum::<usize>() < OPEN_MAX && self.provider_is_up(now.mono) {
             match self.line.next(&mut self.pool, now.mono) {
                 Slot::Ready(pk, permit, _) => self.permitted(pk, permit, now),
                 Slot::At(time) => {
@@ -342,7 +339,6 @@ impl Core {
         if held.job.delivery == Delivery::AtMostOnce {
             let key = permit.key();
             held.stage = Stage::Starting(permit, pass);
-            self.starting += 1;
             self.count(key, Step::Starts, now.mono);
             return self.push_record(pk, Next::Running, None, now);
         }
@@ -400,7 +396,6 @@ impl Core {
         match std::mem::replace(&mut held.stage, Stage::Recording { again: false }) {
             Stage::Starting(permit, pass) => {
                 let in_time = !is_past_deadline(&held.job, now);
-                self.starting -= 1;
                 self.count(permit.key(), Step::Started, now.mono);
                 let may_go = in_time
                     && self.window_is_open(now)

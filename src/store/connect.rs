@@ -24,7 +24,8 @@ const SQLITE_READERS: u32 = 4;
 /// Statements kept prepared: each hot one has up to nine texts on SQLite.
 const STATEMENTS: usize = 300;
 /// Every statement here finds its rows by an index. A plan that was made while the tables were
-/// empty must not scan them later: those plans are priced out of the question.
+/// empty must not scan them later: those plans are priced out of the question. That no index is read from end to end
+/// either is a matter of how statements are spelled (`dialect.rs`).
 const PLANS: &str = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET enable_bitmapscan = off; \
     SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off";
 

@@ -130,6 +130,21 @@ fn nothing_leaves_beyond_what_the_lease_allows() {
     assert_eq!(sent_with(Time::MAX, 9, 2), 2, "and so many open ones");
 }
 
+/// A store that is slower than the provider: what a crash would leave unknown, and what is held in memory, has a bound.
+#[test]
+fn no_call_is_made_while_the_ends_of_too_many_are_not_committed() {
+    let mut core = core();
+    let most = OPEN_MAX as JobPk;
+    let mut called = step(&mut core, Event::Claimed((1..=most + 2).map(|pk| claimed(pk, 1, 1)).collect())).0;
+    while let Some(&pk) = called.last().filter(|_| called.len() < OPEN_MAX) {
+        called.extend(answer(&mut core, pk, 200).0);
+    }
+    assert!(answer(&mut core, most, 200).0.is_empty(), "nothing of them is committed");
+    assert_eq!(core.counts(), (2, 0));
+    assert_eq!(step(&mut core, Event::Recorded { pk: 1, recorded: Recorded::Done }).0, [most + 1]);
+    assert!(answer(&mut core, most + 1, 200).0.is_empty());
+}
+
 #[test]
 fn a_call_that_was_withheld_goes_back_as_if_it_had_never_had_a_permit() {
     let mut core = core();
