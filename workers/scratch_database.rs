@@ -26,6 +26,16 @@ impl ScratchDatabase {
         &self.url
     }
 
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The URL of the database beside it.
+    pub fn admin_url(&self) -> &str {
+        &self.admin
+    }
+
     /// Drops it, whoever is still connected.
     pub async fn remove(self) -> anyhow::Result<()> {
         self.execute("DROP DATABASE").await

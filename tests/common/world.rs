@@ -360,6 +360,15 @@ impl Serve {
         line.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") * 1024
     }
 
+    /// User and system time so far: of proc(5)'s stat, in ticks of 1/100 s.
+    pub fn cpu(&self) -> Duration {
+        let pid = self.child.id().expect("it runs");
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("its status");
+        let after_name = stat.rsplit(')').next().unwrap_or_default();
+        let ticks = after_name.split_whitespace().skip(11).take(2).map(|field| field.parse::<u64>().expect("ticks"));
+        Duration::from_millis(ticks.sum::<u64>() * 10)
+    }
+
     /// Established connections of the process to a port of this machine.
     pub fn connections_to(&self, port: u16) -> usize {
         self.sockets_to(port).len()

@@ -1,13 +1,30 @@
-//! The machine that a figure comes from, and what a process took of it.
+//! The machine that a figure comes from.
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
+
+use crate::scratch::Scratch;
+
+/// So many writes tell how long the disk takes.
+const WRITES: usize = 200;
+/// Each of a page.
+const PAGE: [u8; 4096] = [7; 4096];
 
 /// Where and when something was measured.
 #[derive(Debug, Serialize)]
 pub struct Machine {
     pub version: &'static str,
+    /// The commit of the checkout that the program lies in, with `-dirty` where files differ from it; nothing elsewhere.
+    pub commit: Option<String>,
     pub cores: usize,
     pub cpu: String,
+    pub kernel: String,
+    /// Half of the writes of a page were on the disk of temporary files after so long.
+    pub fdatasync_ms: f64,
     /// Processes that wanted to run, on average of the last minute: before and after.
     pub load: [f64; 2],
     /// RFC 3339.
@@ -16,14 +33,17 @@ pub struct Machine {
 
 impl Machine {
     /// This one, now.
-    pub fn now() -> Self {
-        Self {
+    pub fn now() -> std::io::Result<Self> {
+        Ok(Self {
             version: env!("CARGO_PKG_VERSION"),
-            cores: cores(),
+            commit: commit(),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
             cpu: cpu_model(),
+            kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
+            fdatasync_ms: fdatasync()?.as_secs_f64() * 1e3,
             load: [load(), 0.0],
             at: jiff::Timestamp::now().to_string(),
-        }
+        })
     }
 
     /// What was measured has been measured.
@@ -33,13 +53,36 @@ impl Machine {
     }
 }
 
-/// Cores that may be used.
-pub fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
+/// How long half of the writes of a page take until they are on the disk of temporary files.
+pub fn fdatasync() -> std::io::Result<Duration> {
+    let scratch = Scratch::new("fdatasync")?;
+    let mut file = std::fs::File::create(scratch.path("page"))?;
+    let mut took = Vec::with_capacity(WRITES);
+    for _ in 0..WRITES {
+        let begun = Instant::now();
+        file.write_all(&PAGE)?;
+        file.sync_data()?;
+        took.push(begun.elapsed());
+    }
+    took.sort();
+    Ok(took[WRITES / 2])
+}
+
+fn commit() -> Option<String> {
+    let program = std::env::current_exe().ok()?;
+    let mut git = Command::new("git");
+    git.arg("-C").arg(program.parent().unwrap_or(Path::new("/"))).args([
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=12",
+    ]);
+    let output = git.stderr(Stdio::null()).output().ok().filter(|output| output.status.success())?;
+    Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 /// The processor's name, or nothing where it is not told.
-pub fn cpu_model() -> String {
+fn cpu_model() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = info.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
     model.trim_start_matches([' ', '\t', ':']).to_owned()
@@ -48,21 +91,4 @@ pub fn cpu_model() -> String {
 fn load() -> f64 {
     let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split_whitespace().next().and_then(|load| load.parse().ok()).unwrap_or(0.0)
-}
-
-/// User and system time of a process so far, from `/proc` (proc(5): fields 14 and 15, in ticks of
-/// 1/100 s).
-pub fn cpu_us(process: u32) -> std::io::Result<f64> {
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
-    let after_name = stat.rsplit(')').next().unwrap_or_default();
-    let ticks = |n: usize| -> f64 { after_name.split_whitespace().nth(n).and_then(|t| t.parse().ok()).unwrap_or(0.0) };
-    Ok((ticks(11) + ticks(12)) * 10_000.0)
-}
-
-/// Largest resident size of a process so far.
-pub fn peak_mib(process: u32) -> std::io::Result<f64> {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
-    let kib: f64 = line.trim().trim_end_matches("kB").trim().parse().unwrap_or(0.0);
-    Ok(kib / 1024.0)
 }

@@ -13,11 +13,12 @@ use paceline::api::{Desk, Tenancy};
 use paceline::clock::SystemClock;
 use paceline::config::Config;
 use paceline::inlet::topology::{self, Topology};
-use paceline::secrets::Secret;
 use paceline::store::{Origin, Store, StoreOptions};
 use serde_json::Value;
 use tokio::process::{Child, Command};
 
+use super::services::Services;
+use super::writes::{self, Writes};
 use crate::scratch::Scratch;
 use crate::scratch_database::ScratchDatabase;
 
@@ -27,23 +28,10 @@ const PUBLISH_BATCH: usize = 500;
 const SUBMIT_BATCH: usize = 1_000;
 /// An envelope is at most so large.
 const ENVELOPE_BYTES_MAX: usize = 1024 * 1024;
+/// The embedded store.
+const FILE: &str = "bench.db";
 /// So much of a log is shown.
 const LOG_LINES: usize = 20;
-
-/// RabbitMQ and PostgreSQL, where the environment names them.
-#[derive(Debug, Clone)]
-pub struct Services {
-    amqp: Secret,
-    database: String,
-}
-
-impl Services {
-    /// What `AMQP_URL` and `DATABASE_URL` say.
-    pub fn from_env() -> Option<Self> {
-        let amqp = std::env::var("AMQP_URL").ok()?;
-        Some(Self { amqp: Secret::new(amqp), database: std::env::var("DATABASE_URL").ok()? })
-    }
-}
 
 /// What is scaled: a database and a broker beside the scratch directory.
 struct Scaled {
@@ -65,8 +53,8 @@ pub struct Site {
 }
 
 impl Site {
-    /// A place with one provider, whose section of the configuration is given without its name, and
-    /// the environment that it refers to. Without services everything is in one SQLite file.
+    /// A place with one provider, whose section of the configuration is given without its name (other sections may
+    /// follow), and the environment that it refers to. Without services everything is in one SQLite file.
     pub async fn new(
         name: &str,
         services: Option<&Services>,
@@ -80,7 +68,7 @@ impl Site {
         };
         let store_url = match &database {
             Some(database) => database.url().to_owned(),
-            None => format!("sqlite://{}", scratch.path("bench.db").display()),
+            None => format!("sqlite://{}", scratch.path(FILE).display()),
         };
         let queue = services.map_or("embedded:", |services| services.amqp.expose());
         let name = format!("bench-{}-{name}", std::process::id());
@@ -96,6 +84,7 @@ impl Site {
                 let connection = paceline::inlet::connect(&services.amqp, "paceline bench").await?;
                 let channel = connection.create_channel().await?;
                 Topology::of(&config).declare(&channel).await?;
+                channel.confirm_select(ConfirmSelectOptions::default()).await?;
                 Some(Scaled { database, connection, channel })
             }
             _ => None,
@@ -123,11 +112,26 @@ impl Site {
         submitted
     }
 
-    /// Starts one more process, which ends with its handle at the latest.
-    pub fn serve(&self) -> anyhow::Result<Child> {
+    /// Publishes one job as its producer would, and waits for the confirm.
+    pub async fn publish(&self, job: &Value) -> anyhow::Result<()> {
+        let scaled = self.scaled.as_ref().context("there is no broker")?;
+        publish(&scaled.channel, &self.provider, std::iter::once(job.clone())).await
+    }
+
+    /// What was written so far. Into SQLite: by a process that runs; nothing without one.
+    pub async fn writes(&self, process: Option<u32>) -> anyhow::Result<Writes> {
+        match (&self.scaled, process) {
+            (Some(scaled), _) => writes::postgres(&scaled.database).await,
+            (None, Some(process)) => writes::sqlite(&self.scratch.path(FILE), process),
+            (None, None) => Ok(Writes::default()),
+        }
+    }
+
+    /// Starts one more process with these roles, which ends with its handle at the latest.
+    pub fn serve(&self, roles: &str) -> anyhow::Result<Child> {
         let log = File::options().create(true).append(true).open(self.scratch.path("serve.log"))?;
         Command::new(std::env::current_exe()?)
-            .args(["serve", "--role", "dispatcher,scheduler", "--config"])
+            .args(["serve", "--role", roles, "--config"])
             .arg(&self.file)
             .envs(self.env.iter().cloned())
             .env_remove("AMQP_URL")
@@ -158,12 +162,13 @@ impl Site {
 }
 
 /// Submits jobs as the API would.
-pub async fn submit(store: &Store, config: &Config, jobs: impl Iterator<Item = Value>) -> anyhow::Result<()> {
+async fn submit(store: &Store, config: &Config, jobs: impl Iterator<Item = Value>) -> anyhow::Result<()> {
     let clock = Arc::new(SystemClock::new());
     let desk = Desk::new(store.clone(), Arc::new(config.catalog()), clock, ENVELOPE_BYTES_MAX);
-    let jobs: Vec<Value> = jobs.collect();
-    for batch in jobs.chunks(SUBMIT_BATCH) {
-        desk.submit(&Tenancy::all(), Bytes::from(serde_json::to_vec(batch)?), Origin::default())
+    let mut jobs = jobs.peekable();
+    while jobs.peek().is_some() {
+        let batch: Vec<Value> = jobs.by_ref().take(SUBMIT_BATCH).collect();
+        desk.submit(&Tenancy::all(), Bytes::from(serde_json::to_vec(&batch)?), Origin::default())
             .await
             .map_err(|problem| anyhow::anyhow!("a job was refused: {}", problem.detail))?;
     }
@@ -171,22 +176,17 @@ pub async fn submit(store: &Store, config: &Config, jobs: impl Iterator<Item = V
 }
 
 /// Publishes jobs as a producer would, and awaits every confirm.
-pub async fn publish(
-    channel: &lapin::Channel,
-    provider: &str,
-    jobs: impl Iterator<Item = Value>,
-) -> anyhow::Result<()> {
-    channel.confirm_select(ConfirmSelectOptions::default()).await?;
-    let jobs: Vec<Value> = jobs.collect();
-    for batch in jobs.chunks(PUBLISH_BATCH) {
-        let mut confirms = Vec::with_capacity(batch.len());
-        for job in batch {
-            let body = serde_json::to_vec(job)?;
+async fn publish(channel: &lapin::Channel, provider: &str, jobs: impl Iterator<Item = Value>) -> anyhow::Result<()> {
+    let mut jobs = jobs.peekable();
+    while jobs.peek().is_some() {
+        let mut confirms = Vec::with_capacity(PUBLISH_BATCH);
+        for job in jobs.by_ref().take(PUBLISH_BATCH) {
+            let body = serde_json::to_vec(&job)?;
             let properties =
                 BasicProperties::default().with_delivery_mode(2).with_content_type("application/json".into());
             let options = BasicPublishOptions::default();
-            let jobs = topology::JOBS.into();
-            confirms.push(channel.basic_publish(jobs, provider.into(), options, &body, properties).await?);
+            let exchange = topology::JOBS.into();
+            confirms.push(channel.basic_publish(exchange, provider.into(), options, &body, properties).await?);
         }
         for confirm in confirms {
             let confirmed = confirm.await?;

@@ -12,8 +12,9 @@ use paceline::store::Store;
 use tokio::process::Child;
 
 use super::case::Case;
-use super::{Row, row};
-use crate::bench::site::{Services, Site};
+use super::{ROLES, Row, row};
+use crate::bench::services::Services;
+use crate::bench::site::Site;
 
 const KILLS: u32 = 5;
 const KILL_EVERY: Duration = Duration::from_secs(10);
@@ -49,7 +50,8 @@ impl Killed {
 
     /// Runs it.
     pub async fn measure(self) -> anyhow::Result<Row> {
-        let mut running = (0..self.processes).map(|_| self.site.serve()).collect::<anyhow::Result<Vec<Child>>>()?;
+        let mut running =
+            (0..self.processes).map(|_| self.site.serve(ROLES)).collect::<anyhow::Result<Vec<Child>>>()?;
         let measured = self.observe(&mut running).await;
         for process in &mut running {
             process.start_kill()?;
@@ -81,7 +83,7 @@ impl Killed {
             let process = running.get_mut(victim).context("there is nobody to kill")?;
             process.start_kill()?;
             process.wait().await?;
-            *process = self.site.serve()?;
+            *process = self.site.serve(ROLES)?;
             bounds += rest + STARTING + STRAGGLERS + per;
         }
         tokio::time::sleep((KILL_EVERY * (KILLS + 1)).saturating_sub(began.elapsed())).await;

@@ -13,9 +13,12 @@ use paceline::sim::ProviderStats;
 use serde::Serialize;
 
 use super::machine::Machine;
-use super::site::Services;
+use super::services::Services;
 pub use case::Judged;
 use case::{Case, Group, Setting};
+
+/// What each process does: nobody waits for webhooks here.
+const ROLES: &str = "dispatcher,scheduler";
 
 /// What to run.
 #[derive(Debug, Clone)]
@@ -90,7 +93,7 @@ impl Report {
 /// Measures; `say` is told what goes on.
 pub async fn run(choice: &Choice, mut say: impl FnMut(String)) -> anyhow::Result<Report> {
     let services = Services::from_env();
-    let machine = Machine::now();
+    let machine = Machine::now()?;
     let (mut rows, mut left_out) = (Vec::new(), Vec::new());
     let chosen: Vec<Case> = case::all().into_iter().filter(|case| choice.wants(case)).collect();
     anyhow::ensure!(!chosen.is_empty(), "there is no such case; the names are: {}", names());

@@ -8,8 +8,9 @@ use paceline::sim::{ProviderHandle, ProviderSim, ProviderStats};
 use tokio::process::Child;
 
 use super::case::Case;
-use super::{Row, row};
-use crate::bench::site::{Services, Site};
+use super::{ROLES, Row, row};
+use crate::bench::services::Services;
+use crate::bench::site::Site;
 
 /// A process has sent its first call after so long.
 const START: Duration = Duration::from_secs(60);
@@ -53,7 +54,8 @@ impl Steady {
 
     /// Runs it.
     pub async fn measure(self) -> anyhow::Result<Row> {
-        let mut processes = (0..self.processes).map(|_| self.site.serve()).collect::<anyhow::Result<Vec<Child>>>()?;
+        let mut processes =
+            (0..self.processes).map(|_| self.site.serve(ROLES)).collect::<anyhow::Result<Vec<Child>>>()?;
         let measured = self.observe().await;
         let owners = if self.processes > 1 { Some(self.owners().await?) } else { None };
         for process in &mut processes {
