@@ -179,6 +179,27 @@ async fn a_broker_that_is_absent_at_the_start_is_waited_for() {
     .await;
 }
 
+/// It is there when it is opened, and gone when it is asked what must be known before anything starts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_goes_away_during_the_start_is_waited_for() {
+    outage(async |_, world| {
+        let _sim = provider(world, 8).await;
+        world.prepare().await;
+        let mut holder = PgConnection::connect(world.database()).await.expect("the database");
+        let lock = "BEGIN; LOCK TABLE vault_keys IN ACCESS EXCLUSIVE MODE";
+        sqlx::raw_sql(lock).execute(&mut holder).await.expect("locked");
+        let mut serve = world.serve();
+        let cut = "SELECT COUNT(pg_terminate_backend(pid)) FROM pg_stat_activity
+            WHERE datname = current_database() AND application_name = 'paceline' AND wait_event_type = 'Lock'";
+        until("it asks", SOON, async || holds(world.number(cut).await > 0)).await;
+        until("it tries again", SOON, async || holds(!waits(&serve, "the database").is_empty())).await;
+        holder.close().await.expect("let go");
+        world.ready(&mut serve).await;
+        serve.stop().await;
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_that_is_absent_at_the_start_is_waited_for() {
     outage(async |services, world| {

@@ -12,7 +12,7 @@ use paceline::config::{Config, QueueConfig};
 use paceline::job::AddedKeys;
 use paceline::readiness::Readiness;
 use paceline::reload::Concerned;
-use paceline::store::{Store, StoreError, StoreOptions, Wake};
+use paceline::store::{NeededMasters, Store, StoreError, StoreOptions, Wake};
 use paceline::supervise::Reconnect;
 use paceline::vault::MasterKeys;
 use prometheus_client::registry::Registry;
@@ -102,14 +102,13 @@ impl System {
             }
             None => (None, None),
         };
-        let opened = open_store(&config, &readiness, &shutdown).await;
+        let added = AddedKeys::default();
+        let opened = open_store(&config, &added, &readiness, &shutdown).await;
         if let Some(starting) = starting {
             starting.stop().await;
         }
-        let store = opened?;
-        check_masters(&store, roles, &masters).await?;
-        let added = AddedKeys::default();
-        learn_keys(&store, &added).await?;
+        let (store, needed) = opened?;
+        check_masters(&needed, roles, &masters)?;
         if publishes(&config) {
             store.publish_completions();
         }
@@ -203,15 +202,20 @@ pub fn publishes(config: &Config) -> bool {
     config.publishes_events && matches!(config.queue, QueueConfig::Amqp(_))
 }
 
-async fn open_store(config: &Config, readiness: &Readiness, shutdown: &CancellationToken) -> anyhow::Result<Store> {
+async fn open_store(
+    config: &Config,
+    added: &AddedKeys,
+    readiness: &Readiness,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<(Store, NeededMasters)> {
     let options =
         StoreOptions { url: config.store.url.expose().to_owned(), exclusive: true, connections_max: CONNECTIONS_MAX };
     let mut reconnect = Reconnect::new();
     loop {
-        let error = match open_once(&options).await {
-            Ok(store) => {
+        let error = match open_once(&options, added).await {
+            Ok(opened) => {
                 readiness.set("store", Ok(()));
-                return Ok(store);
+                return Ok(opened);
             }
             Err(error @ StoreError::Unavailable(_)) => error,
             Err(error) => return Err(error.into()),
@@ -226,10 +230,13 @@ async fn open_store(config: &Config, readiness: &Readiness, shutdown: &Cancellat
     }
 }
 
-async fn open_once(options: &StoreOptions) -> Result<Store, StoreError> {
+/// With all that must be known of it before anything starts: a database that goes away in the middle is waited for, too.
+async fn open_once(options: &StoreOptions, added: &AddedKeys) -> Result<(Store, NeededMasters), StoreError> {
     let store = Store::open(options).await?;
     store.migrate().await?;
-    Ok(store)
+    let needed = store.needed_masters().await?;
+    learn_keys(&store, added).await?;
+    Ok((store, needed))
 }
 
 /// What is looked at for as long as the process lives, whatever the configuration.
@@ -246,9 +253,8 @@ fn watch(shared: &Shared, tasks: &mut JoinSet<anyhow::Result<()>>, shutdown: &Ca
 }
 
 /// A wrong master key is told at once, and nothing was changed by then.
-async fn check_masters(store: &Store, roles: &[Role], masters: &MasterKeys) -> anyhow::Result<()> {
+fn check_masters(needed: &NeededMasters, roles: &[Role], masters: &MasterKeys) -> anyhow::Result<()> {
     // One row that was damaged is the business of whoever opens it.
-    let needed = store.needed_masters().await?;
     let opens = |role: Role| roles.contains(&role) || roles.contains(&Role::Api);
     let keys = needed.keys.iter().filter(|_| opens(Role::Dispatcher));
     let endpoints = needed.endpoints.iter().filter(|_| opens(Role::Notifier));

@@ -145,7 +145,8 @@ fn configuration(world: &World, plan: &Plan, links: &Links, settings: &Settings)
         true => format!("limits = [ {{ concurrency = {OPEN_IN_ALL} }} ]"),
         false => String::new(),
     };
-    let schedule = vec!["\"1s\""; 60].join(", ");
+    // Longer than a broker takes to come back on a busy machine, while the receiver refuses.
+    let schedule = [vec!["\"1s\""; 60], vec!["\"5s\""; 40]].concat().join(", ");
     let [high, default, low] = lanes;
     format!(
         r#"

@@ -112,7 +112,7 @@ mod tests {
     fn the_version_is_found_in_a_greeting() {
         let greeting = b"\x00\x0a\x00\x0a\x00\x09\x00\x00\x00\x2c\x07productS\x00\x00\x00\x08RabbitMQ\x07versionS\x00\x00\x00\x063.10.8\x05";
         assert_eq!(version_in(greeting).as_deref(), Some("3.10.8"));
-        assert_eq!(version_in(&greeting[..60]), None, "cut off");
+        assert_eq!(version_in(&greeting[..greeting.len() - 3]), None, "cut off");
     }
 
     #[test]
