@@ -36,16 +36,22 @@ chaos: ## kill, freeze, cut and restart everything at random, then ask whether e
 	deploy/services run cargo test --locked $(if $(filter release,$(PROFILE)),--release) --test chaos -- --ignored --nocapture rounds
 
 .PHONY: lint
-lint: ## format, clippy, documentation, dependencies, deployment, shell and Python scripts
+lint: ## format, clippy, documentation, dependencies, deployment, scripts, instruction counts
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --locked --no-deps
 	deploy/lint scripts
 	deploy/lint deployment
 	deploy/lint dependencies
+	deploy/lint instructions
+
+# A part of lint. ACCEPT=1 takes the counts of now for good: commit benches/instructions.txt.
+.PHONY: instructions
+instructions: ## count what runs for every job, in instructions; more than 10 % over what was accepted fails
+	deploy/lint instructions $(if $(ACCEPT),accept)
 
 .PHONY: bench
-bench: ## throughput, CPU per job and memory, of both modes, beside the floor
+bench: ## throughput, CPU time, memory, writes and latency of both modes, beside the floor
 	deploy/services run cargo run --quiet --release --locked -- bench $(BENCH)
 
 .PHONY: bench-pacing
