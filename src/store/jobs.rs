@@ -578,7 +578,7 @@ impl Store {
         self.db().in_time(depth(self.db())).await
     }
 
-    /// Withdraws a job; asks its dispatcher ([`Wake::Cancel`]) where one holds it.
+    /// Withdraws a job; asks its dispatcher ([`Wake::Cancel`](super::Wake::Cancel)) where one holds it.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].

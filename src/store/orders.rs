@@ -95,7 +95,7 @@ fn order((provider, subject, name, held, version, by, at_ms): Row) -> Result<Ord
 
 impl Store {
     /// Keeps what an operator wants of a provider, a key or a budget, and wakes its dispatchers
-    /// ([`Wake::Orders`]): `held` takes it out of use until the next order; else it is in use,
+    /// ([`Wake::Orders`](super::Wake::Orders)): `held` takes it out of use until the next order; else it is in use,
     /// whatever was learnt before.
     ///
     /// # Errors

@@ -518,7 +518,7 @@ impl Store {
         self.db().in_time(list(self.db(), provider)).await
     }
 
-    /// Adds a key, or gives one its secret that was removed, and wakes the dispatchers ([`Wake::Orders`]): it is in use
+    /// Adds a key, or gives one its secret that was removed, and wakes the dispatchers ([`Wake::Orders`](super::Wake::Orders)): it is in use
     /// then, whatever was ordered before.
     ///
     /// # Errors
