@@ -344,6 +344,8 @@ async fn so_far(f: &Fixture) -> i64 {
     if f.is_sqlite() {
         return bytes_read();
     }
+    // What this session itself did is told now, and not in the middle of what is counted.
+    f.execute("SELECT pg_stat_force_next_flush()").await;
     f.number(
         "SELECT SUM(heap_blks_read + heap_blks_hit + COALESCE(idx_blks_read + idx_blks_hit, 0)
             + COALESCE(toast_blks_read + toast_blks_hit, 0))::BIGINT FROM pg_statio_user_tables",

@@ -121,7 +121,8 @@ pub async fn on_postgres<F: Future<Output = ()>>(test: impl FnOnce(Fixture) -> F
         let store = Store::open(&options).await.expect("the store opens");
         store.migrate().await.expect("the schema");
         let connect = PgConnectOptions::from_str(&url).expect("a URL");
-        let raw = PgPoolOptions::new().max_connections(2).connect_with(connect).await.expect("a second connection");
+        // One session, so that what it tells of itself is all of it.
+        let raw = PgPoolOptions::new().max_connections(1).connect_with(connect).await.expect("a second connection");
         test(Fixture { store: store.clone(), options: options.clone(), raw: Raw::Postgres(raw.clone()) }).await;
         raw.close().await;
         store.close().await;
