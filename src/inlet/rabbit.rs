@@ -235,12 +235,10 @@ impl Inlet {
     /// Consumes what is not consumed yet. Lanes that are gone end by themselves, with their dispatcher.
     async fn open(&self, consumers: &mut Consumers, ways: &Ways) -> Result<(), InletError> {
         if consumers.declared.as_ref() != Some(&ways.topology) {
-            let declare = async {
-                let channel = consumers.connection.create_channel().await?;
-                ways.topology.declare(&channel).await.map_err(InletError::Topology)?;
-                Ok(channel.close(200, "done".into()).await?)
-            };
-            answered("declaring the topology", declare).await?;
+            let opened = async { Ok(consumers.connection.create_channel().await?) };
+            let channel = answered("opening a channel", opened).await?;
+            ways.topology.declare(&channel).await?;
+            answered("closing a channel", async { Ok(channel.close(200, "done".into()).await?) }).await?;
             self.report_leftovers(&consumers.connection, &ways.topology).await;
             consumers.declared = Some(ways.topology.clone());
         }

@@ -5,6 +5,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, ExchangeKind};
 use serde::Serialize;
 
+use super::rabbit::{InletError, answered};
 use crate::config::Config;
 use crate::job::REPLAY_LANE;
 
@@ -105,12 +106,13 @@ impl Topology {
         self.queues.iter().filter(|queue| queue.jobs).map(|queue| queue.name.as_str())
     }
 
-    /// Declares all of it. What stands there already is left as it is, if it is the same.
+    /// Declares all of it. What stands there already is left as it is, if it is the same. A thousand new queues take half
+    /// a minute: each has a time of its own.
     ///
     /// # Errors
-    /// The broker's words; `PRECONDITION_FAILED` where something of that name has other
-    /// arguments.
-    pub async fn declare(&self, channel: &Channel) -> Result<(), lapin::Error> {
+    /// [`InletError::Topology`] with the broker's words, `PRECONDITION_FAILED` where something of that name has other
+    /// arguments; [`InletError::Silent`] where it does not answer.
+    pub async fn declare(&self, channel: &Channel) -> Result<(), InletError> {
         for exchange in &self.exchanges {
             let kind = if exchange.kind == "topic" { ExchangeKind::Topic } else { ExchangeKind::Fanout };
             let mut arguments = FieldTable::default();
@@ -118,25 +120,31 @@ impl Topology {
                 arguments.insert("alternate-exchange".into(), text(alternate));
             }
             let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
-            channel.exchange_declare(exchange.name.into(), kind, options, arguments).await?;
+            stands(exchange.name, channel.exchange_declare(exchange.name.into(), kind, options, arguments)).await?;
         }
         for queue in &self.queues {
             let options = QueueDeclareOptions { durable: true, ..Default::default() };
-            channel.queue_declare(queue.name.as_str().into(), options, queue.arguments()).await?;
+            let declared = channel.queue_declare(queue.name.as_str().into(), options, queue.arguments());
+            stands(&queue.name, declared).await?;
         }
         for binding in &self.bindings {
-            channel
-                .queue_bind(
-                    binding.queue.as_str().into(),
-                    binding.exchange.into(),
-                    binding.key.as_str().into(),
-                    QueueBindOptions::default(),
-                    FieldTable::default(),
-                )
-                .await?;
+            let bound = channel.queue_bind(
+                binding.queue.as_str().into(),
+                binding.exchange.into(),
+                binding.key.as_str().into(),
+                QueueBindOptions::default(),
+                FieldTable::default(),
+            );
+            stands(&binding.queue, bound).await?;
         }
         Ok(())
     }
+}
+
+/// One declaration, answered in time.
+async fn stands<T>(name: &str, declared: impl Future<Output = Result<T, lapin::Error>>) -> Result<(), InletError> {
+    let declared = async { declared.await.map_err(InletError::Topology) };
+    answered(&format!("declaring {name}"), declared).await.map(drop)
 }
 
 impl Queue {

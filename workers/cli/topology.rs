@@ -108,7 +108,7 @@ async fn close(connection: &Connection) -> Result<(), Failure> {
 async fn apply(config: &Config, topology: &Topology) -> Result<(), Failure> {
     let connection = connect(config).await?;
     let channel = connection.create_channel().await.map_err(|e| unreachable(e.into()))?;
-    topology.declare(&channel).await.map_err(|e| Failure::new(Exit::Failed, format!("RabbitMQ refuses: {e}")))?;
+    topology.declare(&channel).await.map_err(|e| Failure::new(Exit::Failed, e.to_string()))?;
     close(&connection).await
 }
 
