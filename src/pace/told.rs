@@ -156,3 +156,130 @@ impl Told {
         more
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn at(seconds: u64) -> Time {
+        Time::from_nanos((1_000 + seconds) * SECOND)
+    }
+
+    fn of_ten(remaining: u64, resets_in: Option<u64>) -> Statement {
+        Statement { which: (Some(10), None), remaining, resets_in: resets_in.map(|seconds| seconds * SECOND) }
+    }
+
+    /// Sent then, answered at once; so many calls were over when it was booked, so many are booked by now.
+    fn call(sent: u64, over_before: u64, booked: u64) -> Call {
+        Call { sent: at(sent), answered: at(sent), over_before, booked }
+    }
+
+    /// Of ten calls three are left for ten seconds.
+    fn three_left() -> Told {
+        let mut told = Told::default();
+        assert_eq!(told.answered(&[of_ten(3, Some(10))], call(0, 0, 1)), 0);
+        told
+    }
+
+    fn book(told: &mut Told, calls: usize, now: u64) {
+        (0..calls).for_each(|_| told.book(at(now)));
+    }
+
+    #[test]
+    fn no_more_is_sent_than_was_told_until_the_reset_and_then_one_call_asks() {
+        let mut told = three_left();
+        book(&mut told, 2, 1);
+        assert!(told.slot(at(1)).is_open(at(1)));
+        book(&mut told, 1, 1);
+        assert_eq!(told.slot(at(9)), Slot::answered_by(at(10)));
+        assert!(told.slot(at(10)).is_open(at(10)));
+        book(&mut told, 1, 10);
+        assert_eq!(told.slot(at(11)), Slot::answered_by(Time::MAX), "one call, whatever it takes");
+        told.answered(&[of_ten(9, Some(10))], call(10, 4, 5));
+        assert!(told.slot(at(11)).is_open(at(11)));
+        book(&mut told, 9, 11);
+        assert!(!told.slot(at(11)).is_open(at(11)));
+    }
+
+    #[test]
+    fn calls_that_may_not_have_been_counted_are_taken_off() {
+        let mut told = Told::default();
+        told.answered(&[of_ten(5, Some(10))], call(0, 1, 4));
+        // Of four booked one was over, and one is the call itself.
+        book(&mut told, 2, 1);
+        assert!(told.slot(at(1)).is_open(at(1)));
+        book(&mut told, 1, 1);
+        assert!(!told.slot(at(1)).is_open(at(1)));
+    }
+
+    #[test]
+    fn a_call_that_was_not_sent_gives_its_place_back_and_one_that_asked_in_vain_is_followed_by_another() {
+        let mut told = three_left();
+        book(&mut told, 3, 1);
+        told.unbook(at(2));
+        assert!(told.slot(at(2)).is_open(at(2)));
+        book(&mut told, 1, 2);
+        book(&mut told, 1, 10);
+        assert!(!told.slot(at(11)).is_open(at(11)));
+        told.ask_again(at(12));
+        assert!(told.slot(at(12)).is_open(at(12)), "another one asks");
+        book(&mut told, 1, 12);
+        assert!(!told.slot(at(13)).is_open(at(13)), "and no more than one");
+        told.unbook(at(14));
+        assert!(told.slot(at(14)).is_open(at(14)), "it did not ask");
+    }
+
+    #[test]
+    fn an_answer_that_is_late_only_tightens() {
+        let mut told = three_left();
+        told.answered(&[of_ten(1, Some(10))], call(5, 1, 2));
+        told.answered(&[of_ten(9, Some(10))], call(4, 1, 2));
+        book(&mut told, 1, 6);
+        assert!(!told.slot(at(6)).is_open(at(6)));
+    }
+
+    #[test]
+    fn a_call_that_another_limit_counted_gives_its_place_back() {
+        let other = Statement { which: (Some(500), None), remaining: 400, resets_in: Some(60 * SECOND) };
+        let mut told = three_left();
+        book(&mut told, 3, 1);
+        assert!(!told.slot(at(1)).is_open(at(1)));
+        told.answered(&[], call(1, 1, 4));
+        assert!(!told.slot(at(1)).is_open(at(1)), "an answer that tells nothing");
+        told.answered(&[other], call(1, 1, 4));
+        assert!(told.slot(at(1)).is_open(at(1)));
+    }
+
+    #[test]
+    fn what_is_not_told_any_more_is_forgotten_when_asked_for_in_vain_or_after_long() {
+        let mut told = three_left();
+        book(&mut told, 4, 10);
+        told.answered(&[], call(9, 1, 5));
+        assert!(told.is_some(), "it did not ask");
+        told.answered(&[], call(10, 1, 5));
+        assert!(!told.is_some());
+
+        let mut told = three_left();
+        told.answered(&[], call(599, 1, 2));
+        assert!(told.is_some());
+        told.answered(&[], call(600, 1, 2));
+        assert!(!told.is_some());
+    }
+
+    #[test]
+    fn calls_of_others_are_counted_once_within_a_window_and_not_across_windows() {
+        let mut told = three_left();
+        // One was over then; this is the second call of ours, and two are missing.
+        assert_eq!(told.answered(&[of_ten(1, Some(9))], call(1, 1, 2)), 1);
+        assert_eq!(told.answered(&[of_ten(0, Some(8))], call(2, 2, 3)), 0, "that one is known");
+        // After the reset nothing is compared with what was left before.
+        told.book(at(10));
+        assert_eq!(told.answered(&[of_ten(4, Some(10))], call(10, 3, 4)), 0);
+        assert_eq!(told.answered(&[of_ten(2, Some(9))], call(11, 4, 5)), 1);
+        // Another reset is another window; so is one without any.
+        assert_eq!(told.answered(&[of_ten(0, Some(30))], call(12, 5, 6)), 0);
+        assert_eq!(told.answered(&[of_ten(0, None)], call(13, 6, 7)), 0);
+    }
+}
