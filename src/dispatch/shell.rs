@@ -31,8 +31,11 @@ use crate::vault::MasterKeys;
 
 /// Inputs handled before the core decides again.
 const INPUTS_MAX: usize = 512;
-/// How often the room for more jobs is worked out anew.
+/// How often the room for more jobs is worked out anew, and so how often they are claimed: few large claims instead of many
+/// small ones.
 const ROOM_EVERY: Duration = Duration::from_millis(20);
+/// The same where somebody says that there are jobs, and none is in line: nobody waits for a timer.
+const ROOM_SOON: Duration = Duration::from_millis(5);
 /// How often the core is asked even though nothing happens.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -116,7 +119,9 @@ pub struct Dispatcher {
     pub(super) sender: mpsc::UnboundedSender<Input>,
     inputs: mpsc::UnboundedReceiver<Input>,
     pub(super) tasks: JoinSet<()>,
-    room_at: Time,
+    /// When the room was worked out last, and whether it is wanted soon.
+    room_made: Time,
+    room_soon: bool,
     /// Records that wait for the store.
     waiting: Arc<AtomicUsize>,
     /// Ends of calls that are being written.
@@ -140,13 +145,13 @@ impl Dispatcher {
         let intakes = lanes.iter().map(|_| Intake::new(sender.clone())).collect();
         let claims = Claims::new(lanes.iter().map(|lane| lane.name.clone()).collect());
         let label = ProviderLabel { provider: name() };
-        let room_at = parts.clock.mono();
+        let began = parts.clock.mono();
         let keeping = Keeping::new(&provider);
         let keyring = Keyring::new(&provider);
-        let prefetch = u16::try_from(core.allowance(room_at).clamp(1, 500)).unwrap_or(500);
+        let prefetch = u16::try_from(core.allowance(began).clamp(1, 500)).unwrap_or(500);
         let (tasks, waiting) = (JoinSet::new(), Arc::default());
         let nothing_held = (0..core.group_count()).map(|number| GroupId(number as u32)).collect();
-        let now = Now { mono: room_at, wall: parts.clock.wall_ms() };
+        let now = Now { mono: began, wall: parts.clock.wall_ms() };
         core.handle(Event::Suspend(nothing_held), now, &mut rand::random::<f64>);
         Ok(Self {
             parts,
@@ -164,7 +169,8 @@ impl Dispatcher {
             sender,
             inputs,
             tasks,
-            room_at,
+            room_made: Time::ZERO,
+            room_soon: false,
             waiting,
             outcomes: Arc::default(),
         })
@@ -275,7 +281,10 @@ impl Dispatcher {
 
     fn woken(&mut self, wake: Result<Wake, broadcast::error::RecvError>) {
         match wake {
-            Ok(Wake::Jobs(provider)) if provider == self.label.provider => self.claims.wake_all(),
+            Ok(Wake::Jobs(provider)) if provider == self.label.provider => {
+                self.claims.wake_all();
+                self.room_soon |= self.core.counts().0 == 0;
+            }
             Ok(Wake::Cancel(pk)) => {
                 let now = self.now();
                 self.happened(Event::Cancel(pk), now);
@@ -307,10 +316,15 @@ impl Dispatcher {
         self.keep_cancels(now);
         self.keep_leases(now);
         self.tell(now);
-        if self.room_at <= now.mono {
-            self.room_at = now.mono + ROOM_EVERY;
+        if self.room_at() <= now.mono {
+            (self.room_made, self.room_soon) = (now.mono, false);
             self.make_room(now);
         }
+    }
+
+    /// When the room is worked out next.
+    fn room_at(&self) -> Time {
+        self.room_made + if self.room_soon { ROOM_SOON } else { ROOM_EVERY }
     }
 
     /// Tells the inlet how much more it may let in, and claims what is due in the store.
@@ -362,7 +376,7 @@ impl Dispatcher {
         let core = self.core.wake_at(now);
         // Whoever may not send claims nothing, however much is due.
         let may_claim = self.core.holds_something(now.mono) && !self.core.is_shut();
-        let claims = self.claims.wake_at().filter(|_| may_claim).map(|at| at.max(self.room_at));
+        let claims = self.claims.wake_at().filter(|_| may_claim).map(|at| at.max(self.room_at()));
         let lease = self.keeping.wake_at(self.orders.are_known());
         let cancels = self.cancels.wake_at().filter(|_| !self.core.is_idle());
         let next = [core, claims, lease, self.orders.wake_at(), cancels, grace_ends].into_iter().flatten().min();
