@@ -19,9 +19,7 @@ demo: ## the whole system at work in under a minute, nothing else installed
 	cargo build --release --locked
 	@$(TARGET)/release/paceline demo
 
-# TEST narrows it down: make test TEST='--test pacing'. Services that already run are used, and left running. Tests wait
-# more than they compute, so that twice as many run at once as there are cores.
-test: export RUST_TEST_THREADS ?= $(shell echo $$((2 * $$(nproc))))
+# TEST narrows it down: make test TEST='--test pacing'. Services that already run are used, and left running.
 .PHONY: test
 test: ## every test, against real RabbitMQ and PostgreSQL
 	@mkdir -p $(TARGET)
