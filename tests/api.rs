@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
-use paceline::api::{ApiParts, HookRules, MANY_BYTES_MAX, ServeLimits, Tokens, router, serve};
+use paceline::api::{ApiParts, HookRules, MANY_BYTES_MAX, ServeLimits, Tokens, router, serve, starting_router};
 use paceline::clock::{Clock, SystemClock};
 use paceline::config::{Scope, Token};
 use paceline::job::{Catalog, JobState, ProviderRules};
@@ -995,6 +995,23 @@ async fn health_is_about_the_process_and_readiness_about_its_parts() {
     assert_eq!(stranger["parts"]["queue"], json!({ "state": "failed" }), "not told why");
     api.readiness.set("queue", Ok(()));
     assert_eq!(api.get("/readyz").await.ok(200)["ready"], true);
+}
+
+/// The store is opened first: who publishes then would find no queue yet.
+#[tokio::test]
+async fn a_process_that_starts_is_not_ready_whatever_of_it_works_already() {
+    let readiness = Readiness::default();
+    readiness.set("store", Ok(()));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}/readyz", listener.local_addr().expect("an address"));
+    let (_running, stopped) = oneshot::channel::<()>();
+    let router = starting_router(readiness, Tokens::new(&[]));
+    tokio::spawn(serve(listener, router, ServeLimits::default(), async move { stopped.await.unwrap_or_default() }));
+    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+    let answer = client.get(url).send().await.expect("an answer");
+    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+    let told: Value = serde_json::from_slice(&answer.bytes().await.expect("a body")).expect("JSON");
+    assert_eq!(told, json!({ "ready": false, "parts": { "store": { "state": "ok" } } }));
 }
 
 #[tokio::test]

@@ -34,7 +34,7 @@ pub(super) fn routes() -> Routes<Parts> {
         .example(r#"{"status": "ok", "service": "paceline"}"#);
     let ready = Operation::open("getReadiness", "Whether every part works")
         .about("Why a part failed is told to callers with the scope `read` for all tenants only.")
-        .answer::<Ready>(200, "Every part works")
+        .answer::<Ready>(200, "The process has started, and every part works")
         .example(r#"{"ready": true, "parts": {"store": {"state": "ok"}}}"#)
         .answer::<Ready>(503, "Some part does not")
         .example(r#"{"ready": false, "parts": {"store": {"state": "failed"}}}"#);
@@ -61,7 +61,7 @@ pub(super) async fn alive() -> Json<Alive> {
 /// `{"ready":true,"parts":{"store":{"state":"ok"}}}`
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct Ready {
-    /// Every part works.
+    /// The process has started, and every part works.
     ready: bool,
     /// By name.
     parts: BTreeMap<&'static str, Part>,
@@ -92,21 +92,23 @@ pub(super) async fn ready(
         Err(_) => Err("the store did not answer within 2 s".to_owned()),
     };
     readiness.set("store", pinged);
-    report(&readiness, &tokens, peer, (&uri, &headers))
+    report(&readiness, true, &tokens, peer, (&uri, &headers))
 }
 
-/// `GET /readyz` while there is no store yet.
+/// `GET /readyz` while the process starts. Not ready, whatever has begun: a part that has not may not even be declared, and
+/// who publishes on this word would find no queue.
 pub(super) async fn not_ready(
     State((readiness, tokens)): State<(Readiness, Tokens)>,
     peer: Peer,
     uri: Uri,
     headers: HeaderMap,
 ) -> (StatusCode, Json<Ready>) {
-    report(&readiness, &tokens, peer, (&uri, &headers))
+    report(&readiness, false, &tokens, peer, (&uri, &headers))
 }
 
 fn report(
     readiness: &Readiness,
+    has_started: bool,
     tokens: &Tokens,
     peer: Peer,
     (uri, headers): (&Uri, &HeaderMap),
@@ -117,7 +119,7 @@ fn report(
         (name, Part { state: state.as_str(), error })
     };
     let shown = readiness.snapshot();
-    let ready = shown.iter().all(|(_, state)| *state == PartState::Ok);
+    let ready = has_started && shown.iter().all(|(_, state)| *state == PartState::Ok);
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(Ready { ready, parts: shown.into_iter().map(part).collect() }))
 }
