@@ -5,10 +5,10 @@ mod common;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::proxy::Proxy;
+use common::proxy::{Manner, Proxy};
 use common::store::{Fixture, on_postgres};
 use common::{holds, until};
-use paceline::clock::{Clock, SystemClock};
+use paceline::clock::{Clock, SystemClock, WallMs};
 use paceline::config::StoreConfig;
 use paceline::job::{Catalog, Given, Job, ProviderRules};
 use paceline::schedule::Scheduler;
@@ -18,17 +18,42 @@ use tokio_util::sync::CancellationToken;
 
 const SOON: Duration = Duration::from_secs(20);
 
-fn job_for(owner: &str) -> NewJob {
-    let mut catalog = Catalog::default();
-    catalog.providers.insert("geo".to_owned(), ProviderRules::default());
-    let envelope = br#"{"id":"held","provider":"geo","request":{"path":"/"}}"#;
-    let job = Job::parse(envelope, &Given::default(), &catalog).expect("a job");
-    NewJob { job, origin: Origin::default(), owner: Some(owner.to_owned()) }
+fn now_ms() -> WallMs {
+    SystemClock::new().wall_ms()
 }
 
-async fn claimed(f: &Fixture, owner: &str) {
-    let inserted = f.store.insert(vec![job_for(owner)], SystemClock::new().wall_ms()).await.expect("inserted");
-    assert!(matches!(inserted[..], [Inserted::Created(Some(_))]));
+fn job(id: &str, owner: Option<&str>) -> NewJob {
+    let mut catalog = Catalog::default();
+    catalog.providers.insert("geo".to_owned(), ProviderRules::default());
+    let envelope = format!(r#"{{"id":"{id}","provider":"geo","request":{{"path":"/"}}}}"#);
+    let job = Job::parse(envelope.as_bytes(), &Given::default(), &catalog).expect("a job");
+    NewJob { job, origin: Origin::default(), owner: owner.map(str::to_owned) }
+}
+
+async fn inserted(f: &Fixture, job: NewJob) {
+    let inserted = f.store.insert(vec![job], now_ms()).await.expect("inserted");
+    assert!(matches!(inserted[..], [Inserted::Created(_)]));
+}
+
+/// Claims the one job that is due.
+async fn claim(store: &Store, owner: &str) -> Result<usize, StoreError> {
+    store.claim_due(&owner.to_owned(), "geo", "default", 10, now_ms()).await.map(|claimed| claimed.len())
+}
+
+/// The same database, through a proxy.
+async fn through_a_proxy(f: &Fixture) -> (Proxy, Store) {
+    let database = url::Url::parse(&f.options.url).expect("a URL");
+    let target = format!("{}:{}", database.host_str().expect("a host"), database.port().unwrap_or(5432));
+    let proxy = Proxy::start(target).await;
+    let options = StoreOptions { url: proxy.url(&f.options.url), ..f.options.clone() };
+    let store = Store::open(&options).await.expect("it opens");
+    (proxy, store)
+}
+
+async fn committing(f: &Fixture, is: bool) {
+    let sql = "SELECT COUNT(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND query = 'COMMIT' AND state = 'active'";
+    until("it is being committed, or no longer", SOON, async || holds((f.number(sql).await == 1) == is)).await;
 }
 
 /// The database was away for long, and is back: nobody could say that he lives. A scheduler that begins then waits
@@ -36,7 +61,7 @@ async fn claimed(f: &Fixture, owner: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_scheduler_that_begins_after_an_outage_rescues_the_dead_and_not_the_living() {
     on_postgres(async |f| {
-        claimed(&f, "living").await;
+        inserted(&f, job("held", Some("living"))).await;
         f.execute("INSERT INTO owners (id, role, started_ms, seen_ms) VALUES ('dead', 'dispatcher', 0, 0)").await;
         f.execute("UPDATE owners SET seen_ms = seen_ms - 60000").await;
         let keep = StoreConfig {
@@ -74,23 +99,58 @@ async fn a_commit_that_outlives_its_connection_leaves_nothing_held() {
         ] {
             f.execute(slow).await;
         }
-        let database = url::Url::parse(&f.options.url).expect("a URL");
-        let target = format!("{}:{}", database.host_str().expect("a host"), database.port().unwrap_or(5432));
-        let proxy = Proxy::start(target).await;
-        let options = StoreOptions { url: proxy.url(&f.options.url), ..f.options.clone() };
-        let store = Store::open(&options).await.expect("it opens");
+        let (proxy, store) = through_a_proxy(&f).await;
         let cut = async {
-            let sql = "SELECT COUNT(*) FROM pg_stat_activity
-                WHERE datname = current_database() AND query = 'COMMIT' AND state = 'active'";
-            until("it is being committed", SOON, async || holds(f.number(sql).await == 1)).await;
+            committing(&f, true).await;
             proxy.cut();
         };
-        let (answer, ()) = tokio::join!(store.insert(vec![job_for("me")], SystemClock::new().wall_ms()), cut);
+        let (answer, ()) = tokio::join!(store.insert(vec![job("held", Some("me"))], now_ms()), cut);
         assert!(matches!(answer, Err(StoreError::Unavailable(_))), "{answer:?}");
         until("it is committed, and held by nobody", SOON, async || {
             holds(f.number("SELECT COUNT(*) FROM jobs WHERE owner IS NULL").await == 1)
         })
         .await;
+        store.close().await;
+    })
+    .await;
+}
+
+/// A claim is rolled back when its connection is gone, and the process hears of it only after somebody else has claimed
+/// the job: that one keeps it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_claim_that_was_rolled_back_lets_go_of_nobody_elses() {
+    on_postgres(async |f| {
+        for slow in [
+            "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
+                'BEGIN PERFORM pg_sleep(2); IF NEW.id = ''refused'' THEN RAISE ''no''; END IF; RETURN NULL; END'",
+            "CREATE CONSTRAINT TRIGGER slow AFTER UPDATE OF owner ON jobs DEFERRABLE INITIALLY DEFERRED
+                FOR EACH ROW WHEN (NEW.owner = 'me') EXECUTE FUNCTION slow()",
+        ] {
+            f.execute(slow).await;
+        }
+        let (proxy, store) = through_a_proxy(&f).await;
+        inserted(&f, job("refused", None)).await;
+        let cut = async {
+            committing(&f, true).await;
+            proxy.set(Manner::Refusing);
+            proxy.cut();
+            committing(&f, false).await;
+        };
+        let (answer, ()) = tokio::join!(claim(&store, "me"), cut);
+        assert!(matches!(answer, Err(StoreError::Unavailable(_))), "{answer:?}");
+        assert_eq!(claim(&f.store, "other").await.expect("claimed"), 1);
+        // What is lost later is let go of later: then the first one has been looked at.
+        proxy.set(Manner::Through);
+        inserted(&f, job("taken", None)).await;
+        let cut = async {
+            committing(&f, true).await;
+            proxy.cut();
+        };
+        let (answer, ()) = tokio::join!(claim(&store, "me"), cut);
+        assert!(matches!(answer, Err(StoreError::Unavailable(_))), "{answer:?}");
+        let let_go = "SELECT COUNT(*) FROM jobs WHERE id = 'taken' AND owner IS NULL AND epoch = 1";
+        until("it was committed, and is let go of", SOON, async || holds(f.number(let_go).await == 1)).await;
+        assert_eq!(f.number("SELECT COUNT(*) FROM jobs WHERE id = 'refused' AND owner = 'other'").await, 1);
         store.close().await;
     })
     .await;

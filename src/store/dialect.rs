@@ -84,6 +84,16 @@ pub(super) enum Tx {
     Sqlite(Transaction<'static, Sqlite>),
 }
 
+/// What became of a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It may still be committed.
+    Open,
+    Committed,
+    /// Rolled back.
+    Gone,
+}
+
 /// What PostgreSQL says of a transaction number that it has not given out: invalid_parameter_value.
 const NOT_BEGUN: &str = "22023";
 
@@ -130,16 +140,20 @@ impl Db {
         self.is_sqlite()
     }
 
-    /// Whether PostgreSQL has neither committed nor rolled back the transaction of that number: one whose connection is
-    /// gone may take its time. Of one that is too old to be known it says that it is over, and so it is.
-    pub async fn is_in_progress(&self, transaction: &str) -> Result<bool, StoreError> {
-        let Self::Postgres(pool) = self else { return Ok(false) };
+    /// What became of PostgreSQL's transaction of that number: one whose connection is gone may take its time.
+    pub async fn fate(&self, transaction: &str) -> Result<Fate, StoreError> {
+        let Self::Postgres(pool) = self else { return Ok(Fate::Committed) };
         let sql = "SELECT pg_xact_status($1::xid8)";
         let asked: Result<(Option<String>,), _> = sqlx::query_as(sql).bind(transaction).fetch_one(pool).await;
         match asked {
-            Ok((status,)) => Ok(status.as_deref() == Some("in progress")),
-            // A server that never came so far, such as a replica that took over: nothing is in progress there.
-            Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some(NOT_BEGUN) => Ok(false),
+            Ok((status,)) => Ok(match status.as_deref() {
+                Some("in progress") => Fate::Open,
+                Some("committed") => Fate::Committed,
+                // Or so many millions of transactions ago that nobody knows.
+                _ => Fate::Gone,
+            }),
+            // A server that never came so far, such as a replica that took over.
+            Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some(NOT_BEGUN) => Ok(Fate::Gone),
             Err(error) => Err(error.into()),
         }
     }

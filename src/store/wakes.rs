@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use tokio::sync::{broadcast, mpsc, watch};
 
-use super::dialect::{Db, Rows, Tx, on_db};
+use super::dialect::{Db, Fate, Rows, Tx, on_db};
 use super::{JobPk, Next, Record, StoreError, Wake, outcomes};
 use crate::clock::WallMs;
 
@@ -166,16 +166,19 @@ impl Wakes {
         }
     }
 
-    /// Lets go of those whose transactions have come to an end; the others stay.
+    /// Lets go of what was committed, and forgets what was rolled back: by now somebody may have made the same claim anew.
+    /// What has not come to an end stays.
     async fn settle(&self, db: &Db, open: &mut Vec<LostClaims>) -> Result<(), StoreError> {
         let mut left = 0;
         while let Some(lost) = open.get(left) {
-            if db.is_in_progress(&lost.transaction).await? {
-                left += 1;
-                continue;
+            match db.fate(&lost.transaction).await? {
+                Fate::Open => {
+                    left += 1;
+                    continue;
+                }
+                Fate::Committed => self.release(db, &lost.claims).await?,
+                Fate::Gone => {}
             }
-            // What was rolled back is not there: nothing is let go of then.
-            self.release(db, &lost.claims).await?;
             open.swap_remove(left);
         }
         Ok(())
