@@ -20,7 +20,9 @@ demo: ## the whole system at work in under a minute, nothing else installed
 	@$(TARGET)/release/paceline demo
 
 # TEST narrows it down: make test TEST='--test pacing'. Services that already run are used, and left running.
+# Most tests wait more than they compute: for processes, windows, time limits.
 .PHONY: test
+test: export RUST_TEST_THREADS ?= $(shell echo $$((2 * $$(nproc))))
 test: ## every test, against real RabbitMQ and PostgreSQL
 	@mkdir -p $(TARGET)
 	@deploy/services runtimes >/dev/null && deploy/services browser >/dev/null

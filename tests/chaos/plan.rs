@@ -229,6 +229,16 @@ const PATHS: [(&str, u32); 20] = [
     ("/status/503?executed=1", 6),
 ];
 
+/// Of them those that no call to has ever succeeded, and that are called again for it.
+const HOPELESS: [&str; 6] = ["/reset", "/reset/before", "/hang", "/drip/50/200", "/half", "/status/503"];
+/// Calls of a job at most.
+pub const ATTEMPTS_MAX: u32 = 3;
+
+/// Whether every call to a path fails in a way that is worth another one.
+pub fn is_hopeless(path: &str) -> bool {
+    HOPELESS.contains(&path.split('?').next().unwrap_or(path))
+}
+
 const HOOKS: [(&str, u32); 4] = [("", 80), ("/fail/1", 10), ("/slow/100", 7), ("/retry-after/1", 3)];
 
 fn job(mode: Mode, n: usize, span: Duration, random: &mut StdRng) -> JobPlan {

@@ -1,5 +1,6 @@
 //! One round, from its seed to its report.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -12,13 +13,16 @@ use crate::common::broker::{Broker, Completion};
 use crate::common::services::Services;
 use crate::common::world::{Mode, SECRET, World, in_world};
 use crate::fleet::{Fleet, Links};
-use crate::plan::{ADDED, Act, ENDPOINTS, KEYS, OPEN, PER_SECOND, Plan, Settings, Size, Way};
+use crate::plan::{self, ADDED, ATTEMPTS_MAX, Act, ENDPOINTS, KEYS, OPEN, PER_SECOND, Plan, Settings, Size, Way};
 use crate::producers::{self, Ready, replies_queue};
 
-/// From the last fault until all is done.
+/// From the last fault until all is done,
 const DRAINS_WITHIN: Duration = Duration::from_secs(60);
+/// and so much longer for each retry then owed to jobs whose every call fails: no more are sure of leaving, of all that a
+/// dispatcher has (the retry budget).
+const RETRY_EVERY: Duration = Duration::from_secs(1);
 /// What takes longer has failed, and is waited for all the same: slow is not lost.
-const GIVES_UP_AFTER: Duration = Duration::from_secs(180);
+const GIVES_UP_AFTER: Duration = Duration::from_secs(120);
 /// Between two looks at the database.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Open calls of the whole provider, in half of the rounds.
@@ -172,7 +176,7 @@ key_limits = [
 lanes = {{ high = {high}, default = {default}, low = {low} }}
 timeout = "{timeout_ms}ms"
 counted_within = "4s"
-retry = {{ max_attempts = 3, base = "100ms", cap = "1s", max_elapsed = "10m" }}
+retry = {{ max_attempts = {ATTEMPTS_MAX}, base = "100ms", cap = "1s", max_elapsed = "10m" }}
 breaker = {{ failures = 10, ratio = "50%", window = "5s", open = "2s", probes = 3 }}
 "#,
         port = world.port,
@@ -217,10 +221,13 @@ async fn in_place(world: &World, plan: &Plan, seed: u64, services: Option<&Servi
     let healed = Instant::now();
     let expected = expected(&jobs, &cancelled);
     let malformed = jobs.len() - expected.len();
-    let mut open = drained(world, expected.len(), malformed, owners(world.mode, plan), healed).await;
+    let owed = retries_owed(world, &jobs).await;
+    let within = DRAINS_WITHIN + RETRY_EVERY * owed;
+    let mut open =
+        drained(world, expected.len(), malformed, owners(world.mode, plan), healed + within + GIVES_UP_AFTER).await;
     let drained = healed.elapsed();
-    if open.is_none() && drained > DRAINS_WITHIN {
-        open = Some(format!("all had ended only {drained:?} after the last fault"));
+    if open.is_none() && drained > within {
+        open = Some(format!("all had ended only {drained:?} after the last fault, which left {owed} retries"));
     }
     let faults = fleet.faults.clone();
     let (published, replies) = heard(world).await;
@@ -304,8 +311,29 @@ fn owners(mode: Mode, plan: &Plan) -> i64 {
     names.sum()
 }
 
+/// Retries that jobs whose every call fails still have before them. A job that has not come in yet has all of them.
+async fn retries_owed(world: &World, jobs: &[Ready]) -> u32 {
+    let until = Instant::now() + DRAINS_WITHIN;
+    let rows = loop {
+        match world.try_rows::<(String, String, i64)>("SELECT id, state, attempts FROM jobs").await {
+            Ok(rows) => break rows,
+            Err(error) => assert!(Instant::now() < until, "the database answers after the last fault: {error}"),
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    };
+    let known: HashMap<&str, (&str, i64)> =
+        rows.iter().map(|(id, state, attempts)| (id.as_str(), (state.as_str(), *attempts))).collect();
+    let owed = |job: &Ready| match known.get(job.plan.id.as_str()) {
+        Some(("queued" | "waiting" | "running", attempts)) => i64::from(ATTEMPTS_MAX) - (*attempts).max(1),
+        Some(_) => 0,
+        None => i64::from(ATTEMPTS_MAX) - 1,
+    };
+    let hopeless = jobs.iter().filter(|job| !job.plan.at_most_once && plan::is_hopeless(&job.plan.path));
+    hopeless.map(|job| u32::try_from(owed(job)).unwrap_or(0)).sum()
+}
+
 /// Waits until all is done; else what is not.
-async fn drained(world: &World, jobs: usize, malformed: usize, owners: i64, healed: Instant) -> Option<String> {
+async fn drained(world: &World, jobs: usize, malformed: usize, owners: i64, until: Instant) -> Option<String> {
     loop {
         let mut left = Vec::new();
         for (what, sql, least, most) in [
@@ -324,8 +352,8 @@ async fn drained(world: &World, jobs: usize, malformed: usize, owners: i64, heal
         if left.is_empty() {
             return None;
         }
-        if healed.elapsed() > GIVES_UP_AFTER {
-            return Some(format!("not within {GIVES_UP_AFTER:?} after the last fault: {}", left.join(", ")));
+        if Instant::now() > until {
+            return Some(format!("given up, a long time after the last fault: {}", left.join(", ")));
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
