@@ -437,10 +437,15 @@ mod tests {
         Flight { key: KeyId(0), routes: Routes::NONE, cost: 1, sent, answered: None, freed, over_before, probe: false }
     }
 
-    /// A call is booked and leaves.
-    fn send(probe: &mut Probe, now: Time) -> Flight {
+    /// A call is booked and leaves; returns how many were over.
+    fn leave(probe: &mut Probe, now: Time) -> u64 {
         let over_before = probe.book(now);
         probe.departed(now);
+        over_before
+    }
+
+    fn send(probe: &mut Probe, now: Time) -> Flight {
+        let over_before = leave(probe, now);
         flight(now, over_before)
     }
 
@@ -560,7 +565,7 @@ mod tests {
         let mut probe = new();
         let call = send(&mut probe, at(0));
         refuse(&mut probe, &call, at(10), None);
-        let _ = send(&mut probe, at(10));
+        leave(&mut probe, at(10));
         probe.lost(at(10), at(20));
         assert!(is_open(&probe, at(20)));
     }
@@ -609,21 +614,21 @@ mod tests {
         let mut probe = new();
         let call = send(&mut probe, at(0));
         accept(&mut probe, &call, at(0));
-        let _ = send(&mut probe, at(1_000));
+        leave(&mut probe, at(1_000));
         assert_eq!((probe.cycle.began, probe.cycle.accepted), (Some(at(0)), 1), "a second is no pause");
-        let _ = send(&mut probe, at(2_001));
+        leave(&mut probe, at(2_001));
         assert_eq!(probe.cycle.began, Some(at(0)), "one is open");
         probe.lost(at(1_000), at(2_001));
         probe.lost(at(2_001), at(2_001));
-        let _ = send(&mut probe, at(3_002));
+        leave(&mut probe, at(3_002));
         assert_eq!((probe.cycle.began, probe.cycle.accepted), (Some(at(3_002)), 0));
         // At a slow rate two calls' time.
         let mut probe = found();
         let gap = probe.search.gap().expect("a rate");
-        let _ = send(&mut probe, at(10_000).plus(2 * gap));
+        leave(&mut probe, at(10_000).plus(2 * gap));
         assert_eq!(probe.cycle.began, Some(at(10_000)));
         probe.lost(at(0), at(0));
-        let _ = send(&mut probe, at(10_000).plus(4 * gap + 1));
+        leave(&mut probe, at(10_000).plus(4 * gap + 1));
         assert_eq!(probe.cycle.began, Some(at(10_000).plus(4 * gap + 1)));
     }
 
