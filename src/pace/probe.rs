@@ -580,6 +580,22 @@ mod tests {
     }
 
     #[test]
+    fn a_long_wait_for_the_first_call_that_is_accepted_again_tells_that_windows_are_counted() {
+        for (waits_ms, phase) in [(5_000, Phase::Found), (1_000, Phase::Settled)] {
+            let mut probe = found();
+            for ms in (11_500..=21_500).step_by(1_000) {
+                let call = send(&mut probe, at(ms));
+                accept(&mut probe, &call, at(ms + 10));
+            }
+            let call = send(&mut probe, at(22_000));
+            refuse(&mut probe, &call, at(22_000), None);
+            let call = send(&mut probe, at(22_000 + waits_ms));
+            accept(&mut probe, &call, at(22_010 + waits_ms));
+            assert_eq!(probe.search.phase(), phase);
+        }
+    }
+
+    #[test]
     fn a_refusal_of_a_call_that_left_before_others_were_accepted_again_is_an_old_story() {
         let mut probe = found();
         let old = flight(at(9_990), 0);

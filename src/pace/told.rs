@@ -262,6 +262,11 @@ mod tests {
         assert!(!told.is_some());
 
         let mut told = three_left();
+        book(&mut told, 1, 10);
+        told.answered(&[], call(10, 1, 2));
+        assert!(told.is_some(), "some are left: it did not ask");
+
+        let mut told = three_left();
         told.answered(&[], call(599, 1, 2));
         assert!(told.is_some());
         told.answered(&[], call(600, 1, 2));
@@ -278,6 +283,11 @@ mod tests {
         told.book(at(10));
         assert_eq!(told.answered(&[of_ten(4, Some(10))], call(10, 3, 4)), 0);
         assert_eq!(told.answered(&[of_ten(2, Some(9))], call(11, 4, 5)), 1);
+        // The calls of one that may not have been counted yet hide no more than one each, however often something is told.
+        let mut hidden = Told::default();
+        assert_eq!(hidden.answered(&[of_ten(5, Some(10))], call(0, 0, 1)), 0);
+        assert_eq!(hidden.answered(&[of_ten(3, Some(9))], call(1, 1, 3)), 0);
+        assert_eq!(hidden.answered(&[of_ten(1, Some(8))], call(2, 2, 4)), 1);
         // Another reset is another window; so is one without any.
         assert_eq!(told.answered(&[of_ten(0, Some(30))], call(12, 5, 6)), 0);
         assert_eq!(told.answered(&[of_ten(0, None)], call(13, 6, 7)), 0);
