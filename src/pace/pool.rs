@@ -457,3 +457,30 @@ impl Pool {
         self.bank.counts_cost
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pace::KeySpec;
+
+    #[test]
+    fn the_last_answers_are_told_key_by_key_and_of_too_many_it_is_said_that_they_are() {
+        let keys = ["a", "b", "c"].map(|label| KeySpec { label: label.to_owned(), weight: 1, budget: None });
+        let spec = PoolSpec { keys: keys.into(), ..PoolSpec::default() };
+        let mut pool = Pool::new(&spec, Time::ZERO).expect("a pool");
+        let key_of = |n: u64| KeyId((n % 3) as u32);
+        let told = |pool: &Pool, since: u64| pool.answered_since(since).map(Iterator::collect::<Vec<_>>);
+        for n in 0..700 {
+            pool.answer_of(key_of(n));
+            let answered = n + 1;
+            let since = answered.saturating_sub(ANSWERS as u64);
+            assert_eq!(told(&pool, since), Some((since..answered).map(key_of).collect()));
+            assert_eq!(told(&pool, answered), Some(Vec::new()));
+            assert_eq!(told(&pool, n), Some(vec![key_of(n)]));
+            if let Some(before) = since.checked_sub(1) {
+                assert_eq!(told(&pool, before), None);
+            }
+        }
+        assert_eq!((pool.answers.len(), pool.changes().0), (ANSWERS, 700));
+    }
+}
