@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use common::Fixture;
+use common::{Fixture, contract};
 use paceline::clock::{Clock, WallMs, parse_rfc3339};
 use paceline::config::Config;
 use paceline::pace::Time;
@@ -17,24 +17,6 @@ use paceline::schedule::Recurring;
 use paceline::store::Store;
 use paceline::telemetry::ScheduleMetrics;
 use prometheus_client::registry::Registry;
-
-/// Each test on both databases.
-macro_rules! contract {
-    ($($name:ident)*) => {
-        mod sqlite {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                crate::common::on_sqlite(false, crate::$name).await;
-            })*
-        }
-        mod postgres {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                crate::common::on_postgres(crate::$name).await;
-            })*
-        }
-    };
-}
 
 contract! {
     each_time_is_one_job_whoever_looks_and_whoever_dies

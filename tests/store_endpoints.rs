@@ -8,7 +8,7 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use common::Fixture;
+use common::{Fixture, contract};
 use paceline::clock::SystemClock;
 use paceline::job::{Catalog, EventKind, Given, Job, JobState, ProviderRules};
 use paceline::resends::Resender;
@@ -22,24 +22,6 @@ use serde_json::{Value, json};
 const NOW: i64 = 1_800_000_000_000;
 const OPS: By<'_> = at(NOW);
 const LEASE: Duration = Duration::from_secs(60);
-
-/// Each test on both databases.
-macro_rules! contract {
-    ($($name:ident)*) => {
-        mod sqlite {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                crate::common::on_sqlite(false, crate::$name).await;
-            })*
-        }
-        mod postgres {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                crate::common::on_postgres(crate::$name).await;
-            })*
-        }
-    };
-}
 
 contract! {
     completions_reach_those_who_subscribed_and_those_who_are_named

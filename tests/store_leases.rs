@@ -7,7 +7,7 @@ mod common;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::Fixture;
+use common::{Fixture, contract};
 use futures_util::future::join_all;
 use paceline::job::{DeadReason, Given, Job};
 use paceline::store::{
@@ -20,24 +20,6 @@ const TTL: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_millis(300);
 /// For what must happen, however busy the machine is.
 const SOON: Duration = Duration::from_secs(20);
-
-/// Each test on both databases.
-macro_rules! contract {
-    ($($name:ident)*) => {
-        mod sqlite {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                crate::common::on_sqlite(false, crate::$name).await;
-            })*
-        }
-        mod postgres {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                crate::common::on_postgres(crate::$name).await;
-            })*
-        }
-    };
-}
 
 contract! {
     one_of_many_takers_wins

@@ -6,7 +6,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::Fixture;
+use common::{Fixture, contract};
 use paceline::job::{Catalog, Given, Job, ProviderRules};
 use paceline::store::{
     BudgetReport, Claimed, Inserted, JobView, KeyReport, NewJob, Next, Order, Origin, Record, Report, Store, Subject,
@@ -17,24 +17,6 @@ use serde_json::json;
 const NOW: i64 = 1_790_000_000_000;
 /// For what must happen, however busy the machine is.
 const SOON: Duration = Duration::from_secs(20);
-
-/// Each test on both databases.
-macro_rules! contract {
-    ($($name:ident)*) => {
-        mod sqlite {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                crate::common::on_sqlite(false, crate::$name).await;
-            })*
-        }
-        mod postgres {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                crate::common::on_postgres(crate::$name).await;
-            })*
-        }
-    };
-}
 
 contract! {
     the_last_word_about_each_subject_is_kept

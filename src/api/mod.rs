@@ -275,7 +275,8 @@ fn guarded(routes: Router<Parts>, open: Router<Parts>, parts: Parts) -> Router {
         .with_state(parts)
 }
 
-/// What answers while the process starts, which waits for the store: health, the dashboard, which shows it, and 503 to everything else.
+/// What answers while the process starts, which waits for the store: health, the dashboard, which shows it, and 503 to
+/// everything else.
 pub fn starting_router(readiness: Readiness, tokens: Tokens) -> Router {
     Router::new()
         .route("/healthz", get(health::alive))

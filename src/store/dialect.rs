@@ -90,7 +90,7 @@ pub(super) enum Fate {
     /// It may still be committed.
     Open,
     Committed,
-    /// Rolled back.
+    /// Rolled back, or nobody knows of it any more.
     Gone,
 }
 
@@ -140,7 +140,8 @@ impl Db {
         self.is_sqlite()
     }
 
-    /// What became of PostgreSQL's transaction of that number: one whose connection is gone may take its time.
+    /// What became of PostgreSQL's transaction of that number: one whose connection is gone may take its time. SQLite has
+    /// no numbers, and what it answered was committed.
     pub async fn fate(&self, transaction: &str) -> Result<Fate, StoreError> {
         let Self::Postgres(pool) = self else { return Ok(Fate::Committed) };
         let sql = "SELECT pg_xact_status($1::xid8)";

@@ -10,6 +10,27 @@ use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
+/// Each test of this module on both databases, for programs that have this file as `common`.
+#[allow(unused_macros, reason = "others have the store among more")]
+macro_rules! contract {
+    ($($name:ident)*) => {
+        mod sqlite {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                crate::common::on_sqlite(false, super::$name).await;
+            })*
+        }
+        mod postgres {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                crate::common::on_postgres(super::$name).await;
+            })*
+        }
+    };
+}
+#[allow(unused_imports, reason = "others have the store among more")]
+pub(crate) use contract;
+
 /// An open, migrated store, and a way to look behind it.
 #[derive(Clone)]
 pub struct Fixture {

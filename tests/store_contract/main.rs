@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::Fixture;
+use common::{Fixture, contract};
 use paceline::job::{Catalog, EventKind, Given, Job, JobState, ProviderRules};
 use paceline::store::{
     Attempt, Buried, Cancelled, Claimed, DeadFilter, DeadReason, DeliveryJob, DeliveryNext, DeliveryRecord, Event,
@@ -19,24 +19,6 @@ use serde_json::{Value, json};
 
 const NOW: i64 = 1_800_000_000_000;
 const LEASE: Duration = Duration::from_secs(60);
-
-/// Each test on both databases.
-macro_rules! contract {
-    ($($name:ident)*) => {
-        mod sqlite {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                crate::common::on_sqlite(false, super::$name).await;
-            })*
-        }
-        mod postgres {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                crate::common::on_postgres(super::$name).await;
-            })*
-        }
-    };
-}
 
 mod cancels;
 mod claims;
