@@ -22,12 +22,15 @@ fn now_ms() -> WallMs {
     SystemClock::new().wall_ms()
 }
 
-fn job(id: &str, owner: Option<&str>) -> NewJob {
-    let mut catalog = Catalog::default();
+fn parsed(envelope: &[u8]) -> Job {
+    let mut catalog = Catalog { callbacks: true, allow_http: true, ..Catalog::default() };
     catalog.providers.insert("geo".to_owned(), ProviderRules::default());
+    Job::parse(envelope, &Given::default(), &catalog).expect("a job")
+}
+
+fn job(id: &str, owner: Option<&str>) -> NewJob {
     let envelope = format!(r#"{{"id":"{id}","provider":"geo","request":{{"path":"/"}}}}"#);
-    let job = Job::parse(envelope.as_bytes(), &Given::default(), &catalog).expect("a job");
-    NewJob { job, origin: Origin::default(), owner: owner.map(str::to_owned) }
+    NewJob { job: parsed(envelope.as_bytes()), origin: Origin::default(), owner: owner.map(str::to_owned) }
 }
 
 async fn inserted(f: &Fixture, job: NewJob) {
@@ -110,6 +113,46 @@ async fn a_commit_that_outlives_its_connection_leaves_nothing_held() {
             holds(f.number("SELECT COUNT(*) FROM jobs WHERE owner IS NULL").await == 1)
         })
         .await;
+        store.close().await;
+    })
+    .await;
+}
+
+/// The same with the claim of a webhook, and of what is published to the broker: they are due again at once, and not when
+/// the claim runs out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn completions_claimed_by_a_commit_that_outlives_its_connection_are_held_by_nobody() {
+    on_postgres(async |f| {
+        let envelope = br#"{"id":"a","provider":"geo","request":{"path":"/"},"callback":{"url":"http://a.example/"}}"#;
+        let asked = NewJob {
+            job: parsed(envelope),
+            origin: Origin { reply_to: Some("answers".to_owned()), ..Origin::default() },
+            owner: None,
+        };
+        inserted(&f, asked).await;
+        f.store.cancel(None, "a", now_ms()).await.expect("cancelled");
+        assert_eq!(f.number("SELECT COUNT(*) FROM deliveries WHERE state = 'pending'").await, 2);
+        for slow in [
+            "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(2); RETURN NULL; END'",
+            "CREATE CONSTRAINT TRIGGER slow AFTER UPDATE OF owner ON deliveries DEFERRABLE INITIALLY DEFERRED
+                FOR EACH ROW WHEN (NEW.owner IS NOT NULL) EXECUTE FUNCTION slow()",
+        ] {
+            f.execute(slow).await;
+        }
+        let (proxy, store) = through_a_proxy(&f).await;
+        let (me, lease) = ("me".to_owned(), Duration::from_secs(3600));
+        let cut = async || {
+            committing(&f, true).await;
+            proxy.cut();
+        };
+        let (webhook, ()) = tokio::join!(store.claim_deliveries(&me, 10, now_ms(), lease), cut());
+        assert!(matches!(webhook, Err(StoreError::Unavailable(_))), "{webhook:?}");
+        committing(&f, false).await;
+        let (message, ()) = tokio::join!(store.claim_publications(&me, 10, now_ms(), lease), cut());
+        assert!(matches!(message, Err(StoreError::Unavailable(_))), "{message:?}");
+        let now = now_ms();
+        let free = format!("SELECT COUNT(*) FROM deliveries WHERE owner IS NULL AND epoch = 1 AND due_ms <= {now}");
+        until("both were committed, and are held by nobody", SOON, async || holds(f.number(&free).await == 2)).await;
         store.close().await;
     })
     .await;

@@ -182,7 +182,8 @@ impl Publisher {
         }
         let mut wakes = Some(self.store.wakes());
         let mut poll = Poll::new(self.clock.mono());
-        let mut in_doubt = false;
+        // What an earlier session held may have been handed back in vain.
+        let mut in_doubt = true;
         loop {
             tokio::select! {
                 biased;
@@ -192,10 +193,10 @@ impl Publisher {
                     poll.looking(self.clock.mono());
                     // Nothing is under way between two rounds: what is held is of one that the store may have cut off.
                     if in_doubt {
-                        self.hand_back().await;
+                        in_doubt = !self.hand_back().await;
                     }
                     let round = self.round(&mut channels).await?;
-                    in_doubt = round.is_err();
+                    in_doubt |= round.is_err();
                     match round {
                         Ok(Found::Some(number)) => poll.found(number >= BATCH as usize, self.clock.mono()),
                         Ok(Found::Nothing(due_in)) => poll.nothing(due_in, self.clock.mono()),
@@ -261,13 +262,15 @@ impl Publisher {
         self.store.record_delivery(record).await
     }
 
-    async fn hand_back(&self) {
+    /// Whether it is done.
+    async fn hand_back(&self) -> bool {
         let retiring = self.store.retire(&self.owner, self.clock.wall_ms());
         match tokio::time::timeout(GOODBYE, retiring).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "claimed completions wait for their claim to run out"),
-            Err(_) => tracing::warn!("the store is silent: claimed completions wait for their claim to run out"),
+            Ok(Ok(_)) => return true,
+            Ok(Err(error)) => tracing::warn!(%error, "claimed completions could not be handed back"),
+            Err(_) => tracing::warn!("claimed completions could not be handed back: the store is silent"),
         }
+        false
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::dialect::{Db, Rows, Tx, on_db};
 use super::endpoints::Target;
 use super::events::{Ended, kind_of, response_of};
+use super::wakes::{DeliveryClaim, Pending};
 use super::writer::Request;
 use super::{
     DeliveryJob, DeliveryNext, DeliveryRecord, Endpoint, Event, Occasion, OwnerId, Publication, Store, StoreError, act,
@@ -145,7 +146,7 @@ type ClaimedRow = (i64, i64, i64, i64, i64, Option<i64>, String, WallMs);
 
 /// Claims what is due, oldest first. What is due for a disabled endpoint is set aside on the way,
 /// so that it cannot stand in front of the others.
-pub(super) async fn claim(tx: &mut Tx, claim: &Claim) -> Result<Vec<DeliveryJob>, StoreError> {
+pub(super) async fn claim(tx: &mut Tx, claim: &Claim, wakes: &mut Pending) -> Result<Vec<DeliveryJob>, StoreError> {
     let sql = format!(
         "WITH due AS MATERIALIZED (
             SELECT pk, due_ms, COALESCE((SELECT length(e.body) FROM events e WHERE e.pk = deliveries.event_pk), 0) AS bytes
@@ -178,10 +179,23 @@ pub(super) async fn claim(tx: &mut Tx, claim: &Claim) -> Result<Vec<DeliveryJob>
         let found = rows.len();
         rows.retain(|row| row.6 == "pending");
         if found == 0 || !rows.is_empty() {
+            rows.iter().for_each(|row| wakes.claim_delivery(row.0, row.1, claim.now_ms));
             return load(tx, rows).await;
         }
     }
     Ok(Vec::new())
+}
+
+/// Makes due again what was claimed and nobody heard of; whether there is any of it. What was claimed once more since
+/// then is somebody's.
+pub(super) async fn release(tx: &mut Tx, claims: &[DeliveryClaim]) -> Result<bool, StoreError> {
+    let rows = Rows::new()
+        .int("pk", claims.iter().map(|c| Some(c.pk)))
+        .int("epoch", claims.iter().map(|c| Some(c.epoch)))
+        .int("due_ms", claims.iter().map(|c| Some(c.due_ms)));
+    let update = "UPDATE deliveries SET owner = NULL, due_ms = v.due_ms
+        FROM v WHERE deliveries.pk =[v.pk] AND deliveries.epoch = v.epoch AND deliveries.state || '' = 'pending'";
+    Ok(rows.execute(tx, update).await? > 0)
 }
 
 /// An event, its job, and the answer: pk, id, state, at, attempts, reason, error, job, provider,
@@ -274,7 +288,7 @@ pub(super) fn test_event_id(pk: i64, created_ms: WallMs) -> String {
 type PublicationRow = (i64, i64, i64, i64, i64, Option<String>);
 
 /// Claims what is to be published to the broker, oldest first.
-async fn claim_publications(tx: &mut Tx, claim: &Claim) -> Result<Vec<Publication>, StoreError> {
+async fn claim_publications(tx: &mut Tx, claim: &Claim, wakes: &mut Pending) -> Result<Vec<Publication>, StoreError> {
     let sql = format!(
         "WITH due AS MATERIALIZED (
             SELECT pk, due_ms, COALESCE((SELECT length(e.body) FROM events e WHERE e.pk = deliveries.event_pk), 0) AS bytes
@@ -296,6 +310,7 @@ async fn claim_publications(tx: &mut Tx, claim: &Claim) -> Result<Vec<Publicatio
         .bind(CLAIM_BYTES_MAX)
         .fetch_all(c)
         .await)?;
+    rows.iter().for_each(|row| wakes.claim_delivery(row.0, row.1, claim.now_ms));
     // Of one job in the order of its runs.
     rows.sort_unstable_by_key(|row| row.0);
     let pks: HashSet<i64> = rows.iter().map(|row| row.4).collect();
@@ -455,7 +470,7 @@ impl Store {
         if self.db().is_sqlite() {
             return self.inner.outcomes.ask(|reply| Request::ClaimDeliveries(wanted, reply)).await;
         }
-        act!(self, |tx, _wakes| claim(tx, &wanted).await)
+        act!(self, |tx, wakes| claim(tx, &wanted, wakes).await)
     }
 
     /// The same for what is published to the broker.
@@ -471,7 +486,7 @@ impl Store {
     ) -> Result<Vec<Publication>, StoreError> {
         self.introduce(owner).await?;
         let claim = Claim { owner: owner.clone(), limit, now_ms, lease };
-        act!(self, |tx, _wakes| claim_publications(tx, &claim).await)
+        act!(self, |tx, wakes| claim_publications(tx, &claim, wakes).await)
     }
 
     /// When the next webhook is due, or the claim of one lapses.

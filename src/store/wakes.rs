@@ -10,7 +10,7 @@ use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use tokio::sync::{broadcast, mpsc, watch};
 
 use super::dialect::{Db, Fate, Rows, Tx, on_db};
-use super::{JobPk, Next, Record, StoreError, Wake, outcomes};
+use super::{JobPk, Next, Record, StoreError, Wake, deliveries, outcomes};
 use crate::clock::WallMs;
 
 /// Wakes that a receiver may lag behind before it misses some.
@@ -35,8 +35,28 @@ pub(super) struct Pending {
     cancels: BTreeSet<JobPk>,
     /// Providers that orders are about.
     orders: BTreeSet<String>,
-    /// What is claimed by it, ready to be let go of.
-    claims: Vec<Record>,
+    claims: Claims,
+}
+
+/// What is claimed by a transaction, ready to be let go of.
+#[derive(Debug, Default)]
+struct Claims {
+    jobs: Vec<Record>,
+    deliveries: Vec<DeliveryClaim>,
+}
+
+/// A delivery that was due, and the claim of it.
+#[derive(Debug)]
+pub(super) struct DeliveryClaim {
+    pub pk: i64,
+    pub epoch: i64,
+    pub due_ms: WallMs,
+}
+
+impl Claims {
+    const fn number(&self) -> usize {
+        self.jobs.len() + self.deliveries.len()
+    }
 }
 
 impl Pending {
@@ -71,12 +91,17 @@ impl Pending {
 
     /// A job is claimed: if nobody hears of it, it must be let go of.
     pub fn claim(&mut self, pk: JobPk, epoch: i64, run: u32, failures: u32, now_ms: WallMs) {
-        self.claims.push(Record { pk, epoch, run, attempt: None, failures, at_ms: now_ms, next: Next::Release });
+        self.claims.jobs.push(Record { pk, epoch, run, attempt: None, failures, at_ms: now_ms, next: Next::Release });
+    }
+
+    /// The same with a delivery.
+    pub fn claim_delivery(&mut self, pk: i64, epoch: i64, now_ms: WallMs) {
+        self.claims.deliveries.push(DeliveryClaim { pk, epoch, due_ms: now_ms });
     }
 }
 
 /// Claims whose commit is under way. A connection that breaks now leaves open whether they are
-/// made: their owner, who lives, would hold jobs that it never heard of.
+/// made: their owner, who lives, would hold what it never heard of.
 struct Doubt<'a> {
     claims: Option<LostClaims>,
     lost: &'a mpsc::UnboundedSender<LostClaims>,
@@ -101,7 +126,7 @@ impl Drop for Doubt<'_> {
 /// server may still be committing it when its connection is long gone.
 #[derive(Debug)]
 pub(super) struct LostClaims {
-    claims: Vec<Record>,
+    claims: Claims,
     transaction: String,
 }
 
@@ -156,8 +181,8 @@ impl Wakes {
             while !open.is_empty() {
                 open.extend(std::iter::from_fn(|| lost.try_recv().ok()));
                 if let Err(error) = self.settle(&db, &mut open).await {
-                    let jobs: usize = open.iter().map(|lost| lost.claims.len()).sum();
-                    tracing::warn!(%error, jobs, "claims may have been lost with a connection: trying to let go of them");
+                    let claims: usize = open.iter().map(|lost| lost.claims.number()).sum();
+                    tracing::warn!(%error, claims, "claims may have been lost with a connection: trying to let go of them");
                 }
                 if !open.is_empty() {
                     tokio::time::sleep(RETRY).await;
@@ -184,10 +209,13 @@ impl Wakes {
         Ok(())
     }
 
-    async fn release(&self, db: &Db, claims: &[Record]) -> Result<(), StoreError> {
+    async fn release(&self, db: &Db, claims: &Claims) -> Result<(), StoreError> {
         let mut tx = db.begin().await?;
         let mut pending = self.pending();
-        outcomes::record(&mut tx, &claims.iter().collect::<Vec<_>>(), &mut pending).await?;
+        outcomes::record(&mut tx, &claims.jobs.iter().collect::<Vec<_>>(), &mut pending).await?;
+        if deliveries::release(&mut tx, &claims.deliveries).await? {
+            pending.deliveries();
+        }
         self.commit(tx, pending).await
     }
 
@@ -231,7 +259,7 @@ impl Wakes {
         if matches!(tx, Tx::Postgres(_)) {
             self.notify(&mut tx, &pending).await?;
             let claims = match std::mem::take(&mut pending.claims) {
-                none if none.is_empty() => None,
+                none if none.number() == 0 => None,
                 claims => Some(LostClaims { claims, transaction: tx.number().await? }),
             };
             let doubt = Doubt { claims, lost: &self.lost };

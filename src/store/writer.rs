@@ -227,7 +227,7 @@ impl Task {
                     *outcome = Some(Outcome::Claim(jobs::claim(&mut tx, claim, &mut pending).await?));
                 }
                 Request::ClaimDeliveries(claim, _) => {
-                    *outcome = Some(Outcome::ClaimDeliveries(deliveries::claim(&mut tx, claim).await?));
+                    *outcome = Some(Outcome::ClaimDeliveries(deliveries::claim(&mut tx, claim, &mut pending).await?));
                 }
                 _ => {}
             }
