@@ -18,6 +18,9 @@ use tokio_util::sync::CancellationToken;
 
 const SOON: Duration = Duration::from_secs(20);
 
+/// A job whose end is told.
+const TELLS: &[u8] = br#"{"id":"a","provider":"geo","request":{"path":"/"},"callback":{"url":"http://a.example/"}}"#;
+
 fn now_ms() -> WallMs {
     SystemClock::new().wall_ms()
 }
@@ -53,9 +56,10 @@ async fn through_a_proxy(f: &Fixture) -> (Proxy, Store) {
     (proxy, store)
 }
 
+/// A commit that takes its time, as none but the slow ones do.
 async fn committing(f: &Fixture, is: bool) {
-    let sql = "SELECT COUNT(*) FROM pg_stat_activity
-        WHERE datname = current_database() AND query = 'COMMIT' AND state = 'active'";
+    let sql = "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND query = 'COMMIT'
+        AND state = 'active' AND clock_timestamp() - query_start > INTERVAL '0.3 s'";
     until("it is being committed, or no longer", SOON, async || holds((f.number(sql).await == 1) == is)).await;
 }
 
@@ -123,9 +127,8 @@ async fn a_commit_that_outlives_its_connection_leaves_nothing_held() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn completions_claimed_by_a_commit_that_outlives_its_connection_are_held_by_nobody() {
     on_postgres(async |f| {
-        let envelope = br#"{"id":"a","provider":"geo","request":{"path":"/"},"callback":{"url":"http://a.example/"}}"#;
         let asked = NewJob {
-            job: parsed(envelope),
+            job: parsed(TELLS),
             origin: Origin { reply_to: Some("answers".to_owned()), ..Origin::default() },
             owner: None,
         };
@@ -194,6 +197,39 @@ async fn a_claim_that_was_rolled_back_lets_go_of_nobody_elses() {
         let let_go = "SELECT COUNT(*) FROM jobs WHERE id = 'taken' AND owner IS NULL AND epoch = 1";
         until("it was committed, and is let go of", SOON, async || holds(f.number(let_go).await == 1)).await;
         assert_eq!(f.number("SELECT COUNT(*) FROM jobs WHERE id = 'refused' AND owner = 'other'").await, 1);
+        store.close().await;
+    })
+    .await;
+}
+
+/// The same where they were made up for somebody in this process.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn completions_handed_over_by_a_commit_that_outlives_its_connection_are_held_by_nobody() {
+    on_postgres(async |f| {
+        for slow in [
+            "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(2); RETURN NULL; END'",
+            "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON deliveries DEFERRABLE INITIALLY DEFERRED
+                FOR EACH ROW EXECUTE FUNCTION slow()",
+        ] {
+            f.execute(slow).await;
+        }
+        let (proxy, store) = through_a_proxy(&f).await;
+        let asked = NewJob { job: parsed(TELLS), origin: Origin::default(), owner: None };
+        inserted(&f, asked).await;
+        let hour = Duration::from_secs(3600);
+        let mut handover = store.take_deliveries("me".to_owned(), hour, Arc::new(SystemClock::new()));
+        handover.set_open(true);
+        let cut = async {
+            committing(&f, true).await;
+            proxy.cut();
+        };
+        let (answer, ()) = tokio::join!(store.cancel(None, "a", now_ms()), cut);
+        assert!(matches!(answer, Err(StoreError::Unavailable(_))), "{answer:?}");
+        let free = "SELECT COUNT(*) FROM deliveries WHERE owner IS NULL AND epoch = 1 AND due_ms < created_ms + 60000";
+        until("it was committed, and is held by nobody", SOON, async || holds(f.number(free).await == 1)).await;
+        handover.set_open(false);
+        let handed = tokio::time::timeout(Duration::from_millis(1), handover.next(1)).await;
+        assert!(handed.is_err(), "nobody hears of it");
         store.close().await;
     })
     .await;

@@ -2,7 +2,7 @@
 //! waits at.
 //!
 //! ```text
-//! store ── claim ──▶ message ──▶ channel, confirm ──▶ verdict ──▶ record ── store
+//! store ── handed over or claimed ──▶ message ──▶ channel, confirm ──▶ verdict ──▶ record ── store
 //! ```
 //!
 //! Like webhooks they are deliveries in the store, written with the outcome, and recorded after the broker has
@@ -31,8 +31,9 @@ use self::verdict::{Schedules, Word};
 use crate::clock::Clock;
 use crate::inlet::{self, InletError};
 use crate::kill_point::{KillPoint, reached};
+use crate::pace::Time;
 use crate::secrets::Secret;
-use crate::store::{DeliveryNext, DeliveryRecord, OwnerId, Publication, Store, StoreError, Wake};
+use crate::store::{DeliveryNext, DeliveryRecord, Handover, OwnerId, Publication, Store, StoreError, Wake};
 use crate::supervise::Reconnect;
 use crate::webhook::{Poll, Schedule};
 
@@ -42,8 +43,9 @@ const ROLE: &str = "publisher";
 const BATCH: u32 = 256;
 /// The broker confirms within that time. What it does not confirm while it confirms others is refused.
 const CONFIRM_WITHIN: Duration = Duration::from_secs(10);
-/// How long a claim lasts: longer than a batch can take, with a store that answers as late as it may.
-const LEASE: Duration = Duration::from_secs(45);
+/// How long a claim lasts: longer than two batches can take, the one before it and its own, with a store that answers as
+/// late as it may.
+const LEASE: Duration = Duration::from_secs(60);
 /// How often the store is told that this publisher lives.
 const BEAT: Duration = Duration::from_secs(5);
 /// For handing claims back, and for closing a connection.
@@ -180,59 +182,97 @@ impl Publisher {
         if self.is_away.swap(false, Ordering::Relaxed) {
             tracing::info!("RabbitMQ is back: completions go on");
         }
+        let mut handover = self.take();
+        let ended = self.rounds(&mut channels, &mut handover, shutdown).await;
+        drop(tokio::time::timeout(GOODBYE, handover.end()).await);
+        ended
+    }
+
+    /// One batch after the other: what is handed over, and what is due in the store. Nothing is under way between two of
+    /// them.
+    async fn rounds(
+        &self,
+        channels: &mut Channels<'_>,
+        handover: &mut Handover<Publication>,
+        shutdown: &CancellationToken,
+    ) -> Result<(), Broken> {
         let mut wakes = Some(self.store.wakes());
         let mut poll = Poll::new(self.clock.mono());
         // What an earlier session held may have been handed back in vain.
         let mut in_doubt = true;
         loop {
-            tokio::select! {
+            let done = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return Ok(()),
-                () = woken(&mut wakes) => poll.wake(),
+                () = woken(&mut wakes) => {
+                    poll.wake();
+                    continue;
+                }
                 () = tokio::time::sleep(poll.wait(self.clock.mono())) => {
                     poll.looking(self.clock.mono());
-                    // Nothing is under way between two rounds: what is held is of one that the store may have cut off.
                     if in_doubt {
+                        // What is held is of a batch that the store may have cut off.
+                        std::mem::replace(handover, self.take()).end().await;
                         in_doubt = !self.hand_back().await;
                     }
-                    let round = self.round(&mut channels).await?;
-                    in_doubt |= round.is_err();
-                    match round {
-                        Ok(Found::Some(number)) => poll.found(number >= BATCH as usize, self.clock.mono()),
-                        Ok(Found::Nothing(due_in)) => poll.nothing(due_in, self.clock.mono()),
-                        Err(error) => {
-                            tracing::warn!(%error, "completions for RabbitMQ cannot be claimed or recorded; trying again");
-                            poll.failed(self.clock.mono(), rand::random());
-                        }
+                    let found = self.look(channels).await?;
+                    if let Ok(found) = &found {
+                        handover.set_open(!in_doubt && found.is_all());
+                        found.plan(&mut poll, self.clock.mono());
                     }
+                    found.map(drop)
                 }
+                Some(handed) = handover.next(BATCH as usize), if !in_doubt => {
+                    let batch: Vec<_> = handed.into_iter().map(|handed| handed.delivery).collect();
+                    self.deliver(channels, &batch).await?
+                }
+            };
+            if let Err(error) = done {
+                tracing::warn!(%error, "completions for RabbitMQ cannot be claimed or recorded; trying again");
+                in_doubt = true;
+                handover.set_open(false);
+                poll.failed(self.clock.mono(), rand::random());
             }
         }
     }
 
-    /// Claims what is due, publishes it, and records what the broker said.
-    async fn round(&self, channels: &mut Channels<'_>) -> Result<Result<Found, StoreError>, Broken> {
+    fn take(&self) -> Handover<Publication> {
+        self.store.take_publications(self.owner.clone(), LEASE, Arc::clone(&self.clock))
+    }
+
+    /// Claims what is due and sees to it.
+    async fn look(&self, channels: &mut Channels<'_>) -> Result<Result<Found, StoreError>, Broken> {
         let now_ms = self.clock.wall_ms();
         let batch = match self.store.claim_publications(&self.owner, BATCH, now_ms, LEASE).await {
-            Ok(batch) if batch.is_empty() => {
-                let due = self.store.next_publication_due().await;
-                let due_in = |due: i64| Duration::from_millis(due.saturating_sub(now_ms).max(0).unsigned_abs());
-                return Ok(due.map(|due| Found::Nothing(due.map(due_in))));
-            }
             Ok(batch) => batch,
             Err(error) => return Ok(Err(error)),
         };
+        if batch.is_empty() {
+            let due = self.store.next_publication_due().await;
+            let due_in = |due: i64| Duration::from_millis(due.saturating_sub(now_ms).max(0).unsigned_abs());
+            return Ok(due.map(|due| Found::Nothing(due.map(due_in))));
+        }
+        Ok(self.deliver(channels, &batch).await?.map(|()| Found::Some(batch.len())))
+    }
+
+    /// Publishes it, and records what the broker said.
+    async fn deliver(
+        &self,
+        channels: &mut Channels<'_>,
+        batch: &[Publication],
+    ) -> Result<Result<(), StoreError>, Broken> {
+        let at_ms = self.clock.wall_ms();
         reached(KillPoint::BeforePublish);
-        let words = channels.publish(&batch, self.public_url.as_deref()).await?;
+        let words = channels.publish(batch, self.public_url.as_deref()).await?;
         reached(KillPoint::AfterPublish);
-        let records = batch.iter().zip(&words).map(|(publication, word)| self.record(publication, now_ms, word));
+        let records = batch.iter().zip(&words).map(|(publication, word)| self.record(publication, at_ms, word));
         for recorded in join_all(records).await {
             if let Err(error) = recorded {
                 return Ok(Err(error));
             }
         }
         reached(KillPoint::AfterPublishRecord);
-        Ok(Ok(Found::Some(batch.len())))
+        Ok(Ok(()))
     }
 
     async fn record(&self, publication: &Publication, at_ms: i64, word: &Word) -> Result<(), StoreError> {
@@ -279,6 +319,20 @@ enum Found {
     Some(usize),
     /// And when the next is due.
     Nothing(Option<Duration>),
+}
+
+impl Found {
+    /// Nothing more is due.
+    const fn is_all(&self) -> bool {
+        !matches!(self, Self::Some(number) if *number >= BATCH as usize)
+    }
+
+    fn plan(&self, poll: &mut Poll, now: Time) {
+        match self {
+            Self::Some(_) => poll.found(!self.is_all(), now),
+            Self::Nothing(due_in) => poll.nothing(*due_in, now),
+        }
+    }
 }
 
 /// Tells the store that this publisher lives.

@@ -1,127 +1,23 @@
-//! Completions on their way to endpoints, and to the broker.
+//! Completions on their way to endpoints, and to the broker: claims, and what becomes of them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use super::dialect::{Db, Rows, Tx, on_db};
-use super::endpoints::Target;
-use super::events::{Ended, kind_of, response_of};
+use super::endpoints::{EndpointRow, endpoint_of};
+use super::events::{kind_of, response_of};
 use super::wakes::{DeliveryClaim, Pending};
 use super::writer::Request;
 use super::{
     DeliveryJob, DeliveryNext, DeliveryRecord, Endpoint, Event, Occasion, OwnerId, Publication, Store, StoreError, act,
-    endpoints,
 };
 use crate::clock::WallMs;
-use crate::job::{Callback, JobState};
+use crate::job::JobState;
 
 /// An endpoint that did nothing but fail for so long is disabled.
 const FAILING_MAX_MS: i64 = 5 * 86_400_000;
 /// Bytes of bodies in one claim, more or less: the last one may go over it.
 const CLAIM_BYTES_MAX: i64 = 16 * 1024 * 1024;
-
-/// A delivery to make up.
-struct Due<'a> {
-    ended: &'a Ended<'a>,
-    to: To<'a>,
-}
-
-/// Where a completion goes.
-#[derive(Clone, Copy)]
-enum To<'a> {
-    Endpoint {
-        pk: i64,
-        enabled: bool,
-    },
-    /// The broker's exchange of events.
-    Exchange,
-    /// The queue that the job's producer waits at.
-    Queue(&'a str),
-}
-
-impl To<'_> {
-    const fn kind(self) -> &'static str {
-        match self {
-            Self::Endpoint { .. } => "webhook",
-            Self::Exchange | Self::Queue(_) => "amqp",
-        }
-    }
-
-    const fn is_pending(self) -> bool {
-        !matches!(self, Self::Endpoint { enabled: false, .. })
-    }
-}
-
-/// Adds the deliveries that the ended jobs asked for; whether there is one to make now. `publishes`: completions go
-/// to the broker's exchange of events, too.
-pub(super) async fn insert(tx: &mut Tx, ended: &[Ended<'_>], publishes: bool) -> Result<bool, StoreError> {
-    if ended.is_empty() {
-        return Ok(false);
-    }
-    let mut due = webhooks(tx, ended).await?;
-    for of in ended {
-        let exchange = publishes.then_some(To::Exchange);
-        let reply = of.job.reply_to.map(To::Queue);
-        due.extend(exchange.into_iter().chain(reply).map(|to| Due { ended: of, to }));
-    }
-    let endpoint = |to| match to {
-        To::Endpoint { pk, .. } => Some(pk),
-        To::Exchange | To::Queue(_) => None,
-    };
-    let reply_to = |to| match to {
-        To::Queue(name) => Some(name),
-        To::Endpoint { .. } | To::Exchange => None,
-    };
-    let rows = Rows::new()
-        .int("job_pk", due.iter().map(|d| Some(d.ended.record.pk)))
-        .int("run", due.iter().map(|d| Some(i64::from(d.ended.record.run))))
-        .text("kind", due.iter().map(|d| Some(d.to.kind())))
-        .int("endpoint_pk", due.iter().map(|d| endpoint(d.to)))
-        .text("reply_to", due.iter().map(|d| reply_to(d.to)))
-        .text("state", due.iter().map(|d| Some(if d.to.is_pending() { "pending" } else { "disabled" })))
-        .int("at_ms", due.iter().map(|d| Some(d.ended.record.at_ms)));
-    let insert = "INSERT INTO deliveries (event_pk, kind, endpoint_pk, reply_to, state, due_ms, created_ms)
-        SELECT e.pk, v.kind, v.endpoint_pk, v.reply_to, v.state, v.at_ms, v.at_ms
-        FROM v JOIN events e ON e.job_pk =[v.job_pk] AND e.run = v.run";
-    rows.execute(tx, insert).await?;
-    Ok(due.iter().any(|d| d.to.is_pending()))
-}
-
-/// The endpoints that want to hear of it: those that get everything of the tenant, and the one that the job names.
-async fn webhooks<'a>(tx: &mut Tx, ended: &'a [Ended<'a>]) -> Result<Vec<Due<'a>>, StoreError> {
-    let now_ms = ended.first().map(|e| e.record.at_ms).unwrap_or_default();
-    let tenants: BTreeSet<&str> = ended.iter().map(|e| e.job.tenant).collect();
-    let asked = || ended.iter().filter_map(|e| Some((e, e.callback.as_ref()?)));
-    let wants = |e: &Ended<'_>, c: &Callback| kind_of(e.state).is_some_and(|kind| c.wants(kind));
-    let asked = || asked().filter(|(e, callback)| wants(e, callback));
-    let urls: BTreeSet<_> = asked().filter_map(|(e, c)| Some((e.job.tenant, c.url.as_deref()?))).collect();
-    let ids: BTreeSet<_> = asked().filter_map(|(e, c)| Some((e.job.tenant, c.endpoint.as_deref()?))).collect();
-    let subscribers = endpoints::subscribers(tx, &tenants).await?;
-    let by_url = endpoints::implicit(tx, &urls, now_ms).await?;
-    let by_id = endpoints::named(tx, &ids).await?;
-    let mut due = Vec::new();
-    for of in ended {
-        let Some(kind) = kind_of(of.state) else { continue };
-        let mut targets: BTreeMap<i64, bool> = BTreeMap::new();
-        let mut add = |target: &Target| {
-            if target.wants(kind) {
-                targets.insert(target.pk, target.enabled);
-            }
-        };
-        subscribers.get(of.job.tenant).into_iter().flatten().for_each(&mut add);
-        if let Some(callback) = of.callback.as_ref().filter(|callback| callback.wants(kind)) {
-            let url = callback.url.as_deref().and_then(|url| by_url.get(&(of.job.tenant, url)));
-            let named = callback.endpoint.as_ref().map(|id| by_id.get(&(of.job.tenant.to_owned(), id.clone())));
-            if let Some(None) = named {
-                let endpoint = callback.endpoint.as_deref();
-                tracing::warn!(job = of.job.id, endpoint, "no such endpoint: the completion stays undelivered");
-            }
-            url.into_iter().chain(named.flatten()).for_each(&mut add);
-        }
-        due.extend(targets.into_iter().map(|(pk, enabled)| Due { ended: of, to: To::Endpoint { pk, enabled } }));
-    }
-    Ok(due)
-}
 
 /// Rounds of a claim in which nothing but deliveries for disabled endpoints is found.
 const SET_ASIDE_ROUNDS: u32 = 32;
@@ -218,8 +114,6 @@ pub(super) type EventRow = (
     bool,
     Option<Vec<u8>>,
 );
-/// pk, id, tenant, url, implicit, secrets.
-type EndpointRow = (i64, String, String, String, bool, Option<String>);
 
 pub(super) fn event_of(row: EventRow) -> Result<(i64, Event), StoreError> {
     let (pk, id, state, at_ms, attempts, reason, error, job_id, provider, tenant, metadata, a, b, c, d, e) = row;
@@ -251,7 +145,7 @@ async fn load(tx: &mut Tx, mut rows: Vec<ClaimedRow>) -> Result<Vec<DeliveryJob>
     let keys = Rows::new().int("pk", endpoint_pks.into_iter().map(Some));
     let select = "SELECT n.pk, n.id, n.tenant, n.url, n.implicit, n.secrets FROM v JOIN endpoints n ON n.pk =[v.pk]";
     let endpoints = keys.fetch::<EndpointRow>(tx, select).await?.into_iter().map(endpoint_of);
-    let endpoints = endpoints.collect::<Result<HashMap<i64, Endpoint>, _>>()?;
+    let endpoints = endpoints.map(|of| of.map(|of| (of.pk, of))).collect::<Result<HashMap<i64, Endpoint>, _>>()?;
     rows.into_iter()
         .map(|(pk, epoch, attempts, before, event_pk, endpoint_pk, _, created_ms)| {
             let lost = || StoreError::Corrupt(format!("delivery {pk} has lost its event or its endpoint"));
@@ -268,12 +162,6 @@ async fn load(tx: &mut Tx, mut rows: Vec<ClaimedRow>) -> Result<Vec<DeliveryJob>
             Ok(DeliveryJob { pk, epoch, attempts, attempts_before, endpoint, occasion })
         })
         .collect()
-}
-
-fn endpoint_of(row: EndpointRow) -> Result<(i64, Endpoint), StoreError> {
-    let (pk, id, tenant, url, implicit, secrets) = row;
-    let secrets = endpoints::secrets_of(&id, secrets.as_deref())?;
-    Ok((pk, Endpoint { pk, id, tenant, url, implicit, secrets }))
 }
 
 /// Stands in a delivery for the event of a test, which is made up from its row.

@@ -8,7 +8,7 @@ use super::audit::{self, ActKind, By};
 use super::dialect::{Db, Rows, Tx, on_db};
 use super::vault::{self, GivenSecret};
 use super::wakes::Pending;
-use super::{Page, ResendView, Store, StoreError, act, delivery_id, resends};
+use super::{Endpoint, Page, ResendView, Store, StoreError, act, delivery_id, resends};
 use crate::clock::WallMs;
 use crate::job::EventKind;
 use crate::vault::VaultError;
@@ -168,7 +168,7 @@ pub struct EndpointView {
 /// Where a completion may go.
 #[derive(Debug, Clone)]
 pub(super) struct Target {
-    pub pk: i64,
+    pub endpoint: Endpoint,
     pub enabled: bool,
     events: Option<BTreeSet<EventKind>>,
 }
@@ -228,22 +228,30 @@ async fn find_implicit<'a>(
 ) -> Result<HashMap<(&'a str, &'a str), Target>, StoreError> {
     let rows =
         Rows::new().text("tenant", wanted.iter().map(|w| Some(w.0))).text("url", wanted.iter().map(|w| Some(w.1)));
-    let select = "SELECT n.tenant, n.url, n.pk, n.enabled FROM v
+    let select = "SELECT n.pk, n.id, n.tenant, n.url, n.implicit, n.secrets, n.enabled, n.events FROM v
         JOIN endpoints n ON n.tenant =[v.tenant] AND n.url = v.url AND n.implicit";
-    let found: Vec<(String, String, i64, bool)> = rows.fetch(tx, select).await?;
-    let target = |pk, enabled| Target { pk, enabled, events: None };
-    let known: HashMap<(&str, &str), Target> =
-        found.iter().map(|(tenant, url, pk, on)| ((tenant.as_str(), url.as_str()), target(*pk, *on))).collect();
-    Ok(wanted.iter().filter_map(|key| Some((*key, known.get(key)?.clone()))).collect())
+    let found = rows.fetch::<TargetRow>(tx, select).await?.into_iter().map(target_of);
+    let found = found.collect::<Result<Vec<_>, _>>()?;
+    let known: HashMap<(&str, &str), &Target> =
+        found.iter().map(|target| ((target.endpoint.tenant.as_str(), target.endpoint.url.as_str()), target)).collect();
+    Ok(wanted.iter().filter_map(|key| Some((*key, (*known.get(key)?).clone()))).collect())
 }
 
-/// Tenant, id, row, enabled, events.
-type TargetRow = (String, String, i64, bool, Option<String>);
+/// pk, id, tenant, url, implicit, secrets.
+pub(super) type EndpointRow = (i64, String, String, String, bool, Option<String>);
+/// The same, whether it is enabled, and its events.
+type TargetRow = (i64, String, String, String, bool, Option<String>, bool, Option<String>);
 
-fn target_of(row: TargetRow) -> Result<((String, String), Target), StoreError> {
-    let (tenant, id, pk, enabled, events) = row;
+pub(super) fn endpoint_of(row: EndpointRow) -> Result<Endpoint, StoreError> {
+    let (pk, id, tenant, url, implicit, secrets) = row;
+    let secrets = secrets_of(&id, secrets.as_deref())?;
+    Ok(Endpoint { pk, id, tenant, url, implicit, secrets })
+}
+
+fn target_of(row: TargetRow) -> Result<Target, StoreError> {
+    let (pk, id, tenant, url, implicit, secrets, enabled, events) = row;
     let events = events_of(&id, events.as_deref())?;
-    Ok(((tenant, id), Target { pk, enabled, events }))
+    Ok(Target { endpoint: endpoint_of((pk, id, tenant, url, implicit, secrets))?, enabled, events })
 }
 
 /// Endpoints that jobs name, by (tenant, id).
@@ -253,10 +261,10 @@ pub(super) async fn named(
 ) -> Result<HashMap<(String, String), Target>, StoreError> {
     let rows =
         Rows::new().text("tenant", wanted.iter().map(|w| Some(w.0))).text("id", wanted.iter().map(|w| Some(w.1)));
-    let select = "SELECT n.tenant, n.id, n.pk, n.enabled, n.events FROM v
+    let select = "SELECT n.pk, n.id, n.tenant, n.url, n.implicit, n.secrets, n.enabled, n.events FROM v
         JOIN endpoints n ON n.id =[v.id] AND n.tenant = v.tenant";
-    let found: Vec<TargetRow> = rows.fetch(tx, select).await?;
-    found.into_iter().map(target_of).collect()
+    let found = rows.fetch::<TargetRow>(tx, select).await?.into_iter().map(target_of);
+    found.map(|target| target.map(|t| ((t.endpoint.tenant.clone(), t.endpoint.id.clone()), t))).collect()
 }
 
 /// Endpoints that get all completions of these tenants.
@@ -265,12 +273,12 @@ pub(super) async fn subscribers(
     tenants: &BTreeSet<&str>,
 ) -> Result<HashMap<String, Vec<Target>>, StoreError> {
     let rows = Rows::new().text("tenant", tenants.iter().map(|tenant| Some(*tenant)));
-    let select = "SELECT n.tenant, n.id, n.pk, n.enabled, n.events FROM v
+    let select = "SELECT n.pk, n.id, n.tenant, n.url, n.implicit, n.secrets, n.enabled, n.events FROM v
         JOIN endpoints n ON n.tenant =[v.tenant] AND n.subscribe = 'all'";
     let mut found: HashMap<String, Vec<Target>> = HashMap::new();
     for row in rows.fetch::<TargetRow>(tx, select).await? {
-        let ((tenant, _), target) = target_of(row)?;
-        found.entry(tenant).or_default().push(target);
+        let target = target_of(row)?;
+        found.entry(target.endpoint.tenant.clone()).or_default().push(target);
     }
     Ok(found)
 }

@@ -1,11 +1,13 @@
 //! Completions: one for each run of a job.
 
+use std::collections::HashMap;
+
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
 use super::dialect::{Db, Rows, Tx, on_db};
 use super::outcomes::HitView;
-use super::{Next, Record, Store, StoreError, StoredResponse};
+use super::{JobPk, Next, Record, Store, StoreError, StoredResponse};
 use crate::clock::WallMs;
 use crate::job::{Callback, EventKind, JobState};
 
@@ -72,7 +74,8 @@ pub(super) const fn kind_of(state: JobState) -> Option<EventKind> {
     }
 }
 
-pub(super) async fn insert(tx: &mut Tx, ended: &[Ended<'_>]) -> Result<(), StoreError> {
+/// Adds their events; the rows, by job.
+pub(super) async fn insert(tx: &mut Tx, ended: &[Ended<'_>]) -> Result<HashMap<JobPk, i64>, StoreError> {
     let rows = Rows::new()
         .text("id", ended.iter().map(|e| Some(e.event_id.as_str())))
         .int("job_pk", ended.iter().map(|e| Some(e.record.pk)))
@@ -90,9 +93,9 @@ pub(super) async fn insert(tx: &mut Tx, ended: &[Ended<'_>]) -> Result<(), Store
     let insert = "INSERT INTO events
         (id, job_pk, run, state, at_ms, attempts, reason, error, status, headers, content_type, truncated, body)
         SELECT id, job_pk, run, state, at_ms, attempts, reason, error, status, headers, content_type, truncated, body
-        FROM v";
-    rows.execute(tx, insert).await?;
-    Ok(())
+        FROM v WHERE TRUE RETURNING job_pk, pk";
+    let rows: Vec<(JobPk, i64)> = rows.fetch(tx, insert).await?;
+    Ok(rows.into_iter().collect())
 }
 
 /// The columns of a kept answer, as they are read: status, headers, content type, truncated, body.

@@ -19,6 +19,8 @@ mod dialect;
 mod due;
 mod endpoints;
 mod events;
+mod fanout;
+mod handover;
 mod jobs;
 mod leases;
 mod orders;
@@ -51,6 +53,7 @@ use dialect::Db;
 pub use endpoints::{
     EndpointSecrets, EndpointView, NewEndpoint, OlderSecret, Registered, Rotated, SecretVersion, Subscribe, Tested,
 };
+pub use handover::{Handed, Handover};
 pub use replays::{ReplayLetter, ReplayOptions, ReplayOrder, ReplayState, ReplayView};
 pub use resends::{ResendBegun, ResendOrder, ResendState, ResendView};
 pub use types::*;

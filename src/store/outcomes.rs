@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use super::dialect::{Rows, Tx};
 use super::wakes::Pending;
 use super::writer::Request;
-use super::{JobPk, Next, Record, Recorded, Store, StoreError, attempts, dead, deliveries, events};
+use super::{JobPk, Next, Record, Recorded, Store, StoreError, attempts, dead, events, fanout};
 use crate::clock::WallMs;
 use crate::job::{JobEvent, JobState, transition};
 
@@ -97,8 +97,23 @@ impl<'a> Change<'a> {
 }
 
 /// What a changed row says: pk, state, cancel requested, tenant, id, provider, lane, attempts,
-/// created, callback, reply to.
-type Hit = (JobPk, String, bool, String, String, String, String, i64, WallMs, Option<String>, Option<String>);
+/// created, callback, reply to, correlation id, trace, metadata.
+type Hit = (
+    JobPk,
+    String,
+    bool,
+    String,
+    String,
+    String,
+    String,
+    i64,
+    WallMs,
+    Option<String>,
+    Option<String>,
+    Option<String>,
+    Option<String>,
+    Option<String>,
+);
 
 /// The owner's hold is asked for where the job stays in its hands; a job that was released
 /// meanwhile, and that nobody claimed again, still takes the end of its call, which is known now.
@@ -122,7 +137,7 @@ WHERE jobs.pk =[v.pk] AND jobs.epoch = v.epoch AND jobs.run = v.run
     AND jobs.state IN ('queued', 'waiting', 'running')
     AND (jobs.owner IS NOT NULL OR NOT v.holds)
 RETURNING jobs.pk, jobs.state, jobs.cancel_requested, jobs.tenant, jobs.id, jobs.provider, jobs.lane,
-    jobs.attempts, jobs.created_ms, jobs.callback, jobs.reply_to";
+    jobs.attempts, jobs.created_ms, jobs.callback, jobs.reply_to, jobs.correlation_id, jobs.traceparent, jobs.metadata";
 
 async fn record_round(tx: &mut Tx, changes: &[Change<'_>], wakes: &mut Pending) -> Result<Vec<Recorded>, StoreError> {
     let hits = change_rows(tx, changes).await?;
@@ -144,13 +159,11 @@ async fn record_round(tx: &mut Tx, changes: &[Change<'_>], wakes: &mut Pending) 
             wakes.jobs(&hit.5, everywhere);
         }
     }
-    events::insert(tx, &ended).await?;
+    let event_pks = events::insert(tx, &ended).await?;
     if !ended.is_empty() {
         wakes.completions();
     }
-    if deliveries::insert(tx, &ended, wakes.publishes).await? {
-        wakes.deliveries();
-    }
+    fanout::insert(tx, &ended, &event_pks, wakes).await?;
     dead::upsert(tx, &ended).await?;
     Ok(answers)
 }
@@ -188,6 +201,9 @@ pub(super) struct HitView<'a> {
     pub created_ms: WallMs,
     pub callback: Option<&'a str>,
     pub reply_to: Option<&'a str>,
+    pub correlation_id: Option<&'a str>,
+    pub traceparent: Option<&'a str>,
+    pub metadata: Option<&'a str>,
 }
 
 impl<'a> From<&'a Hit> for HitView<'a> {
@@ -201,6 +217,9 @@ impl<'a> From<&'a Hit> for HitView<'a> {
             created_ms: hit.8,
             callback: hit.9.as_deref(),
             reply_to: hit.10.as_deref(),
+            correlation_id: hit.11.as_deref(),
+            traceparent: hit.12.as_deref(),
+            metadata: hit.13.as_deref(),
         }
     }
 }

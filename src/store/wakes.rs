@@ -10,7 +10,8 @@ use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use tokio::sync::{broadcast, mpsc, watch};
 
 use super::dialect::{Db, Fate, Rows, Tx, on_db};
-use super::{JobPk, Next, Record, StoreError, Wake, deliveries, outcomes};
+use super::handover::{Ready, Takers};
+use super::{DeliveryJob, JobPk, Next, Publication, Record, StoreError, Wake, deliveries, outcomes};
 use crate::clock::WallMs;
 
 /// Wakes that a receiver may lag behind before it misses some.
@@ -36,6 +37,10 @@ pub(super) struct Pending {
     /// Providers that orders are about.
     orders: BTreeSet<String>,
     claims: Claims,
+    takers: Arc<Takers>,
+    /// Claimed by it for those who take them.
+    pub webhooks: Vec<Ready<DeliveryJob>>,
+    pub publications: Vec<Ready<Publication>>,
 }
 
 /// What is claimed by a transaction, ready to be let go of.
@@ -82,6 +87,10 @@ impl Pending {
 
     pub fn cancel(&mut self, pk: JobPk) {
         self.cancels.insert(pk);
+    }
+
+    pub fn takers(&self) -> &Takers {
+        &self.takers
     }
 
     /// An operator gave an order about that provider.
@@ -144,6 +153,7 @@ pub(super) struct Wakes {
     publishes: Arc<AtomicBool>,
     /// Counts commits with completions, of this process and of those that were asked to tell.
     completions: Arc<watch::Sender<u64>>,
+    takers: Arc<Takers>,
     /// Until when another process wants to be told of them.
     asked_until: Arc<Mutex<Option<Instant>>>,
 }
@@ -159,6 +169,7 @@ impl Wakes {
             lost,
             publishes: Arc::default(),
             completions: Arc::new(watch::channel(0).0),
+            takers: Arc::default(),
             asked_until: Arc::default(),
         };
         (wakes, claims)
@@ -171,7 +182,12 @@ impl Wakes {
 
     /// For a transaction that begins now.
     pub fn pending(&self) -> Pending {
-        Pending { publishes: self.publishes.load(Ordering::Relaxed), ..Pending::default() }
+        let publishes = self.publishes.load(Ordering::Relaxed);
+        Pending { publishes, takers: Arc::clone(&self.takers), ..Pending::default() }
+    }
+
+    pub fn takers(&self) -> &Takers {
+        &self.takers
     }
 
     /// Lets go of claims that nobody heard of, as soon as the database is back and knows what became of them; for ever.
@@ -272,6 +288,8 @@ impl Wakes {
         for provider in pending.jobs.into_keys() {
             self.send(Wake::Jobs(provider));
         }
+        pending.webhooks.into_iter().for_each(Ready::pass);
+        pending.publications.into_iter().for_each(Ready::pass);
         if pending.deliveries {
             self.send(Wake::Deliveries);
         }

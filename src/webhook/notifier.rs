@@ -1,4 +1,5 @@
-//! The loop: claims due deliveries, has them sent, records every attempt.
+//! The loop: takes deliveries as they are made up in this process, claims others that are due, has them sent, records
+//! every attempt.
 //!
 //! One task decides (`Shift`: the lanes, the next look into the store), and each delivery that goes is a
 //! task of its own, which frees its endpoint's slot at the answer and then sees to its record. All of
@@ -25,7 +26,7 @@ use crate::clock::{Clock, WallMs};
 use crate::kill_point::{KillPoint, reached};
 use crate::net_guard::Refused;
 use crate::pace::Time;
-use crate::store::{DeliveryJob, DeliveryNext, DeliveryRecord, OwnerId, Store, StoreError, Wake};
+use crate::store::{DeliveryJob, DeliveryNext, DeliveryRecord, Handed, Handover, OwnerId, Store, StoreError, Wake};
 
 /// The role under which the store knows this owner.
 const ROLE: &str = "notifier";
@@ -134,6 +135,7 @@ impl Notifier {
                 Seen::Stop => break,
                 Seen::Settled(endpoint, manner) => shift.settle(endpoint, manner),
                 Seen::Looked(looked) => shift.take(looked),
+                Seen::Handed(handed) => shift.take_handed(handed),
                 Seen::Woken => shift.poll.wake(),
                 Seen::Nothing => {}
             }
@@ -147,6 +149,7 @@ enum Seen {
     Stop,
     Settled(i64, Manner),
     Looked(Result<Looked, StoreError>),
+    Handed(Vec<Handed<DeliveryJob>>),
     Woken,
     Nothing,
 }
@@ -169,6 +172,8 @@ struct Shift {
     poll: Poll,
     relief_at: Time,
     look: Option<Look>,
+    /// Open while all that is due in the store can be taken.
+    handover: Handover<DeliveryJob>,
     wakes: Option<broadcast::Receiver<Wake>>,
     /// One message a delivery's task, so as many as there are tasks at most.
     settled: mpsc::UnboundedReceiver<(i64, Manner)>,
@@ -182,11 +187,14 @@ impl Shift {
         let now = house.parts.clock.mono();
         let (settle, settled) = mpsc::unbounded_channel();
         let beat = Arc::clone(&house.parts).beat(house.owner.clone());
+        let (store, clock) = (&house.parts.store, Arc::clone(&house.parts.clock));
+        let handover = store.take_deliveries(house.owner.clone(), house.lease, clock);
         Self {
             lanes: Lanes::new(house.bounds),
             poll: Poll::new(now),
             relief_at: now,
             look: None,
+            handover,
             wakes: Some(house.parts.store.wakes()),
             settled,
             settle,
@@ -257,6 +265,7 @@ impl Shift {
     async fn wait(&mut self, shutdown: &CancellationToken) -> Seen {
         let look_in = if self.may_look() { self.poll.wait(self.now()) } else { PAUSE_MAX };
         let relief_in = if self.lanes.waiting() > 0 { RELIEF } else { PAUSE_MAX };
+        let room = self.lanes.room();
         tokio::select! {
             biased;
             () = shutdown.cancelled() => Seen::Stop,
@@ -267,6 +276,7 @@ impl Shift {
                 Seen::Nothing
             }
             () = woken(&mut self.wakes) => Seen::Woken,
+            Some(handed) = self.handover.next(room), if room > 0 => Seen::Handed(handed),
             () = tokio::time::sleep(look_in.min(relief_in)) => Seen::Nothing,
         }
     }
@@ -294,6 +304,7 @@ impl Shift {
             }
         };
         self.house.parts.outage.ended();
+        self.handover.set_open(looked.deliveries.len() < looked.asked);
         if looked.deliveries.is_empty() {
             let due_in = looked.due_ms.map(|due| due.saturating_sub(self.house.parts.clock.wall_ms()).max(0));
             self.poll.nothing(due_in.map(|ms| Duration::from_millis(ms.unsigned_abs())), now);
@@ -301,14 +312,27 @@ impl Shift {
             self.poll.found(looked.deliveries.len() >= looked.asked, now);
         }
         for job in looked.deliveries {
-            let pk = job.pk;
-            match Prepared::new(job, self.house.public_url.as_deref()) {
-                Ok(delivery) => {
-                    let kept = self.lanes.offer(delivery, looked.since, now);
-                    self.count_released(usize::from(!kept));
-                }
-                Err(error) => tracing::error!(delivery = pk, %error, "the event of a delivery cannot be written"),
+            self.offer(job, looked.since, now);
+        }
+    }
+
+    /// Takes what was made up and claimed for it.
+    fn take_handed(&mut self, handed: Vec<Handed<DeliveryJob>>) {
+        reached(KillPoint::AfterDeliveryClaim);
+        let now = self.now();
+        for Handed { delivery, since } in handed {
+            self.offer(delivery, since, now);
+        }
+    }
+
+    fn offer(&mut self, job: DeliveryJob, since: Time, now: Time) {
+        let pk = job.pk;
+        match Prepared::new(job, self.house.public_url.as_deref()) {
+            Ok(delivery) => {
+                let kept = self.lanes.offer(delivery, since, now);
+                self.count_released(usize::from(!kept));
             }
+            Err(error) => tracing::error!(delivery = pk, %error, "the event of a delivery cannot be written"),
         }
     }
 
@@ -317,6 +341,8 @@ impl Shift {
         let waiting = self.lanes.clear();
         self.count_released(waiting);
         let rest = async {
+            // So is what was claimed for it meanwhile.
+            drop(tokio::time::timeout(RETIRE_TIMEOUT, self.handover.end()).await);
             if let Some(look) = self.look.take() {
                 // What it claims is handed back below, as is what it may have claimed of a store that stays silent.
                 drop(tokio::time::timeout(RETIRE_TIMEOUT, look).await);

@@ -24,6 +24,7 @@ mod cancels;
 mod claims;
 mod dead;
 mod deliveries;
+mod handover;
 mod identity;
 mod lists;
 mod one_of_them;
