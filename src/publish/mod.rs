@@ -13,11 +13,14 @@ mod channels;
 mod message;
 mod verdict;
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use futures_util::future::join_all;
+use futures_util::stream::FuturesUnordered;
 use lapin::Connection;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -31,7 +34,6 @@ use self::verdict::{Schedules, Word};
 use crate::clock::Clock;
 use crate::inlet::{self, InletError};
 use crate::kill_point::{KillPoint, reached};
-use crate::pace::Time;
 use crate::secrets::Secret;
 use crate::store::{DeliveryNext, DeliveryRecord, Handover, OwnerId, Publication, Store, StoreError, Wake};
 use crate::supervise::Reconnect;
@@ -39,8 +41,10 @@ use crate::webhook::{Poll, Schedule};
 
 /// The role under which the store knows this owner.
 const ROLE: &str = "publisher";
-/// Completions in one claim, and so under way at the same time, at most.
+/// Completions in one claim, and so published at the same time, at most.
 const BATCH: u32 = 256;
+/// Batches that are being recorded at the same time.
+const RECORDING_MAX: usize = 4;
 /// The broker confirms within that time. What it does not confirm while it confirms others is refused.
 const CONFIRM_WITHIN: Duration = Duration::from_secs(10);
 /// How long a claim lasts: longer than two batches can take, the one before it and its own, with a store that answers as
@@ -188,8 +192,8 @@ impl Publisher {
         ended
     }
 
-    /// One batch after the other: what is handed over, and what is due in the store. Nothing is under way between two of
-    /// them.
+    /// One batch after the other: what is handed over, and what is due in the store. While one is published, those before
+    /// it may still be on their way into the store.
     async fn rounds(
         &self,
         channels: &mut Channels<'_>,
@@ -198,33 +202,46 @@ impl Publisher {
     ) -> Result<(), Broken> {
         let mut wakes = Some(self.store.wakes());
         let mut poll = Poll::new(self.clock.mono());
+        let mut recording: FuturesUnordered<Recording<'_>> = FuturesUnordered::new();
         // What an earlier session held may have been handed back in vain.
         let mut in_doubt = true;
         loop {
+            let may_publish = recording.len() < RECORDING_MAX;
+            // Not biased: neither what is handed over nor what is due in the store has to wait for the end of the other.
             let done = tokio::select! {
-                biased;
-                () = shutdown.cancelled() => return Ok(()),
+                () = shutdown.cancelled() => break,
                 () = woken(&mut wakes) => {
                     poll.wake();
                     continue;
                 }
-                () = tokio::time::sleep(poll.wait(self.clock.mono())) => {
+                Some(recorded) = recording.next() => recorded,
+                () = tokio::time::sleep(poll.wait(self.clock.mono())), if may_publish => {
                     poll.looking(self.clock.mono());
                     if in_doubt {
-                        // What is held is of a batch that the store may have cut off.
+                        // What is held is of batches that the store may have cut off.
+                        recording.clear();
                         std::mem::replace(handover, self.take()).end().await;
                         in_doubt = !self.hand_back().await;
                     }
-                    let found = self.look(channels).await?;
-                    if let Ok(found) = &found {
-                        handover.set_open(!in_doubt && found.is_all());
-                        found.plan(&mut poll, self.clock.mono());
+                    match self.look().await {
+                        Ok(Found::Some(batch)) => {
+                            handover.set_open(!in_doubt);
+                            poll.found(batch.len() >= BATCH as usize, self.clock.mono());
+                            recording.push(self.deliver(channels, batch).await?);
+                            Ok(())
+                        }
+                        Ok(Found::Nothing(due_in)) => {
+                            handover.set_open(!in_doubt);
+                            poll.nothing(due_in, self.clock.mono());
+                            Ok(())
+                        }
+                        Err(error) => Err(error),
                     }
-                    found.map(drop)
                 }
-                Some(handed) = handover.next(BATCH as usize), if !in_doubt => {
-                    let batch: Vec<_> = handed.into_iter().map(|handed| handed.delivery).collect();
-                    self.deliver(channels, &batch).await?
+                Some(handed) = handover.next(BATCH as usize), if may_publish && !in_doubt => {
+                    let batch = handed.into_iter().map(|handed| handed.delivery).collect();
+                    recording.push(self.deliver(channels, batch).await?);
+                    Ok(())
                 }
             };
             if let Err(error) = done {
@@ -234,45 +251,41 @@ impl Publisher {
                 poll.failed(self.clock.mono(), rand::random());
             }
         }
+        while recording.next().await.is_some() {}
+        Ok(())
     }
 
     fn take(&self) -> Handover<Publication> {
         self.store.take_publications(self.owner.clone(), LEASE, Arc::clone(&self.clock))
     }
 
-    /// Claims what is due and sees to it.
-    async fn look(&self, channels: &mut Channels<'_>) -> Result<Result<Found, StoreError>, Broken> {
+    /// Claims what is due.
+    async fn look(&self) -> Result<Found, StoreError> {
         let now_ms = self.clock.wall_ms();
-        let batch = match self.store.claim_publications(&self.owner, BATCH, now_ms, LEASE).await {
-            Ok(batch) => batch,
-            Err(error) => return Ok(Err(error)),
-        };
-        if batch.is_empty() {
-            let due = self.store.next_publication_due().await;
-            let due_in = |due: i64| Duration::from_millis(due.saturating_sub(now_ms).max(0).unsigned_abs());
-            return Ok(due.map(|due| Found::Nothing(due.map(due_in))));
+        let batch = self.store.claim_publications(&self.owner, BATCH, now_ms, LEASE).await?;
+        if !batch.is_empty() {
+            return Ok(Found::Some(batch));
         }
-        Ok(self.deliver(channels, &batch).await?.map(|()| Found::Some(batch.len())))
+        let due_ms = self.store.next_publication_due().await?;
+        let due_in = |due: i64| Duration::from_millis(due.saturating_sub(now_ms).max(0).unsigned_abs());
+        Ok(Found::Nothing(due_ms.map(due_in)))
     }
 
-    /// Publishes it, and records what the broker said.
-    async fn deliver(
-        &self,
-        channels: &mut Channels<'_>,
-        batch: &[Publication],
-    ) -> Result<Result<(), StoreError>, Broken> {
+    /// Publishes it; what the broker said is left to be recorded.
+    async fn deliver(&self, channels: &mut Channels<'_>, batch: Vec<Publication>) -> Result<Recording<'_>, Broken> {
         let at_ms = self.clock.wall_ms();
         reached(KillPoint::BeforePublish);
-        let words = channels.publish(batch, self.public_url.as_deref()).await?;
+        let words = channels.publish(&batch, self.public_url.as_deref()).await?;
         reached(KillPoint::AfterPublish);
-        let records = batch.iter().zip(&words).map(|(publication, word)| self.record(publication, at_ms, word));
-        for recorded in join_all(records).await {
-            if let Err(error) = recorded {
-                return Ok(Err(error));
+        let record = async move {
+            let records = batch.iter().zip(&words).map(|(publication, word)| self.record(publication, at_ms, word));
+            let recorded: Result<(), StoreError> = join_all(records).await.into_iter().collect();
+            if recorded.is_ok() {
+                reached(KillPoint::AfterPublishRecord);
             }
-        }
-        reached(KillPoint::AfterPublishRecord);
-        Ok(Ok(()))
+            recorded
+        };
+        Ok(Box::pin(record))
     }
 
     async fn record(&self, publication: &Publication, at_ms: i64, word: &Word) -> Result<(), StoreError> {
@@ -316,24 +329,13 @@ impl Publisher {
 
 /// What a look into the store found.
 enum Found {
-    Some(usize),
+    Some(Vec<Publication>),
     /// And when the next is due.
     Nothing(Option<Duration>),
 }
 
-impl Found {
-    /// Nothing more is due.
-    const fn is_all(&self) -> bool {
-        !matches!(self, Self::Some(number) if *number >= BATCH as usize)
-    }
-
-    fn plan(&self, poll: &mut Poll, now: Time) {
-        match self {
-            Self::Some(_) => poll.found(!self.is_all(), now),
-            Self::Nothing(due_in) => poll.nothing(*due_in, now),
-        }
-    }
-}
+/// A batch that was published, and is being recorded.
+type Recording<'p> = Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send + Sync + 'p>>;
 
 /// Tells the store that this publisher lives.
 async fn beat(store: Store, owner: OwnerId) {

@@ -339,7 +339,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`]; doing it again is safe.
     pub async fn record_delivery(&self, record: DeliveryRecord) -> Result<(), StoreError> {
-        self.inner.outcomes.ask(|reply| Request::RecordDelivery(Box::new(record), reply)).await
+        self.inner.deliveries.ask(|reply| Request::RecordDelivery(Box::new(record), reply)).await
     }
 
     /// Claims deliveries that are due, oldest first, until `now_ms` + `lease`: then they are due again.
@@ -356,7 +356,7 @@ impl Store {
         self.introduce(owner).await?;
         let wanted = Claim { owner: owner.clone(), limit, now_ms, lease };
         if self.db().is_sqlite() {
-            return self.inner.outcomes.ask(|reply| Request::ClaimDeliveries(wanted, reply)).await;
+            return self.inner.deliveries.ask(|reply| Request::ClaimDeliveries(wanted, reply)).await;
         }
         act!(self, |tx, wakes| claim(tx, &wanted, wakes).await)
     }

@@ -4,12 +4,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use bytes::Bytes;
+
 use super::dialect::{Rows, Tx};
 use super::endpoints::{self, Target};
 use super::events::{Ended, kind_of};
 use super::handover::Reservation;
 use super::wakes::Pending;
-use super::{DeliveryJob, Event, JobPk, Occasion, Publication, StoreError};
+use super::{DeliveryJob, Event, JobPk, Occasion, Publication, StoreError, StoredResponse};
 use crate::clock::WallMs;
 use crate::job::Callback;
 
@@ -146,12 +148,16 @@ async fn insert_rows(tx: &mut Tx, due: &[Due<'_>]) -> Result<Pks, StoreError> {
 
 /// What is taken leaves with the commit.
 fn pass_on(due: Vec<Due<'_>>, pks: &Pks, wakes: &mut Pending) -> Result<(), StoreError> {
+    let mut made: Option<(i64, Event)> = None;
     for Due { ended, event_pk, to, taken } in due {
         let Some(taken) = taken else { continue };
         let place = (event_pk, to.endpoint_pk(), to.reply_to().map(str::to_owned));
         let lost = || StoreError::Corrupt(format!("a delivery of job {} was not written", ended.job.id));
         let pk = *pks.get(&place).ok_or_else(lost)?;
-        let event = event(ended)?;
+        let event = match &made {
+            Some((of, event)) if *of == event_pk => event.clone(),
+            _ => made.insert((event_pk, event(ended)?)).1.clone(),
+        };
         let (epoch, attempts, attempts_before) = (FIRST_EPOCH, 0, 0);
         wakes.claim_delivery(pk, epoch, ended.record.at_ms);
         match (taken, to) {
@@ -190,7 +196,8 @@ fn event(ended: &Ended<'_>) -> Result<Event, StoreError> {
         attempts: super::number(job.attempts),
         reason: reason.map(str::to_owned),
         error: error.map(str::to_owned),
-        response: response.cloned(),
+        // The bytes alone: they may be a small part of the buffer that a connection read into.
+        response: response.map(|r| StoredResponse { body: Bytes::copy_from_slice(&r.body), ..r.clone() }),
         job_id: job.id.to_owned(),
         provider: job.provider.to_owned(),
         tenant: job.tenant.to_owned(),

@@ -8,7 +8,7 @@
 //!                └──▶ INSERT … owned by nobody ──▶ due      └ in doubt: let go of as any lost claim
 //! ```
 //!
-//! A taker opens its gate only while nothing older waits in the store for it.
+//! What is due in the store meanwhile is the taker's to look for, however much is handed over.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,9 +21,9 @@ use crate::clock::{Clock, WallMs};
 use crate::pace::Time;
 
 /// Deliveries on their way to a taker at most.
-const ROOM: usize = 256;
+const ROOM: usize = 512;
 /// Bytes of an answer that is passed on; completions with larger ones are claimed, a few at a time.
-const BODY_MAX: usize = 64 * 1024;
+const BODY_MAX: usize = 32 * 1024;
 
 /// A claimed delivery, and when its claim began.
 #[derive(Debug)]
@@ -44,6 +44,11 @@ impl<T> Handover<T> {
     /// the owner lives.
     pub fn set_open(&self, is_open: bool) {
         self.gate.store(is_open, Ordering::Relaxed);
+    }
+
+    /// Something is there.
+    pub fn has_some(&self) -> bool {
+        !self.receiver.is_empty()
     }
 
     /// What is there, up to `limit`; waits for the first. `None`: somebody else takes them now.

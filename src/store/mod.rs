@@ -157,8 +157,9 @@ struct Inner {
     wakes: Wakes,
     /// Lets jobs and messages in.
     arrivals: Writer,
-    /// Writes what becomes of them. On SQLite, where there is one writer, it is the same.
+    /// Writes what becomes of them, and of completions. On SQLite, where there is one writer, they are the same.
     outcomes: Writer,
+    deliveries: Writer,
     /// What runs until the store is closed: the listener, and the one that lets go of lost claims.
     background: Vec<tokio::task::AbortHandle>,
     /// Held until the store is dropped.
@@ -183,11 +184,12 @@ impl Store {
         let connect::Opened { db, listen, lock } = connect::open(options).await?;
         let (wakes, lost) = Wakes::new();
         let arrivals = Writer::start(db.clone(), wakes.clone());
-        let outcomes = if db.is_sqlite() { arrivals.clone() } else { Writer::start(db.clone(), wakes.clone()) };
+        let another = || if db.is_sqlite() { arrivals.clone() } else { Writer::start(db.clone(), wakes.clone()) };
+        let (outcomes, deliveries) = (another(), another());
         let mut background = vec![tokio::spawn(wakes.clone().let_go(db.clone(), lost)).abort_handle()];
         background.extend(listen.map(|options| tokio::spawn(wakes.clone().listen(options)).abort_handle()));
         let owners = Mutex::default();
-        Ok(Self { inner: Arc::new(Inner { db, wakes, arrivals, outcomes, background, lock, owners }) })
+        Ok(Self { inner: Arc::new(Inner { db, wakes, arrivals, outcomes, deliveries, background, lock, owners }) })
     }
 
     /// Runs the migrations that are missing; how many there were.
@@ -210,6 +212,7 @@ impl Store {
     pub async fn close(&self) {
         self.inner.arrivals.close().await;
         self.inner.outcomes.close().await;
+        self.inner.deliveries.close().await;
         self.inner.background.iter().for_each(tokio::task::AbortHandle::abort);
         match self.db() {
             Db::Postgres(pool) => pool.close().await,

@@ -172,7 +172,8 @@ struct Shift {
     poll: Poll,
     relief_at: Time,
     look: Option<Look>,
-    /// Open while all that is due in the store can be taken.
+    /// Room that the look in progress may need.
+    asked: usize,
     handover: Handover<DeliveryJob>,
     wakes: Option<broadcast::Receiver<Wake>>,
     /// One message a delivery's task, so as many as there are tasks at most.
@@ -194,6 +195,7 @@ impl Shift {
             poll: Poll::new(now),
             relief_at: now,
             look: None,
+            asked: 0,
             handover,
             wakes: Some(house.parts.store.wakes()),
             settled,
@@ -244,7 +246,10 @@ impl Shift {
         }
         self.poll.looking(now);
         let (parts, owner) = (Arc::clone(&self.house.parts), self.house.owner.clone());
-        let (asked, lease) = (self.lanes.room().min(CLAIM_MAX), self.house.lease);
+        // What is handed over costs less, and what is due in the store is older: each gets a half.
+        let room = if self.handover.has_some() { self.lanes.room() / 2 } else { self.lanes.room() };
+        let (asked, lease) = (room.min(CLAIM_MAX), self.house.lease);
+        self.asked = asked;
         self.look = Some(Box::pin(async move {
             parts.announce(&owner).await?;
             let limit = u32::try_from(asked).unwrap_or(u32::MAX);
@@ -265,7 +270,7 @@ impl Shift {
     async fn wait(&mut self, shutdown: &CancellationToken) -> Seen {
         let look_in = if self.may_look() { self.poll.wait(self.now()) } else { PAUSE_MAX };
         let relief_in = if self.lanes.waiting() > 0 { RELIEF } else { PAUSE_MAX };
-        let room = self.lanes.room();
+        let room = self.lanes.room().saturating_sub(self.asked);
         tokio::select! {
             biased;
             () = shutdown.cancelled() => Seen::Stop,
@@ -296,6 +301,7 @@ impl Shift {
     /// Takes what a look found into the lanes.
     fn take(&mut self, looked: Result<Looked, StoreError>) {
         let now = self.now();
+        self.asked = 0;
         let looked = match looked {
             Ok(looked) => looked,
             Err(error) => {
@@ -304,7 +310,8 @@ impl Shift {
             }
         };
         self.house.parts.outage.ended();
-        self.handover.set_open(looked.deliveries.len() < looked.asked);
+        // The store knows of the owner.
+        self.handover.set_open(true);
         if looked.deliveries.is_empty() {
             let due_in = looked.due_ms.map(|due| due.saturating_sub(self.house.parts.clock.wall_ms()).max(0));
             self.poll.nothing(due_in.map(|ms| Duration::from_millis(ms.unsigned_abs())), now);

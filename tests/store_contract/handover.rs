@@ -109,7 +109,7 @@ async fn what_nobody_takes_is_due_for_whoever_claims_it(f: Fixture) {
     drop(takes(&f, "notifier"));
     ended(&f, "gone", success()).await;
     let open = takes(&f, "notifier");
-    let large = StoredResponse { body: Bytes::from(vec![1; 64 * 1024 + 1]), ..response() };
+    let large = StoredResponse { body: Bytes::from(vec![1; 32 * 1024 + 1]), ..response() };
     let large = Next::Finish { state: JobState::Succeeded, reason: None, error: None, response: Some(large) };
     ended(&f, "large", large).await;
     f.execute("UPDATE endpoints SET enabled = FALSE").await;
@@ -122,7 +122,7 @@ async fn what_nobody_takes_is_due_for_whoever_claims_it(f: Fixture) {
 
 async fn no_more_is_handed_over_than_there_is_room_for(f: Fixture) {
     let open = takes(&f, "notifier");
-    for n in 0..5 {
+    for n in 0..10 {
         let jobs = (0..60).map(|i| owned(told(&format!("{n}-{i}")), "me")).collect();
         let inserted = f.store.insert(jobs, NOW).await.expect("inserted");
         let records = inserted.iter().map(|inserted| match inserted {
@@ -135,16 +135,16 @@ async fn no_more_is_handed_over_than_there_is_room_for(f: Fixture) {
     }
     let handed = all(open).await;
     let (mut pks, left) = (handed.iter().map(|d| d.pk).collect::<HashSet<_>>(), deliveries(&f.store, NOW + 10).await);
-    assert_eq!((pks.len(), left.len()), (256, 44));
+    assert_eq!((pks.len(), left.len()), (512, 88));
     pks.extend(left.iter().map(|d| d.pk));
-    assert_eq!(pks.len(), 300, "each once");
+    assert_eq!(pks.len(), 600, "each once");
 }
 
 async fn what_is_rolled_back_is_not_handed_over_and_its_room_is_free_again(f: Fixture) {
     let open = takes(&f, "notifier");
     f.execute("ALTER TABLE dead_letters RENAME TO away").await;
     let job = held(&f.store, told("a")).await;
-    for _ in 0..300 {
+    for _ in 0..600 {
         // What is written last cannot be.
         f.store.record(record(&job, death(DeadReason::Permanent))).await.expect_err("there is no such table");
     }
