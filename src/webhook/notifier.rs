@@ -37,7 +37,7 @@ const CLAIM_MAX: usize = 256;
 /// Room that a claim waits for, so that a busy notifier does not claim one by one.
 const CLAIM_MIN: usize = 32;
 /// Deliveries that wait for their turn: as many for each possible call, and in all at least.
-const WAITING_PER_CALL: usize = 8;
+const WAITING_PER_CALL: usize = 4;
 const WAITING_MIN: usize = 256;
 /// Their bodies, in bytes.
 const WAITING_BYTES_MAX: usize = 32 * 1024 * 1024;
