@@ -27,7 +27,7 @@ test: ## every test, against real RabbitMQ and PostgreSQL
 	@mkdir -p $(TARGET)
 	@deploy/services runtimes >/dev/null && deploy/services browser >/dev/null
 	@PACELINE_PYTHON=$$(deploy/services python); export PACELINE_PYTHON; code=0; \
-	deploy/services run cargo test --locked --no-fail-fast $(TEST) 2>&1 | tee $(TARGET)/test.log || code=$$?; \
+	deploy/services run deploy/test $(TEST) 2>&1 | tee $(TARGET)/test.log || code=$$?; \
 	deploy/lint summary <$(TARGET)/test.log; exit $$code
 
 # ROUNDS=100 SEED=1 MODE=embedded|scaled|both JOBS=2000. A round that fails prints its seed; SEED=… runs it again.

@@ -1,4 +1,4 @@
-//! Stops, kills and starts the real broker and database. Only tests/outages.rs and the long rounds of
+//! Stops, kills and starts the real broker and database. Only tests/outages/outages.rs and the long rounds of
 //! tests/chaos do, one test after the other: everybody else needs them.
 
 use std::time::Duration;

@@ -1,18 +1,16 @@
 //! The broker and the database stop, die and come back while the built binary works: it waits, says
 //! so, loses nothing, and goes on without a restart. One test after the other.
 
-mod common;
-
 use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
-use common::broker::Broker;
-use common::cut::Cut;
-use common::proxy::{Manner, Proxy};
-use common::services::Services;
-use common::world::{Mode, SECRET, Serve, World, in_world};
-use common::{SOON, holds, until};
+use crate::common::broker::{self, Broker};
+use crate::common::cut::Cut;
+use crate::common::proxy::{Manner, Proxy};
+use crate::common::services::Services;
+use crate::common::world::{Mode, SECRET, Serve, World, in_world};
+use crate::common::{SOON, holds, until};
 use futures_util::FutureExt as _;
 use lapin::options::{BasicGetOptions, QueueBindOptions};
 use lapin::types::{AMQPValue, FieldTable};
@@ -460,7 +458,7 @@ async fn commits_whose_answers_are_lost_leave_no_orphans_and_double_no_call() {
 
 /// A broker behind this keeps its connections and stays silent from `hang` on.
 async fn silent_from(hang: tokio_util::sync::CancellationToken) -> u16 {
-    let broker = url::Url::parse(&common::broker::url()).expect("a URL");
+    let broker = url::Url::parse(&broker::url()).expect("a URL");
     let broker = format!("{}:{}", broker.host_str().expect("a host"), broker.port().unwrap_or(5672));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let port = listener.local_addr().expect("an address").port();
@@ -484,7 +482,7 @@ async fn a_broker_that_says_nothing_any_more_does_not_keep_a_process_from_stoppi
     outage(async |_services, world| {
         let sim = provider(world, 4).await;
         let hang = tokio_util::sync::CancellationToken::new();
-        let mut url = url::Url::parse(&common::broker::url()).expect("a URL");
+        let mut url = url::Url::parse(&broker::url()).expect("a URL");
         url.set_port(Some(silent_from(hang.clone()).await)).expect("a port");
         url.set_host(Some("127.0.0.1")).expect("a host");
         world.set("AMQP_URL", url.as_str());
