@@ -172,8 +172,8 @@ struct Shift {
     poll: Poll,
     relief_at: Time,
     look: Option<Look>,
-    /// Room that the look in progress may need.
-    asked: usize,
+    /// What the look in progress may find at most.
+    asked: Option<usize>,
     handover: Handover<DeliveryJob>,
     wakes: Option<broadcast::Receiver<Wake>>,
     /// One message a delivery's task, so as many as there are tasks at most.
@@ -195,7 +195,7 @@ impl Shift {
             poll: Poll::new(now),
             relief_at: now,
             look: None,
-            asked: 0,
+            asked: None,
             handover,
             wakes: Some(house.parts.store.wakes()),
             settled,
@@ -249,7 +249,7 @@ impl Shift {
         // What is handed over costs less, and what is due in the store is older: each gets a half.
         let room = if self.handover.has_some() { self.lanes.room() / 2 } else { self.lanes.room() };
         let (asked, lease) = (room.min(CLAIM_MAX), self.house.lease);
-        self.asked = asked;
+        self.asked = Some(asked);
         self.look = Some(Box::pin(async move {
             parts.announce(&owner).await?;
             let limit = u32::try_from(asked).unwrap_or(u32::MAX);
@@ -270,7 +270,7 @@ impl Shift {
     async fn wait(&mut self, shutdown: &CancellationToken) -> Seen {
         let look_in = if self.may_look() { self.poll.wait(self.now()) } else { PAUSE_MAX };
         let relief_in = if self.lanes.waiting() > 0 { RELIEF } else { PAUSE_MAX };
-        let room = self.lanes.room().saturating_sub(self.asked);
+        let room = room_for_handed(self.lanes.room(), self.asked);
         tokio::select! {
             biased;
             () = shutdown.cancelled() => Seen::Stop,
@@ -301,7 +301,7 @@ impl Shift {
     /// Takes what a look found into the lanes.
     fn take(&mut self, looked: Result<Looked, StoreError>) {
         let now = self.now();
-        self.asked = 0;
+        self.asked = None;
         let looked = match looked {
             Ok(looked) => looked,
             Err(error) => {
@@ -380,6 +380,12 @@ impl Shift {
             }
         }
     }
+}
+
+/// How much of what is handed over may be taken. What the next look needs is left to it: else it would never find room
+/// while more is handed over than can be sent, and retries would wait for ever.
+fn room_for_handed(room: usize, asked: Option<usize>) -> usize {
+    room.saturating_sub(asked.unwrap_or(CLAIM_MIN))
 }
 
 /// The look in progress; never, where there is none.
@@ -550,5 +556,23 @@ impl Outage {
         if self.0.load(Ordering::Relaxed) && self.0.swap(false, Ordering::Relaxed) {
             tracing::info!("the store is back: webhooks go on");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// However much is handed over: there is room for a look, and what it finds fits.
+    #[test]
+    fn what_is_handed_over_leaves_room_for_what_is_due_in_the_store() {
+        for room in 0..=WAITING_MIN {
+            let left = room - room_for_handed(room, None);
+            assert!(left >= CLAIM_MIN.min(room), "{room}");
+            for asked in 0..=room {
+                assert!(room_for_handed(room, Some(asked)) + asked <= room, "{room}, {asked}");
+            }
+        }
+        assert!(room_for_handed(WAITING_MIN, None) > 0);
     }
 }
