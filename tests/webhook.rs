@@ -383,32 +383,6 @@ async fn an_endpoint_that_is_gone_gets_nothing_more() {
     assert_eq!(house.due().await, 0);
 }
 
-/// More is handed over all the time than its receiver takes; what was due in the store before that gets its turn.
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_due_in_the_store_gets_its_turn_however_much_is_handed_over() {
-    let house = House::new().await;
-    let slow = Receiver::start(|_| Reply::Late(Duration::from_millis(20))).await;
-    let other = Receiver::start(|_| Reply::status(204)).await;
-    let running = house.open(WebhookSettings { concurrency: 2, timeout: Duration::from_secs(30), ..settings() });
-    house.complete(0..1, &slow.url("/"), "").await;
-    slow.until(|seen| !seen.is_empty()).await;
-    // All that may wait and be on its way does.
-    house.complete(1..800, &slow.url("/"), "").await;
-    house.complete(1_000..1_001, &other.url("/"), "").await;
-    let flood = async {
-        for more in (2_000..).step_by(20) {
-            house.complete(more..more + 20, &slow.url("/"), "").await;
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    };
-    tokio::select! {
-        () = flood => {}
-        () = other.until(|seen| !seen.is_empty()) => {}
-    }
-    running.shutdown.cancel();
-    running.task.abort();
-}
-
 /// 2,000 deliveries to receivers that never answer are due before those of one that does.
 #[tokio::test(flavor = "multi_thread")]
 async fn receivers_that_hang_do_not_slow_others() {
