@@ -185,7 +185,7 @@ async fn calls_without_a_connection_are_given_back_at_a_stop_and_made_once_by_th
         let untouched =
             "SELECT COUNT(*) FROM jobs WHERE state = 'queued' AND owner IS NULL AND attempts = 0 AND NOT started";
         assert_eq!(world.number(untouched).await, 2);
-        assert_eq!(world.number("SELECT COUNT(*) FROM attempts").await, 0);
+        assert_eq!(world.number("SELECT COUNT(*) FROM all_attempts").await, 0);
         provider.accept(Answer::Ok);
         let serve = world.serving().await;
         until("both are done", SOON, async || holds(world.open_jobs().await == 0)).await;

@@ -295,28 +295,23 @@ fn succeeded(claimed: &Claimed) -> Record {
 async fn multiply(f: &Fixture, copies: usize) {
     let ended = NOW - AGO;
     let same =
-        "tenant, hash, provider, lane, state, attempts, due_ms, delivery, idempotency_key, envelope_bytes, envelope";
+        "tenant, hash, provider, lane, state, attempts, first_key, first_status, first_outcome, first_latency_ms, due_ms, delivery,
+        idempotency_key, envelope_bytes, envelope";
     let statements = [
         format!(
-            "INSERT INTO jobs (id, created_ms, finished_ms, {same})
+            "INSERT INTO jobs (id, created_ms, finished_ms, first_at_ms, {same})
              WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {copies})
-             SELECT 'old-' || i, {ended} + i, {ended} + i, {same} FROM jobs, n WHERE id = 'first-0'"
+             SELECT 'old-' || i, {ended} + i, {ended} + i, {ended} + i, {same} FROM jobs, n WHERE id = 'first-0'"
         ),
-        "INSERT INTO attempts (job_pk, run, n, at_ms, key, status, outcome, latency_ms)
-         SELECT pk, 1, 1, finished_ms, 'a1', 200, 'success', 12 FROM jobs WHERE id LIKE 'old-%'"
-            .to_owned(),
         "INSERT INTO events (id, job_pk, run, state, at_ms, attempts, status, headers, content_type, truncated, body)
          SELECT 'old-' || j.pk, j.pk, 1, e.state, j.finished_ms, 1, e.status, e.headers, e.content_type, e.truncated, e.body
          FROM jobs j, events e WHERE j.id LIKE 'old-%' AND e.job_pk = (SELECT pk FROM jobs WHERE id = 'first-0')"
             .to_owned(),
-        "INSERT INTO deliveries (event_pk, kind, endpoint_pk, state, attempts, due_ms, created_ms, finished_ms)
-         SELECT e.pk, 'webhook', (SELECT MIN(pk) FROM endpoints), 'delivered', 1, e.at_ms, e.at_ms, e.at_ms
+        "INSERT INTO deliveries (event_pk, kind, endpoint_pk, state, attempts, due_ms, created_ms, finished_ms,
+            first_at_ms, first_status, first_latency_ms)
+         SELECT e.pk, 'webhook', (SELECT MIN(pk) FROM endpoints), 'delivered', 1, e.at_ms, e.at_ms, e.at_ms, e.at_ms, 204, 1
          FROM events e WHERE e.id LIKE 'old-%'"
             .to_owned(),
-        format!(
-            "INSERT INTO delivery_attempts (delivery_pk, n, at_ms, status, latency_ms)
-             SELECT pk, 1, created_ms, 204, 1 FROM deliveries WHERE created_ms < {NOW} - {AGO} / 2"
-        ),
     ];
     for statement in statements {
         assert_eq!(f.execute(&statement).await, copies as u64, "{statement}");

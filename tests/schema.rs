@@ -1,4 +1,4 @@
-//! The two schemas are one: the same tables, columns, types, defaults and indexes.
+//! The two schemas are one: the same tables, columns, types, defaults, indexes and views.
 
 #[path = "common/store.rs"]
 #[allow(dead_code, reason = "every test binary uses another part of it")]
@@ -21,7 +21,20 @@ async fn columns(fixture: &Fixture) -> Columns {
          WHERE m.type = 'table' AND m.name NOT LIKE 'sqlite%' AND m.name NOT LIKE '_sqlx%'"
     } else {
         "SELECT table_name || '.' || column_name || ' ' || data_type || CASE is_nullable WHEN 'NO' THEN ' not null' ELSE '' END
-         FROM information_schema.columns WHERE table_schema = 'public' AND table_name NOT LIKE '\\_sqlx%'"
+         FROM information_schema.columns JOIN information_schema.tables USING (table_schema, table_name)
+         WHERE table_schema = 'public' AND table_type = 'BASE TABLE' AND table_name NOT LIKE '\\_sqlx%'"
+    };
+    fixture.texts(sql).await.into_iter().collect()
+}
+
+/// View, place, column.
+async fn views(fixture: &Fixture) -> BTreeSet<String> {
+    let sql = if fixture.is_sqlite() {
+        "SELECT m.name || ' ' || (c.cid + 1) || ' ' || c.name FROM sqlite_schema m JOIN pragma_table_info(m.name) c WHERE m.type = 'view'"
+    } else {
+        "SELECT table_name || ' ' || ordinal_position || ' ' || column_name
+         FROM information_schema.columns JOIN information_schema.views USING (table_schema, table_name)
+         WHERE table_schema = 'public'"
     };
     fixture.texts(sql).await.into_iter().collect()
 }
@@ -82,6 +95,7 @@ async fn both_schemas_are_the_same() {
             defaults(&fixture).await,
             indexes(&fixture).await,
             primary_keys(&fixture).await,
+            views(&fixture).await,
         ));
     })
     .await;
@@ -91,6 +105,7 @@ async fn both_schemas_are_the_same() {
             defaults(&fixture).await,
             indexes(&fixture).await,
             primary_keys(&fixture).await,
+            views(&fixture).await,
         ));
     })
     .await;
@@ -103,6 +118,8 @@ async fn both_schemas_are_the_same() {
     assert_eq!(sqlite.1, postgres.1, "defaults");
     assert_eq!(sqlite.2, postgres.2, "indexes");
     assert_eq!(sqlite.3, postgres.3, "primary keys");
+    assert!(!sqlite.4.is_empty());
+    assert_eq!(sqlite.4, postgres.4, "views");
 }
 
 /// The migrations of both have the same names, in the same order.

@@ -14,8 +14,8 @@ use paceline::job::{Catalog, EventKind, Given, Job, JobState, ProviderRules};
 use paceline::resends::Resender;
 use paceline::store::{
     By, DeliveryFilter, DeliveryJob, DeliveryNext, DeliveryRecord, DeliveryState, EndpointSecrets, Inserted,
-    NewEndpoint, NewJob, Next, Occasion, Occurrence, Origin, Record, Recorded, Registered, ResendBegun, ResendOrder,
-    ResendState, Resent, Rotated, SecretVersion, Store, Subscribe, Tested,
+    NewEndpoint, NewJob, Next, Occasion, Occurrence, Origin, Publication, Record, Recorded, Registered, ResendBegun,
+    ResendOrder, ResendState, Resent, Rotated, SecretVersion, Store, Subscribe, Tested,
 };
 use serde_json::{Value, json};
 
@@ -38,6 +38,7 @@ contract! {
     what_is_done_to_endpoints_and_deliveries_is_written_down
     endpoints_are_listed_by_tenant_and_bounded
     completions_for_the_broker_are_claimed_apart_and_only_where_there_is_one
+    nothing_is_kept_of_what_the_broker_has
     deliveries_for_the_broker_stand_in_no_webhooks_way
 }
 
@@ -343,7 +344,7 @@ async fn tests_are_sent_once_and_removed_in_time(f: Fixture) {
     assert_eq!(f.number("SELECT COUNT(*) FROM deliveries").await, 1, "it is not old enough");
     f.store.retain(NOW + 1, NOW + 1, 100).await.expect("removed");
     assert_eq!(f.number("SELECT COUNT(*) FROM deliveries").await, 0);
-    assert_eq!(f.number("SELECT COUNT(*) FROM delivery_attempts").await, 0);
+    assert_eq!(f.number("SELECT COUNT(*) FROM all_delivery_attempts").await, 0);
     f.store.enable_endpoint(pk, false, OPS).await.expect("disabled");
     assert_eq!(f.store.test_endpoint(pk, OPS).await.expect("asked"), Tested::Disabled);
     assert_eq!(f.store.test_endpoint(i64::MAX, OPS).await.expect("asked"), Tested::NotFound);
@@ -478,6 +479,41 @@ async fn completions_for_the_broker_are_claimed_apart_and_only_where_there_is_on
     assert_eq!(f.store.resend_delivery(pk, OPS).await.expect("asked"), Resent::Due);
     // A publisher that falls silent has its claims taken over when they lapse.
     assert_eq!(claim(NOW + 60_000).await.len(), 3);
+}
+
+async fn nothing_is_kept_of_what_the_broker_has(f: Fixture) {
+    f.store.publish_completions();
+    for id in ["a", "b", "c"] {
+        end(&f.store, id, json!({}), JobState::Succeeded).await;
+    }
+    let publisher = "publisher".to_owned();
+    let claim = async |now_ms| f.store.claim_publications(&publisher, 100, now_ms, LEASE).await.expect("claimed");
+    let at_first = claim(NOW).await;
+    let record = async |publication: &Publication, next| {
+        let (pk, epoch, n) = (publication.pk, publication.epoch, publication.attempts + 1);
+        let record = DeliveryRecord { pk, epoch, n, at_ms: NOW, status: None, latency_ms: 1, error: None, next };
+        f.store.record_delivery(record).await.expect("recorded");
+    };
+    // The first at once; the second after it was refused; the third by a claim that has lapsed meanwhile.
+    record(&at_first[0], DeliveryNext::Published).await;
+    for due_ms in [NOW + 1, NOW + 2] {
+        let held = if due_ms == NOW + 1 { at_first[1].clone() } else { claim(NOW + 1).await.remove(0) };
+        record(&held, DeliveryNext::Retry { due_ms }).await;
+    }
+    assert_eq!(f.number("SELECT COUNT(*) FROM delivery_attempts").await, 1, "all but the first attempt");
+    let again = claim(NOW + 60_000).await;
+    assert_eq!(
+        again.iter().map(|p| (p.pk, p.attempts)).collect::<Vec<_>>(),
+        [(at_first[1].pk, 2), (at_first[2].pk, 0)]
+    );
+    record(&again[0], DeliveryNext::Published).await;
+    record(&at_first[2], DeliveryNext::Published).await;
+    for all in ["deliveries", "all_delivery_attempts"] {
+        assert_eq!(f.number(&format!("SELECT COUNT(*) FROM {all}")).await, 0, "{all}");
+    }
+    record(&again[1], DeliveryNext::Retry { due_ms: NOW }).await;
+    assert_eq!(f.number("SELECT COUNT(*) FROM deliveries").await, 0, "what is said later changes nothing");
+    assert_eq!(f.number("SELECT COUNT(*) FROM events").await, 3);
 }
 
 async fn deliveries_for_the_broker_stand_in_no_webhooks_way(f: Fixture) {

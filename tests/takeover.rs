@@ -218,8 +218,8 @@ async fn budgets_are_spread_evenly_over_those_that_live_and_pinned_jobs_find_the
         shared(world, &[2, 2, 2, 2], SOON).await;
         world.all_done(all, Duration::from_secs(120)).await;
         assert_nothing_was_refused(&sim);
-        let other_key = "SELECT COUNT(*) FROM jobs JOIN attempts ON attempts.job_pk = jobs.pk
-            WHERE pin IS NOT NULL AND attempts.key <> REPLACE(pin, 'b', 'k') AND attempts.key <> ''";
+        let other_key = "SELECT COUNT(*) FROM jobs JOIN all_attempts a ON a.job_pk = jobs.pk
+            WHERE pin IS NOT NULL AND a.key <> REPLACE(pin, 'b', 'k') AND a.key <> ''";
         assert_eq!(world.number(other_key).await, 0, "each with its own key");
         assert_eq!(world.number("SELECT COUNT(*) FROM jobs WHERE state = 'succeeded'").await, all);
         first.stop().await;

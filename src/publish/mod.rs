@@ -97,7 +97,7 @@ impl PublishStats {
 
     fn count(&self, is_reply: bool, next: DeliveryNext) {
         let outcome = match next {
-            DeliveryNext::Delivered => "delivered",
+            DeliveryNext::Delivered | DeliveryNext::Published => "delivered",
             DeliveryNext::Retry { .. } => "retry",
             DeliveryNext::Failed | DeliveryNext::Gone => "failed",
         };

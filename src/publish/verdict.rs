@@ -58,7 +58,7 @@ impl Schedules {
     /// What becomes of a completion after attempt number `step` of its schedule.
     pub(super) fn next(&self, word: &Word, step: u32, now_ms: WallMs, random: f64) -> DeliveryNext {
         match word {
-            Word::Confirmed => DeliveryNext::Delivered,
+            Word::Confirmed => DeliveryNext::Published,
             Word::Returned => next(None, step, &self.returned, now_ms, random),
             Word::Refused(_) => next(None, step, &self.refused, now_ms, random),
             Word::Unpublishable(_) => DeliveryNext::Failed,
@@ -87,6 +87,6 @@ mod tests {
         assert_eq!(schedules.next(&refused, 1, 0, 0.0), DeliveryNext::Retry { due_ms: 5_000 });
         assert_eq!(schedules.next(&refused, 10, 0, 0.0), DeliveryNext::Failed);
         assert_eq!(schedules.next(&Word::Unpublishable("own".into()), 1, 0, 0.0), DeliveryNext::Failed);
-        assert_eq!(schedules.next(&Word::Confirmed, 99, 0, 0.0), DeliveryNext::Delivered);
+        assert_eq!(schedules.next(&Word::Confirmed, 99, 0, 0.0), DeliveryNext::Published);
     }
 }

@@ -5,10 +5,16 @@ use std::collections::HashMap;
 use super::dialect::{Db, Rows, Tx, on_db};
 use super::{Attempt, JobPk, Record, StoreError};
 
-/// Adds the attempts of `records`. One that is there already was written by the same record,
+/// The very first attempt of a job, which stands in the job's row.
+pub(super) fn first_of(record: &Record) -> Option<&Attempt> {
+    record.attempt.as_ref().filter(|attempt| record.run == 1 && attempt.n == 1)
+}
+
+/// Adds the attempts of `records` that come after the first. One that is there already was written by the same record,
 /// whose first answer got lost.
 pub(super) async fn insert(tx: &mut Tx, records: &[&Record]) -> Result<(), StoreError> {
-    let made: Vec<(&Record, &Attempt)> = records.iter().filter_map(|r| Some((*r, r.attempt.as_ref()?))).collect();
+    let later = records.iter().filter(|record| first_of(record).is_none());
+    let made: Vec<(&Record, &Attempt)> = later.filter_map(|r| Some((*r, r.attempt.as_ref()?))).collect();
     let rows = Rows::new()
         .int("job_pk", made.iter().map(|(r, _)| Some(r.pk)))
         .int("run", made.iter().map(|(r, _)| Some(i64::from(r.run))))
@@ -37,7 +43,7 @@ pub(super) async fn of_jobs(db: &Db, pks: &[JobPk]) -> Result<HashMap<JobPk, Vec
     // A page is at most a few hundred numbers of our own: they are written into the text.
     let list = pks.iter().map(i64::to_string).collect::<Vec<_>>().join(",");
     let sql = format!(
-        "SELECT job_pk, run, n, at_ms, key, status, outcome, latency_ms, error FROM attempts
+        "SELECT job_pk, run, n, at_ms, key, status, outcome, latency_ms, error FROM all_attempts
          WHERE job_pk IN ({list}) ORDER BY job_pk, run, n"
     );
     let rows: Vec<Row> =

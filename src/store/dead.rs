@@ -285,7 +285,7 @@ pub(super) async fn replay(
 
 /// Whether a call of that run may have been executed without anybody knowing.
 async fn was_unknown(tx: &mut Tx, pk: JobPk, run: i64) -> Result<bool, StoreError> {
-    let sql = "SELECT n FROM attempts WHERE job_pk = $1 AND run = $2 AND outcome = 'unknown' LIMIT 1";
+    let sql = "SELECT n FROM all_attempts WHERE job_pk = $1 AND run = $2 AND outcome = 'unknown' LIMIT 1";
     let row: Option<(i64,)> = on_db!(tx, |c| sqlx::query_as(sql).bind(pk).bind(run).fetch_optional(c).await)?;
     Ok(row.is_some())
 }

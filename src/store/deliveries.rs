@@ -226,9 +226,12 @@ async fn next_due(db: &Db, kind: &str) -> Result<Option<WallMs>, StoreError> {
     Ok(row.map(|r| r.0))
 }
 
-/// Writes what became of claimed deliveries. A record of an earlier claim changes nothing.
+/// Writes what became of claimed deliveries. A record of an earlier claim changes nothing, but for one that the broker
+/// has confirmed: it is published, whoever holds it now.
 pub(super) async fn record(tx: &mut Tx, records: &[&DeliveryRecord]) -> Result<(), StoreError> {
-    let mut left: Vec<&DeliveryRecord> = records.to_vec();
+    let is_published = |r: &&DeliveryRecord| r.next == DeliveryNext::Published;
+    let (published, mut left): (Vec<_>, Vec<_>) = records.iter().copied().partition(is_published);
+    forget(tx, &published).await?;
     while !left.is_empty() {
         let mut seen = HashSet::with_capacity(left.len());
         let (mut round, later): (Vec<_>, Vec<_>) = left.into_iter().partition(|r| seen.insert(r.pk));
@@ -239,9 +242,24 @@ pub(super) async fn record(tx: &mut Tx, records: &[&DeliveryRecord]) -> Result<(
     Ok(())
 }
 
+/// The first attempt of a delivery stands in its row.
+const fn is_first(record: &DeliveryRecord) -> bool {
+    record.n == 1
+}
+
+/// Removes what is published.
+async fn forget(tx: &mut Tx, records: &[&DeliveryRecord]) -> Result<(), StoreError> {
+    let tried = records.iter().filter(|r| !is_first(r));
+    let rows = Rows::new().int("pk", tried.map(|r| Some(r.pk)));
+    rows.execute(tx, "DELETE FROM delivery_attempts WHERE delivery_pk IN {SELECT pk FROM v}").await?;
+    let rows = Rows::new().int("pk", records.iter().map(|r| Some(r.pk)));
+    rows.execute(tx, "DELETE FROM deliveries WHERE pk IN {SELECT pk FROM v}").await?;
+    Ok(())
+}
+
 async fn record_round(tx: &mut Tx, records: &[&DeliveryRecord]) -> Result<(), StoreError> {
     let state = |r: &DeliveryRecord| match r.next {
-        DeliveryNext::Delivered => "delivered",
+        DeliveryNext::Delivered | DeliveryNext::Published => "delivered",
         DeliveryNext::Retry { .. } => "pending",
         DeliveryNext::Failed => "failed",
         DeliveryNext::Gone => "disabled",
@@ -256,9 +274,17 @@ async fn record_round(tx: &mut Tx, records: &[&DeliveryRecord]) -> Result<(), St
         .int("n", records.iter().map(|r| Some(i64::from(r.n))))
         .text("state", records.iter().map(|r| Some(state(r))))
         .int("due_ms", records.iter().map(|r| due(r)))
-        .int("finished_ms", records.iter().map(|r| due(r).is_none().then_some(r.at_ms)));
+        .int("finished_ms", records.iter().map(|r| due(r).is_none().then_some(r.at_ms)))
+        .int("first_at_ms", records.iter().map(|r| is_first(r).then_some(r.at_ms)))
+        .int("first_status", records.iter().map(|r| r.status.map(i64::from).filter(|_| is_first(r))))
+        .int("first_latency_ms", records.iter().map(|r| is_first(r).then_some(r.latency_ms)))
+        .text("first_error", records.iter().map(|r| r.error.as_deref().filter(|_| is_first(r))));
     let update = "UPDATE deliveries SET state = v.state, attempts = v.n, owner = NULL,
-            due_ms = COALESCE(v.due_ms, deliveries.due_ms), finished_ms = v.finished_ms
+            due_ms = COALESCE(v.due_ms, deliveries.due_ms), finished_ms = v.finished_ms,
+            first_at_ms = COALESCE(deliveries.first_at_ms, v.first_at_ms),
+            first_status = COALESCE(deliveries.first_status, v.first_status),
+            first_latency_ms = COALESCE(deliveries.first_latency_ms, v.first_latency_ms),
+            first_error = COALESCE(deliveries.first_error, v.first_error)
         FROM v WHERE deliveries.pk =[v.pk] AND deliveries.epoch = v.epoch AND deliveries.state || '' = 'pending'
         RETURNING deliveries.pk, deliveries.endpoint_pk";
     let hits: Vec<(i64, Option<i64>)> = rows.fetch(tx, update).await?;
@@ -312,7 +338,9 @@ async fn note_health<'a>(
     Ok(())
 }
 
+/// Adds the attempts that come after the first.
 async fn insert_attempts(tx: &mut Tx, records: &[&DeliveryRecord]) -> Result<(), StoreError> {
+    let records: Vec<&DeliveryRecord> = records.iter().filter(|r| !is_first(r)).copied().collect();
     let rows = Rows::new()
         .int("delivery_pk", records.iter().map(|r| Some(r.pk)))
         .int("n", records.iter().map(|r| Some(i64::from(r.n))))

@@ -267,7 +267,7 @@ async fn add_attempts(db: &Db, views: &mut [DeliveryView]) -> Result<(), StoreEr
     // A page is at most a few hundred numbers of our own: they are written into the text.
     let list = views.iter().map(|view| view.pk.to_string()).collect::<Vec<_>>().join(",");
     let sql = format!(
-        "SELECT delivery_pk, n, at_ms, status, latency_ms, error FROM delivery_attempts
+        "SELECT delivery_pk, n, at_ms, status, latency_ms, error FROM all_delivery_attempts
          WHERE delivery_pk IN ({list}) ORDER BY delivery_pk, n"
     );
     let sql = sqlx::AssertSqlSafe(sql);

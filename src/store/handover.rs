@@ -15,13 +15,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::mpsc::{self, OwnedPermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{DeliveryJob, OwnerId, Publication, Store};
 use crate::clock::{Clock, WallMs};
 use crate::pace::Time;
 
-/// Deliveries on their way to a taker at most.
-const ROOM: usize = 512;
+/// Webhooks on their way to the notifier at most: each may have to wait for its endpoint.
+const WEBHOOKS_MAX: usize = 512;
+/// Completions on their way to the publisher at most: some commits of outcomes, which come in bursts.
+const PUBLICATIONS_MAX: usize = 2048;
+/// Bytes of answers on their way to one of them at most.
+const ROOM_BYTES: usize = 8 * 1024 * 1024;
 /// Bytes of an answer that is passed on; completions with larger ones are claimed, a few at a time.
 const BODY_MAX: usize = 32 * 1024;
 
@@ -36,7 +41,15 @@ pub struct Handed<T> {
 #[derive(Debug)]
 pub struct Handover<T> {
     gate: Arc<AtomicBool>,
-    receiver: mpsc::Receiver<Handed<T>>,
+    receiver: mpsc::Receiver<Carried<T>>,
+}
+
+/// What is on its way.
+#[derive(Debug)]
+struct Carried<T> {
+    handed: Handed<T>,
+    /// Given back when it is taken.
+    _bytes: OwnedSemaphorePermit,
 }
 
 impl<T> Handover<T> {
@@ -53,8 +66,9 @@ impl<T> Handover<T> {
 
     /// What is there, up to `limit`; waits for the first. `None`: somebody else takes them now.
     pub async fn next(&mut self, limit: usize) -> Option<Vec<Handed<T>>> {
-        let mut handed = Vec::new();
-        (self.receiver.recv_many(&mut handed, limit).await > 0).then_some(handed)
+        let mut carried = Vec::new();
+        let taken = self.receiver.recv_many(&mut carried, limit).await;
+        (taken > 0).then(|| carried.into_iter().map(|carried| carried.handed).collect())
     }
 
     /// Takes nothing more, and returns when nothing is on its way any more: all that was taken is claimed by then, and
@@ -73,7 +87,8 @@ struct Taker<T> {
     lease: Duration,
     clock: Arc<dyn Clock>,
     gate: Arc<AtomicBool>,
-    sender: mpsc::Sender<Handed<T>>,
+    sender: mpsc::Sender<Carried<T>>,
+    bytes: Arc<Semaphore>,
 }
 
 /// Room for one delivery.
@@ -82,16 +97,17 @@ pub(super) struct Reservation<T> {
     pub owner: OwnerId,
     pub lapses_ms: WallMs,
     since: Time,
-    permit: OwnedPermit<Handed<T>>,
+    permit: OwnedPermit<Carried<T>>,
+    bytes: OwnedSemaphorePermit,
 }
 
 /// A delivery that is passed on when its transaction is committed.
 #[derive(Debug)]
-pub(super) struct Ready<T>(OwnedPermit<Handed<T>>, Handed<T>);
+pub(super) struct Ready<T>(OwnedPermit<Carried<T>>, Carried<T>);
 
 impl<T> Reservation<T> {
     pub fn with(self, delivery: T) -> Ready<T> {
-        Ready(self.permit, Handed { delivery, since: self.since })
+        Ready(self.permit, Carried { handed: Handed { delivery, since: self.since }, _bytes: self.bytes })
     }
 }
 
@@ -103,42 +119,52 @@ impl<T> Ready<T> {
 
 /// Where the one taker of a kind stands; the last one counts.
 #[derive(Debug)]
-struct Place<T>(Mutex<Option<Taker<T>>>);
-
-impl<T> Default for Place<T> {
-    fn default() -> Self {
-        Self(Mutex::new(None))
-    }
+struct Place<T> {
+    taker: Mutex<Option<Taker<T>>>,
+    room: usize,
 }
 
 impl<T> Place<T> {
+    const fn new(room: usize) -> Self {
+        Self { taker: Mutex::new(None), room }
+    }
+
     fn take(&self, owner: OwnerId, lease: Duration, clock: Arc<dyn Clock>) -> Handover<T> {
-        let (sender, receiver) = mpsc::channel(ROOM);
+        let (sender, receiver) = mpsc::channel(self.room);
         let gate = Arc::new(AtomicBool::new(false));
-        let taker = Taker { owner, lease, clock, gate: Arc::clone(&gate), sender };
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(taker);
+        let bytes = Arc::new(Semaphore::new(ROOM_BYTES));
+        let taker = Taker { owner, lease, clock, gate: Arc::clone(&gate), sender, bytes };
+        *self.taker.lock().unwrap_or_else(PoisonError::into_inner) = Some(taker);
         Handover { gate, receiver }
     }
 
     fn reserve(&self, body: usize) -> Option<Reservation<T>> {
-        let place = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = self.taker.lock().unwrap_or_else(PoisonError::into_inner);
         let taker = place.as_ref().filter(|taker| body <= BODY_MAX && taker.gate.load(Ordering::Relaxed))?;
         let permit = taker.sender.clone().try_reserve_owned().ok()?;
+        let bytes = Arc::clone(&taker.bytes).try_acquire_many_owned(u32::try_from(body).ok()?).ok()?;
         let lease_ms = i64::try_from(taker.lease.as_millis()).unwrap_or(i64::MAX);
         Some(Reservation {
             owner: taker.owner.clone(),
             lapses_ms: taker.clock.wall_ms().saturating_add(lease_ms),
             since: taker.clock.mono(),
             permit,
+            bytes,
         })
     }
 }
 
 /// Who takes deliveries in this process.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Takers {
     webhooks: Place<DeliveryJob>,
     publications: Place<Publication>,
+}
+
+impl Default for Takers {
+    fn default() -> Self {
+        Self { webhooks: Place::new(WEBHOOKS_MAX), publications: Place::new(PUBLICATIONS_MAX) }
+    }
 }
 
 impl Takers {
@@ -173,7 +199,7 @@ mod tests {
 
     #[tokio::test]
     async fn whoever_ends_waits_for_what_is_on_its_way() {
-        let place = Place::default();
+        let place = Place::new(8);
         let handover = place.take("me".to_owned(), Duration::from_secs(60), Arc::new(SystemClock::new()));
         assert!(place.reserve(1).is_none(), "the gate is closed at first");
         handover.set_open(true);

@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use super::dialect::{Rows, Tx};
 use super::wakes::Pending;
 use super::writer::Request;
-use super::{JobPk, Next, Record, Recorded, Store, StoreError, attempts, dead, events, fanout};
+use super::{Attempt, JobPk, Next, Record, Recorded, Store, StoreError, attempts, dead, events, fanout};
 use crate::clock::WallMs;
 use crate::job::{JobEvent, JobState, transition};
 
@@ -91,6 +91,10 @@ impl<'a> Change<'a> {
         Ok(change)
     }
 
+    fn first(&self) -> Option<&'a Attempt> {
+        attempts::first_of(self.record)
+    }
+
     const fn ends(&self) -> bool {
         matches!(self.record.next, Next::Finish { .. })
     }
@@ -122,6 +126,12 @@ const CHANGE: &str = "UPDATE jobs SET
     attempts = COALESCE(v.attempt, jobs.attempts),
     failures = v.failures,
     first_attempt_ms = COALESCE(jobs.first_attempt_ms, v.attempt_ms),
+    first_at_ms = COALESCE(jobs.first_at_ms, v.first_at_ms),
+    first_key = COALESCE(jobs.first_key, v.first_key),
+    first_status = COALESCE(jobs.first_status, v.first_status),
+    first_outcome = COALESCE(jobs.first_outcome, v.first_outcome),
+    first_latency_ms = COALESCE(jobs.first_latency_ms, v.first_latency_ms),
+    first_error = COALESCE(jobs.first_error, v.first_error),
     backoff_ms = COALESCE(v.backoff_ms, jobs.backoff_ms),
     due_ms = CASE WHEN v.due_ms IS NULL THEN jobs.due_ms
                   WHEN jobs.deadline_ms < v.due_ms THEN jobs.deadline_ms
@@ -180,6 +190,12 @@ async fn change_rows(tx: &mut Tx, changes: &[Change<'_>]) -> Result<HashMap<JobP
         .flag("ends", changes.iter().map(Change::ends))
         .int("attempt", changes.iter().map(|c| attempt(c).map(|a| a.0)))
         .int("attempt_ms", changes.iter().map(|c| attempt(c).map(|a| a.1)))
+        .int("first_at_ms", changes.iter().map(|c| c.first().map(|a| a.at_ms)))
+        .text("first_key", changes.iter().map(|c| c.first().map(|a| a.key.as_str())))
+        .int("first_status", changes.iter().map(|c| c.first()?.status.map(i64::from)))
+        .text("first_outcome", changes.iter().map(|c| c.first().map(|a| a.outcome.as_str())))
+        .int("first_latency_ms", changes.iter().map(|c| c.first().map(|a| a.latency_ms)))
+        .text("first_error", changes.iter().map(|c| c.first()?.error.as_deref()))
         .int("failures", changes.iter().map(|c| Some(i64::from(c.record.failures))))
         .int("backoff_ms", changes.iter().map(|c| c.backoff_ms))
         .int("due_ms", changes.iter().map(|c| c.due_ms))

@@ -514,6 +514,8 @@ pub struct DeliveryRecord {
 pub enum DeliveryNext {
     /// The endpoint has it.
     Delivered,
+    /// The broker has it: nothing of it is kept.
+    Published,
     /// Again at that time.
     Retry {
         /// Not before.

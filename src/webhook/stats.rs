@@ -73,7 +73,7 @@ impl NotifierStats {
 
 const fn labels(next: DeliveryNext) -> Labels {
     let outcome = match next {
-        DeliveryNext::Delivered => "delivered",
+        DeliveryNext::Delivered | DeliveryNext::Published => "delivered",
         DeliveryNext::Retry { .. } => "retry",
         DeliveryNext::Failed => "failed",
         DeliveryNext::Gone => "gone",

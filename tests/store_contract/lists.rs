@@ -40,7 +40,7 @@ async fn retention_removes_all_that_belongs_to_a_job(f: Fixture) {
     assert_eq!((removed.jobs, removed.dead_letters), (1, 0));
     assert!(f.store.job(None, "old").await.expect("read").is_none());
     assert!(f.store.job(None, "undelivered").await.expect("read").is_some(), "its delivery is pending");
-    assert_eq!(f.number("SELECT COUNT(*) FROM delivery_attempts").await, 0);
+    assert_eq!(f.number("SELECT COUNT(*) FROM all_delivery_attempts").await, 0);
     let removed = f.store.retain(0, NOW + 11, 100).await.expect("retained");
     assert_eq!((removed.jobs, removed.dead_letters), (1, 1), "the dead job with its letter, and the message");
     let left = [("jobs", 2), ("attempts", 0), ("events", 1), ("deliveries", 1), ("dead_letters", 0)];

@@ -98,7 +98,7 @@ async fn success_writes_state_event_and_delivery_once(f: Fixture) {
     assert!(event.id.starts_with("evt_"));
     assert_eq!(f.number("SELECT COUNT(*) FROM events").await, 1);
     assert_eq!(f.number("SELECT COUNT(*) FROM deliveries").await, 1);
-    assert_eq!(f.number("SELECT COUNT(*) FROM attempts").await, 1);
+    assert_eq!(f.number("SELECT COUNT(*) FROM all_attempts").await, 1);
 }
 
 async fn death_writes_a_dead_letter(f: Fixture) {
@@ -134,7 +134,7 @@ async fn a_late_record_changes_nothing(f: Fixture) {
         assert_eq!(write(&f.store, late).await, Recorded::Superseded);
     }
     assert_eq!(state(&f.store, "a").await, JobState::Queued);
-    assert_eq!(f.number("SELECT COUNT(*) FROM attempts").await + f.number("SELECT COUNT(*) FROM events").await, 0);
+    assert_eq!(f.number("SELECT COUNT(*) FROM all_attempts").await + f.number("SELECT COUNT(*) FROM events").await, 0);
     let other_run = Record { run: 2, ..record(&second, success()) };
     assert_eq!(write(&f.store, other_run).await, Recorded::Superseded);
     assert_eq!(write(&f.store, record(&second, success())).await, Recorded::Done);
@@ -146,7 +146,7 @@ async fn a_lost_answer_can_be_asked_for_again(f: Fixture) {
     let back = Record { attempt: Some(attempt(1, "transient")), failures: 1, ..record(&claimed, wait(NOW + 500)) };
     assert_eq!(write(&f.store, back.clone()).await, Recorded::Done);
     assert_eq!(write(&f.store, back).await, Recorded::Done);
-    assert_eq!(f.number("SELECT COUNT(*) FROM attempts").await, 1);
+    assert_eq!(f.number("SELECT COUNT(*) FROM all_attempts").await, 1);
     assert_eq!(claim(&f.store, NOW + 500).await.len(), 1);
 }
 
@@ -191,7 +191,7 @@ async fn records_of_one_job_in_one_batch_keep_their_order(f: Fixture) {
     );
     let answers = [a, b, c, d].map(|answer| answer.expect("recorded"));
     assert_eq!(answers, [Recorded::Done, Recorded::Done, Recorded::Done, Recorded::Superseded]);
-    assert_eq!(f.number("SELECT COUNT(*) FROM attempts").await, 2);
+    assert_eq!(f.number("SELECT COUNT(*) FROM all_attempts").await, 2);
     assert_eq!(state(&f.store, "a").await, JobState::Succeeded);
 }
 

@@ -83,7 +83,7 @@ async fn many_writers_at_once_lose_nothing(f: Fixture) {
         f.number("SELECT COUNT(*) FROM jobs WHERE state = 'succeeded' AND attempts = 2 AND owner IS NULL").await,
         jobs
     );
-    assert_eq!(f.number("SELECT COUNT(*) FROM attempts").await, 2 * jobs);
+    assert_eq!(f.number("SELECT COUNT(*) FROM all_attempts").await, 2 * jobs);
     assert_eq!(f.number("SELECT COUNT(*) FROM events").await, jobs);
     assert_eq!(f.number("SELECT COUNT(*) FROM deliveries WHERE state = 'delivered' AND attempts = 1").await, jobs);
     assert_eq!(f.number("SELECT COUNT(*) FROM endpoints").await, 7);
