@@ -114,7 +114,7 @@ fn delivery(url: &str) -> Prepared {
     let endpoint =
         Endpoint { pk: 1, id: "ep_1".into(), tenant: String::new(), url: url.into(), implicit: true, secrets: None };
     let occasion = Occasion::Test { event_id: "evt_1".into(), at_ms: 0 };
-    let job = DeliveryJob { pk: 1, epoch: 1, attempts: 0, attempts_before: 0, endpoint, occasion };
+    let job = DeliveryJob { pk: 1, epoch: 1, attempts: 0, attempts_before: 0, endpoint: Arc::new(endpoint), occasion };
     Prepared::new(job, None).expect("written")
 }
 

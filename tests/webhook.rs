@@ -41,15 +41,15 @@ fn delivery(url: &str, tenant: &str) -> Prepared {
         epoch: 1,
         attempts: 0,
         attempts_before: 0,
-        endpoint: Endpoint {
+        endpoint: Arc::new(Endpoint {
             pk: 1,
             id: "ep_1".into(),
             tenant: tenant.into(),
             url: url.into(),
             implicit: true,
             secrets: None,
-        },
-        occasion: Occasion::Completion(Event {
+        }),
+        occasion: Occasion::Completion(Arc::new(Event {
             id: "evt_order-1.1.succeeded".into(),
             kind: EventKind::Succeeded,
             at_ms: 1_795_168_800_123,
@@ -67,7 +67,7 @@ fn delivery(url: &str, tenant: &str) -> Prepared {
             provider: "geocoder".into(),
             tenant: tenant.into(),
             metadata: None,
-        }),
+        })),
     };
     Prepared::new(job, None).expect("written")
 }

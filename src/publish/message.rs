@@ -101,7 +101,7 @@ mod tests {
             reply_to: reply_to.map(str::to_owned),
             correlation_id: Some("c-1".into()),
             traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
-            event,
+            event: event.into(),
         }
     }
 

@@ -41,8 +41,11 @@ use crate::webhook::{Poll, Schedule};
 
 /// The role under which the store knows this owner.
 const ROLE: &str = "publisher";
-/// Completions in one claim, and so published at the same time, at most.
+/// Completions in one claim at most.
 const BATCH: u32 = 256;
+/// Of those that are handed over, so many are published at the same time at most. The broker confirms many at once: fewer
+/// would wait for it more often, and what finds no room has to be claimed.
+const HANDED: usize = 1024;
 /// Batches that are being recorded at the same time.
 const RECORDING_MAX: usize = 4;
 /// The broker confirms within that time. What it does not confirm while it confirms others is refused.
@@ -238,7 +241,7 @@ impl Publisher {
                         Err(error) => Err(error),
                     }
                 }
-                Some(handed) = handover.next(BATCH as usize), if may_publish && !in_doubt => {
+                Some(handed) = handover.next(HANDED), if may_publish && !in_doubt => {
                     let batch = handed.into_iter().map(|handed| handed.delivery).collect();
                     recording.push(self.deliver(channels, batch).await?);
                     Ok(())

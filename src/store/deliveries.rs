@@ -1,6 +1,7 @@
 //! Completions on their way to endpoints, and to the broker: claims, and what becomes of them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::dialect::{Db, Rows, Tx, on_db};
@@ -125,37 +126,32 @@ pub(super) fn event_of(row: EventRow) -> Result<(i64, Event), StoreError> {
 }
 
 /// The events of these rows, by row.
-async fn events(tx: &mut Tx, pks: &HashSet<i64>) -> Result<HashMap<i64, Event>, StoreError> {
+async fn events(tx: &mut Tx, pks: &HashSet<i64>) -> Result<HashMap<i64, Arc<Event>>, StoreError> {
     let keys = Rows::new().int("pk", pks.iter().map(|pk| Some(*pk)));
     let select =
         "SELECT e.pk, e.id, e.state, e.at_ms, e.attempts, e.reason, e.error, j.id, j.provider, j.tenant, j.metadata,
             e.status, e.headers, e.content_type, e.truncated, e.body
         FROM v JOIN events e ON e.pk =[v.pk] JOIN jobs j ON j.pk =[e.job_pk]";
     let events: Vec<EventRow> = keys.fetch(tx, select).await?;
-    events.into_iter().map(event_of).collect()
+    events.into_iter().map(|row| event_of(row).map(|(pk, event)| (pk, Arc::new(event)))).collect()
 }
 
 /// Reads the events and endpoints of what was claimed.
 async fn load(tx: &mut Tx, mut rows: Vec<ClaimedRow>) -> Result<Vec<DeliveryJob>, StoreError> {
     rows.sort_unstable_by_key(|row| row.0);
-    let mut known = events(tx, &rows.iter().map(|row| row.4).filter(|pk| *pk != NO_EVENT).collect()).await?;
-    let mut uses: HashMap<i64, usize> = HashMap::new();
-    rows.iter().for_each(|row| *uses.entry(row.4).or_default() += 1);
+    let known = events(tx, &rows.iter().map(|row| row.4).filter(|pk| *pk != NO_EVENT).collect()).await?;
     let endpoint_pks: HashSet<i64> = rows.iter().filter_map(|row| row.5).collect();
     let keys = Rows::new().int("pk", endpoint_pks.into_iter().map(Some));
     let select = "SELECT n.pk, n.id, n.tenant, n.url, n.implicit, n.secrets FROM v JOIN endpoints n ON n.pk =[v.pk]";
     let endpoints = keys.fetch::<EndpointRow>(tx, select).await?.into_iter().map(endpoint_of);
-    let endpoints = endpoints.map(|of| of.map(|of| (of.pk, of))).collect::<Result<HashMap<i64, Endpoint>, _>>()?;
+    let endpoints = endpoints.map(|of| of.map(|of| (of.pk, of))).collect::<Result<HashMap<i64, Arc<Endpoint>>, _>>()?;
     rows.into_iter()
         .map(|(pk, epoch, attempts, before, event_pk, endpoint_pk, _, created_ms)| {
             let lost = || StoreError::Corrupt(format!("delivery {pk} has lost its event or its endpoint"));
             let occasion = if event_pk == NO_EVENT {
                 Occasion::Test { event_id: test_event_id(pk, created_ms), at_ms: created_ms }
             } else {
-                let left = uses.entry(event_pk).or_default();
-                *left = left.saturating_sub(1);
-                let event = if *left == 0 { known.remove(&event_pk) } else { known.get(&event_pk).cloned() };
-                Occasion::Completion(event.ok_or_else(lost)?)
+                Occasion::Completion(known.get(&event_pk).cloned().ok_or_else(lost)?)
             };
             let endpoint = endpoint_pk.and_then(|pk| endpoints.get(&pk)).cloned().ok_or_else(lost)?;
             let (attempts, attempts_before) = (super::number(attempts), super::number(before));

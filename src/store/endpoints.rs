@@ -1,6 +1,7 @@
 //! Where completions go: endpoints that somebody registered, and those of bare callback URLs.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -168,7 +169,7 @@ pub struct EndpointView {
 /// Where a completion may go.
 #[derive(Debug, Clone)]
 pub(super) struct Target {
-    pub endpoint: Endpoint,
+    pub endpoint: Arc<Endpoint>,
     pub enabled: bool,
     events: Option<BTreeSet<EventKind>>,
 }
@@ -242,10 +243,10 @@ pub(super) type EndpointRow = (i64, String, String, String, bool, Option<String>
 /// The same, whether it is enabled, and its events.
 type TargetRow = (i64, String, String, String, bool, Option<String>, bool, Option<String>);
 
-pub(super) fn endpoint_of(row: EndpointRow) -> Result<Endpoint, StoreError> {
+pub(super) fn endpoint_of(row: EndpointRow) -> Result<Arc<Endpoint>, StoreError> {
     let (pk, id, tenant, url, implicit, secrets) = row;
     let secrets = secrets_of(&id, secrets.as_deref())?;
-    Ok(Endpoint { pk, id, tenant, url, implicit, secrets })
+    Ok(Arc::new(Endpoint { pk, id, tenant, url, implicit, secrets }))
 }
 
 fn target_of(row: TargetRow) -> Result<Target, StoreError> {

@@ -3,6 +3,7 @@
 //! in the same statement.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -20,7 +21,7 @@ struct Due<'a> {
     ended: &'a Ended<'a>,
     event_pk: i64,
     to: To<'a>,
-    taken: Option<Taken>,
+    taken: Option<Taken<'a>>,
 }
 
 /// Where a completion goes.
@@ -45,7 +46,7 @@ impl<'a> To<'a> {
         !matches!(self, Self::Endpoint(Target { enabled: false, .. }))
     }
 
-    const fn endpoint_pk(self) -> Option<i64> {
+    fn endpoint_pk(self) -> Option<i64> {
         match self {
             Self::Endpoint(target) => Some(target.endpoint.pk),
             Self::Exchange | Self::Queue(_) => None,
@@ -61,31 +62,31 @@ impl<'a> To<'a> {
 }
 
 /// Who takes it.
-enum Taken {
-    Webhook(Reservation<DeliveryJob>),
+enum Taken<'a> {
+    Webhook(Reservation<DeliveryJob>, &'a Target),
     Publication(Reservation<Publication>),
 }
 
-impl Taken {
-    fn by(to: To<'_>, ended: &Ended<'_>, wakes: &Pending) -> Option<Self> {
+impl<'a> Taken<'a> {
+    fn by(to: To<'a>, ended: &Ended<'_>, wakes: &Pending) -> Option<Self> {
         let body = ended.response.map_or(0, |response| response.body.len());
         match to {
             To::Endpoint(Target { enabled: false, .. }) => None,
-            To::Endpoint(_) => wakes.takers().webhook(body).map(Self::Webhook),
+            To::Endpoint(target) => wakes.takers().webhook(body).map(|room| Self::Webhook(room, target)),
             To::Exchange | To::Queue(_) => wakes.takers().publication(body).map(Self::Publication),
         }
     }
 
     fn owner(&self) -> &str {
         match self {
-            Self::Webhook(reservation) => &reservation.owner,
+            Self::Webhook(reservation, _) => &reservation.owner,
             Self::Publication(reservation) => &reservation.owner,
         }
     }
 
     const fn lapses_ms(&self) -> WallMs {
         match self {
-            Self::Webhook(reservation) => reservation.lapses_ms,
+            Self::Webhook(reservation, _) => reservation.lapses_ms,
             Self::Publication(reservation) => reservation.lapses_ms,
         }
     }
@@ -148,25 +149,25 @@ async fn insert_rows(tx: &mut Tx, due: &[Due<'_>]) -> Result<Pks, StoreError> {
 
 /// What is taken leaves with the commit.
 fn pass_on(due: Vec<Due<'_>>, pks: &Pks, wakes: &mut Pending) -> Result<(), StoreError> {
-    let mut made: Option<(i64, Event)> = None;
+    let mut made: Option<(i64, Arc<Event>)> = None;
     for Due { ended, event_pk, to, taken } in due {
         let Some(taken) = taken else { continue };
         let place = (event_pk, to.endpoint_pk(), to.reply_to().map(str::to_owned));
         let lost = || StoreError::Corrupt(format!("a delivery of job {} was not written", ended.job.id));
         let pk = *pks.get(&place).ok_or_else(lost)?;
         let event = match &made {
-            Some((of, event)) if *of == event_pk => event.clone(),
-            _ => made.insert((event_pk, event(ended)?)).1.clone(),
+            Some((of, event)) if *of == event_pk => Arc::clone(event),
+            _ => Arc::clone(&made.insert((event_pk, Arc::new(event(ended)?))).1),
         };
         let (epoch, attempts, attempts_before) = (FIRST_EPOCH, 0, 0);
         wakes.claim_delivery(pk, epoch, ended.record.at_ms);
-        match (taken, to) {
-            (Taken::Webhook(reservation), To::Endpoint(target)) => {
-                let (endpoint, occasion) = (target.endpoint.clone(), Occasion::Completion(event));
+        match taken {
+            Taken::Webhook(reservation, target) => {
+                let (endpoint, occasion) = (Arc::clone(&target.endpoint), Occasion::Completion(event));
                 let delivery = DeliveryJob { pk, epoch, attempts, attempts_before, endpoint, occasion };
                 wakes.webhooks.push(reservation.with(delivery));
             }
-            (Taken::Publication(reservation), _) => {
+            Taken::Publication(reservation) => {
                 let publication = Publication {
                     pk,
                     epoch,
@@ -179,7 +180,6 @@ fn pass_on(due: Vec<Due<'_>>, pks: &Pks, wakes: &mut Pending) -> Result<(), Stor
                 };
                 wakes.publications.push(reservation.with(publication));
             }
-            (Taken::Webhook(_), To::Exchange | To::Queue(_)) => {}
         }
     }
     Ok(())

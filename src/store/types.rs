@@ -1,5 +1,6 @@
 //! What goes into the store and what comes out of it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -403,17 +404,16 @@ pub struct DeliveryJob {
     /// Those of them that were made before somebody asked to send it again: the schedule begins after them.
     pub attempts_before: u32,
     /// Where it goes.
-    pub endpoint: Endpoint,
+    pub endpoint: Arc<Endpoint>,
     /// What to tell.
     pub occasion: Occasion,
 }
 
 /// What an endpoint is told.
 #[derive(Debug, Clone)]
-#[expect(clippy::large_enum_variant, reason = "nearly all of them are the large one")]
 pub enum Occasion {
     /// A job ended.
-    Completion(Event),
+    Completion(Arc<Event>),
     /// Somebody tries the endpoint out.
     Test {
         /// Stable over its attempts.
@@ -441,7 +441,7 @@ pub struct Publication {
     /// W3C trace context.
     pub traceparent: Option<String>,
     /// What happened.
-    pub event: Event,
+    pub event: Arc<Event>,
 }
 
 /// A webhook endpoint.

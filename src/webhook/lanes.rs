@@ -132,7 +132,7 @@ impl Lanes {
         if now.since(since) > self.bounds.wait_max {
             return false;
         }
-        let endpoint = delivery.endpoint_pk;
+        let endpoint = delivery.endpoint.pk;
         if self.lanes.len() >= LANES_MAX && !self.lanes.contains_key(&endpoint) {
             self.lanes.retain(|_, lane| lane.open > 0 || lane.in_turns);
         }
@@ -243,8 +243,11 @@ impl Lanes {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::super::keyring::Signer;
     use super::*;
+    use crate::store::Endpoint;
     use bytes::Bytes;
     use proptest::prelude::*;
 
@@ -258,10 +261,15 @@ mod tests {
             epoch: 1,
             n: 1,
             step: 1,
-            endpoint_pk: endpoint,
-            endpoint_id: format!("ep_{endpoint}"),
+            endpoint: Arc::new(Endpoint {
+                pk: endpoint,
+                id: format!("ep_{endpoint}"),
+                tenant: String::new(),
+                url: "https://example.com/".into(),
+                implicit: true,
+                secrets: None,
+            }),
             signer: Signer::Tenant(String::new()),
-            url: "https://example.com/".into(),
             event_id: format!("evt_{pk}"),
             body: Bytes::from_static(b"0123456789"),
         }
@@ -272,7 +280,7 @@ mod tests {
     }
 
     fn go(lanes: &mut Lanes, now: Time) -> Vec<i64> {
-        std::iter::from_fn(|| lanes.next(now)).map(|d| d.endpoint_pk).collect()
+        std::iter::from_fn(|| lanes.next(now)).map(|d| d.endpoint.pk).collect()
     }
 
     #[test]

@@ -230,7 +230,7 @@ impl Shift {
         let tasks_max = self.house.bounds.calls_max * (1 + RECORDS_PER_CALL);
         while self.tasks.len() < tasks_max {
             let Some(delivery) = self.lanes.next(now) else { break };
-            let slot = Slot { endpoint: delivery.endpoint_pk, manner: Manner::Silent, settle: self.settle.clone() };
+            let slot = Slot { endpoint: delivery.endpoint.pk, manner: Manner::Silent, settle: self.settle.clone() };
             self.tasks.spawn(Arc::clone(&self.house.parts).deliver(delivery, slot));
         }
         let gauge = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
@@ -467,7 +467,7 @@ impl Parts {
         self.stats.attempted(record.next, record.latency_ms);
         if matches!(record.next, DeliveryNext::Failed | DeliveryNext::Gone) {
             tracing::warn!(
-                endpoint = delivery.endpoint_id,
+                endpoint = delivery.endpoint.id,
                 event = delivery.event_id,
                 attempts = delivery.n,
                 error = record.error,

@@ -3,7 +3,8 @@
 //!
 //! The status decides; the answer's body is read only so that its connection can be used again.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,7 +21,7 @@ use super::sign::SignError;
 use crate::clock::WallMs;
 use crate::duration::HumanDuration;
 use crate::net_guard::{GuardedResolver, NetGuard, Refused};
-use crate::store::{DeliveryJob, Occasion};
+use crate::store::{DeliveryJob, Endpoint, Occasion};
 
 /// For a connection, TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -30,6 +31,8 @@ const DRAIN_BYTES_MAX: usize = 4 * 1024;
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(1);
 /// Connections that nobody uses are closed after this long.
 const IDLE_MAX: Duration = Duration::from_secs(30);
+/// URLs that are kept as they were read.
+const TARGETS_MAX: usize = 256;
 /// Longest text about a connection that is kept, in bytes.
 const DETAIL_BYTES_MAX: usize = 300;
 
@@ -44,14 +47,10 @@ pub struct Prepared {
     pub n: u32,
     /// Its place in the schedule, from 1: [`Prepared::LAST`] is never tried again.
     pub step: u32,
-    /// The endpoint's row.
-    pub endpoint_pk: i64,
-    /// `ep_…`, for logs: a URL can hold a token.
-    pub endpoint_id: String,
+    /// Where it goes. For logs there is the id: a URL can hold a token.
+    pub endpoint: Arc<Endpoint>,
     /// What signs it.
     pub signer: Signer,
-    /// Where it goes.
-    pub url: String,
     /// `webhook-id`.
     pub event_id: String,
     /// The body.
@@ -71,7 +70,7 @@ impl Prepared {
         let (event_id, body, step) = match job.occasion {
             Occasion::Completion(event) => {
                 let body = payload(&event, public_url)?;
-                (event.id, body, step)
+                (event.id.clone(), body, step)
             }
             Occasion::Test { event_id, at_ms } => (event_id, test_payload(&job.endpoint.id, at_ms)?, Self::LAST),
         };
@@ -80,10 +79,8 @@ impl Prepared {
             epoch: job.epoch,
             n: job.attempts.saturating_add(1),
             step,
-            endpoint_pk: job.endpoint.pk,
-            signer: Signer::from(&job.endpoint),
-            endpoint_id: job.endpoint.id,
-            url: job.endpoint.url,
+            signer: Signer::from(&*job.endpoint),
+            endpoint: job.endpoint,
             event_id,
             body,
         })
@@ -134,6 +131,8 @@ pub struct Sender {
     keyring: Keyring,
     allow_http: bool,
     timeout: Duration,
+    /// URLs that were read and may be called, by their text.
+    targets: Mutex<HashMap<String, Url>>,
 }
 
 impl Sender {
@@ -177,6 +176,7 @@ impl Sender {
             keyring: Keyring::new(settings.secrets.clone(), Arc::clone(&settings.masters)),
             allow_http: settings.allow_http,
             timeout: settings.timeout,
+            targets: Mutex::default(),
         })
     }
 
@@ -185,7 +185,7 @@ impl Sender {
     /// # Errors
     /// [`SendError`] where there was no answer.
     pub async fn send(&self, delivery: &Prepared, at_ms: WallMs) -> Result<Answer, SendError> {
-        let url = self.target(&delivery.url)?;
+        let url = self.target(&delivery.endpoint.url)?;
         let head = self.head(delivery, at_ms)?;
         let call = self.client.post(url).headers(head).body(delivery.body.clone()).send();
         let response = match tokio::time::timeout(self.timeout, call).await {
@@ -200,6 +200,10 @@ impl Sender {
 
     /// The URL, if it may be called as far as can be told before its name is looked up.
     fn target(&self, text: &str) -> Result<Url, SendError> {
+        let mut known = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(url) = known.get(text) {
+            return Ok(url.clone());
+        }
         let url = Url::parse(text)?;
         match url.scheme() {
             "https" => {}
@@ -207,6 +211,10 @@ impl Sender {
             other => return Err(SendError::Scheme(other.to_owned())),
         }
         self.guard.check_url(&url)?;
+        if known.len() >= TARGETS_MAX {
+            known.clear();
+        }
+        known.insert(text.to_owned(), url.clone());
         Ok(url)
     }
 
