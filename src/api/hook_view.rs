@@ -205,7 +205,7 @@ pub struct DeletedJson {
 pub struct DeliveryJson {
     /// `dl_…`
     id: String,
-    /// `webhook` or `amqp`.
+    /// `webhook`; or `amqp`, to the broker, which has not confirmed it yet, or does not take it.
     kind: &'static str,
     /// `pending`, `delivered`, `failed` or `disabled`.
     state: &'static str,
