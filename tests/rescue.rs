@@ -56,7 +56,15 @@ async fn through_a_proxy(f: &Fixture) -> (Proxy, Store) {
     (proxy, store)
 }
 
-/// A commit that takes its time, as none but the slow ones do.
+/// From now on a commit takes two seconds where that was done to a row for which that holds, and ends with `then`.
+async fn slow_commits(f: &Fixture, after: &str, when: &str, then: &str) {
+    let body = format!("BEGIN PERFORM pg_sleep(2); {then} RETURN NULL; END");
+    f.execute(&format!("CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS '{body}'")).await;
+    let trigger = format!("CREATE CONSTRAINT TRIGGER slow {after} DEFERRABLE INITIALLY DEFERRED FOR EACH ROW {when}");
+    f.execute(&format!("{trigger} EXECUTE FUNCTION slow()")).await;
+}
+
+/// Waits for a commit that takes its time, as none but the slow ones do; or for its end.
 async fn committing(f: &Fixture, is: bool) {
     let sql = "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND query = 'COMMIT'
         AND state = 'active' AND clock_timestamp() - query_start > INTERVAL '0.3 s'";
@@ -99,13 +107,7 @@ async fn a_scheduler_that_begins_after_an_outage_rescues_the_dead_and_not_the_li
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_commit_that_outlives_its_connection_leaves_nothing_held() {
     on_postgres(async |f| {
-        for slow in [
-            "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(2); RETURN NULL; END'",
-            "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON jobs DEFERRABLE INITIALLY DEFERRED
-                FOR EACH ROW EXECUTE FUNCTION slow()",
-        ] {
-            f.execute(slow).await;
-        }
+        slow_commits(&f, "AFTER INSERT ON jobs", "", "").await;
         let (proxy, store) = through_a_proxy(&f).await;
         let cut = async {
             committing(&f, true).await;
@@ -135,13 +137,7 @@ async fn completions_claimed_by_a_commit_that_outlives_its_connection_are_held_b
         inserted(&f, asked).await;
         f.store.cancel(None, "a", now_ms()).await.expect("cancelled");
         assert_eq!(f.number("SELECT COUNT(*) FROM deliveries WHERE state = 'pending'").await, 2);
-        for slow in [
-            "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(2); RETURN NULL; END'",
-            "CREATE CONSTRAINT TRIGGER slow AFTER UPDATE OF owner ON deliveries DEFERRABLE INITIALLY DEFERRED
-                FOR EACH ROW WHEN (NEW.owner IS NOT NULL) EXECUTE FUNCTION slow()",
-        ] {
-            f.execute(slow).await;
-        }
+        slow_commits(&f, "AFTER UPDATE OF owner ON deliveries", "WHEN (NEW.owner IS NOT NULL)", "").await;
         let (proxy, store) = through_a_proxy(&f).await;
         let (me, lease) = ("me".to_owned(), Duration::from_secs(3600));
         let cut = async || {
@@ -166,14 +162,13 @@ async fn completions_claimed_by_a_commit_that_outlives_its_connection_are_held_b
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_claim_that_was_rolled_back_lets_go_of_nobody_elses() {
     on_postgres(async |f| {
-        for slow in [
-            "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
-                'BEGIN PERFORM pg_sleep(2); IF NEW.id = ''refused'' THEN RAISE ''no''; END IF; RETURN NULL; END'",
-            "CREATE CONSTRAINT TRIGGER slow AFTER UPDATE OF owner ON jobs DEFERRABLE INITIALLY DEFERRED
-                FOR EACH ROW WHEN (NEW.owner = 'me') EXECUTE FUNCTION slow()",
-        ] {
-            f.execute(slow).await;
-        }
+        slow_commits(
+            &f,
+            "AFTER UPDATE OF owner ON jobs",
+            "WHEN (NEW.owner = 'me')",
+            "IF NEW.id = ''refused'' THEN RAISE ''no''; END IF;",
+        )
+        .await;
         let (proxy, store) = through_a_proxy(&f).await;
         inserted(&f, job("refused", None)).await;
         let cut = async {
@@ -206,13 +201,7 @@ async fn a_claim_that_was_rolled_back_lets_go_of_nobody_elses() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn completions_handed_over_by_a_commit_that_outlives_its_connection_are_held_by_nobody() {
     on_postgres(async |f| {
-        for slow in [
-            "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(2); RETURN NULL; END'",
-            "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON deliveries DEFERRABLE INITIALLY DEFERRED
-                FOR EACH ROW EXECUTE FUNCTION slow()",
-        ] {
-            f.execute(slow).await;
-        }
+        slow_commits(&f, "AFTER INSERT ON deliveries", "", "").await;
         let (proxy, store) = through_a_proxy(&f).await;
         let asked = NewJob { job: parsed(TELLS), origin: Origin::default(), owner: None };
         inserted(&f, asked).await;

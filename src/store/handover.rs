@@ -212,4 +212,20 @@ mod tests {
         drop(second);
         assert!(futures_util::poll!(&mut ending).is_ready());
     }
+
+    #[tokio::test]
+    async fn large_answers_have_room_until_they_are_taken() {
+        let place = Place::new(2048);
+        let mut handover = place.take("me".to_owned(), Duration::from_secs(60), Arc::new(SystemClock::new()));
+        handover.set_open(true);
+        assert!(place.reserve(BODY_MAX + 1).is_none(), "that is claimed");
+        let fill = || std::iter::from_fn(|| place.reserve(BODY_MAX)).map(|room| room.with(()).pass()).count();
+        assert_eq!(fill(), ROOM_BYTES / BODY_MAX);
+        assert!(place.reserve(0).is_some(), "small ones still have");
+        assert_eq!(handover.next(10).await.map(|handed| handed.len()), Some(10));
+        assert_eq!(fill(), 10);
+        drop(handover.next(1).await);
+        drop(place.reserve(BODY_MAX).expect("room for one"));
+        assert_eq!(fill(), 1, "what was not passed on has given it back");
+    }
 }
