@@ -19,7 +19,7 @@ static SQLITE: Migrator = sqlx::migrate!("migrations/sqlite");
 const ACQUIRE: Duration = Duration::from_secs(3);
 /// How long SQLite waits for another process that writes.
 const BUSY: Duration = Duration::from_secs(5);
-/// Connections that read from SQLite.
+/// Connections that read from SQLite, each with half a MiB of pages: the system keeps the file in memory as well.
 const SQLITE_READERS: u32 = 4;
 /// Statements kept prepared: each hot one has up to nine texts on SQLite.
 const STATEMENTS: usize = 300;
@@ -89,8 +89,11 @@ async fn open_sqlite(options: &StoreOptions) -> Result<Opened, StoreError> {
         // Rows of a batch are handed over without waiting for each other.
         .row_buffer_size(1024);
     let write = connect_writer(writing).await?;
-    let reading =
-        connect.create_if_missing(false).pragma("query_only", "ON").thread_name(|n| format!("sqlite-read-{n}"));
+    let reading = connect
+        .create_if_missing(false)
+        .pragma("query_only", "ON")
+        .pragma("cache_size", "-512")
+        .thread_name(|n| format!("sqlite-read-{n}"));
     let read = SqlitePoolOptions::new()
         .max_connections(SQLITE_READERS.min(options.connections_max.max(1)))
         .acquire_timeout(ACQUIRE)
