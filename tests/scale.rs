@@ -215,9 +215,9 @@ async fn jobs_that_ended_slow_nothing_down(f: Fixture) {
     let left = f.number("SELECT COUNT(*) FROM jobs").await;
     assert_eq!(left, (2 * ROUND + ended) as i64 - i64::from(STEP) * steps.len() as i64);
     for orphans in [
-        "SELECT COUNT(*) FROM events WHERE job_pk NOT IN (SELECT pk FROM jobs)",
-        "SELECT COUNT(*) FROM deliveries WHERE event_pk NOT IN (SELECT pk FROM events)",
-        "SELECT COUNT(*) FROM attempts WHERE job_pk NOT IN (SELECT pk FROM jobs)",
+        "SELECT COUNT(*) FROM events e WHERE NOT EXISTS (SELECT 1 FROM jobs j WHERE j.pk = e.job_pk)",
+        "SELECT COUNT(*) FROM deliveries d WHERE NOT EXISTS (SELECT 1 FROM events e WHERE e.pk = d.event_pk)",
+        "SELECT COUNT(*) FROM attempts a WHERE NOT EXISTS (SELECT 1 FROM jobs j WHERE j.pk = a.job_pk)",
     ] {
         assert_eq!(f.number(orphans).await, 0, "{orphans}");
     }
