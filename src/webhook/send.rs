@@ -3,8 +3,7 @@
 //!
 //! The status decides; the answer's body is read only so that its connection can be used again.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -31,8 +30,6 @@ const DRAIN_BYTES_MAX: usize = 4 * 1024;
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(1);
 /// Connections that nobody uses are closed after this long.
 const IDLE_MAX: Duration = Duration::from_secs(30);
-/// URLs that are kept as they were read.
-const TARGETS_MAX: usize = 256;
 /// Longest text about a connection that is kept, in bytes.
 const DETAIL_BYTES_MAX: usize = 300;
 
@@ -131,8 +128,6 @@ pub struct Sender {
     keyring: Keyring,
     allow_http: bool,
     timeout: Duration,
-    /// URLs that were read and may be called, by their text.
-    targets: Mutex<HashMap<String, Url>>,
 }
 
 impl Sender {
@@ -176,7 +171,6 @@ impl Sender {
             keyring: Keyring::new(settings.secrets.clone(), Arc::clone(&settings.masters)),
             allow_http: settings.allow_http,
             timeout: settings.timeout,
-            targets: Mutex::default(),
         })
     }
 
@@ -200,10 +194,6 @@ impl Sender {
 
     /// The URL, if it may be called as far as can be told before its name is looked up.
     fn target(&self, text: &str) -> Result<Url, SendError> {
-        let mut known = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(url) = known.get(text) {
-            return Ok(url.clone());
-        }
         let url = Url::parse(text)?;
         match url.scheme() {
             "https" => {}
@@ -211,10 +201,6 @@ impl Sender {
             other => return Err(SendError::Scheme(other.to_owned())),
         }
         self.guard.check_url(&url)?;
-        if known.len() >= TARGETS_MAX {
-            known.clear();
-        }
-        known.insert(text.to_owned(), url.clone());
         Ok(url)
     }
 

@@ -6,6 +6,7 @@ contract! {
     callbacks_choose_their_events
     a_registered_endpoint_is_found_by_its_id
     deliveries_are_claimed_retried_and_finished
+    attempts_that_an_older_version_wrote_are_told_of
     a_delivery_whose_claim_lapsed_is_claimed_again
     a_disabled_endpoint_blocks_nobody
     an_endpoint_that_fails_for_five_days_is_disabled
@@ -62,6 +63,23 @@ async fn deliveries_are_claimed_retried_and_finished(f: Fixture) {
     let spent = deliveries(&f.store, NOW + 10).await.pop().expect("due");
     f.store.record_delivery(delivered(&spent, DeliveryNext::Failed)).await.expect("recorded");
     assert!(deliveries(&f.store, NOW + 999_999).await.is_empty(), "kept, but not due");
+}
+
+/// It had a row for the first attempt, too.
+async fn attempts_that_an_older_version_wrote_are_told_of(f: Fixture) {
+    let job = held(&f.store, json!({ "id": "a", "callback": { "url": "http://a.example/" } })).await;
+    f.execute("INSERT INTO attempts SELECT pk, 1, 1, 7, 'k1', 500, 'retry', 3, 'old' FROM jobs").await;
+    write(&f.store, Record { attempt: Some(attempt(2, "success")), ..record(&job, success()) }).await;
+    let job = f.store.job(None, "a").await.expect("read").expect("one");
+    let told: Vec<_> = job.attempts.iter().map(|(run, a)| (*run, a.n, a.error.as_deref())).collect();
+    assert_eq!(told, [(1, 1, Some("old")), (1, 2, None)]);
+    f.execute("INSERT INTO delivery_attempts SELECT pk, 1, 7, 500, 3, 'old' FROM deliveries").await;
+    f.execute("UPDATE deliveries SET attempts = 1").await;
+    let second = deliveries(&f.store, NOW + 10).await.pop().expect("due");
+    f.store.record_delivery(delivered(&second, DeliveryNext::Delivered)).await.expect("recorded");
+    let pk = second.pk;
+    let told = f.store.delivery(None, pk).await.expect("read").expect("one").attempts;
+    assert_eq!(told.iter().map(|a| (a.n, a.at_ms == 7)).collect::<Vec<_>>(), [(1, true), (2, false)]);
 }
 
 async fn a_delivery_whose_claim_lapsed_is_claimed_again(f: Fixture) {
